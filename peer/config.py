@@ -1,0 +1,143 @@
+"""One frozen configuration of a peer. Flags, environment and TOML file all fill this class; nothing else does.
+
+Every default says where it comes from: a reference, our bench, or "guess". Field names are those of Hugging Face's
+trainers where they exist there, because users know them. This file imports nothing heavy: ``--help`` reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gossip.errors import LocalError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerConfig:
+    """All settings of one peer. Checked once, in ``__post_init__``; immutable afterwards.
+
+    Raises:
+        LocalError: a value out of range; the message names the field, the value and what would be valid.
+    """
+
+    # -- what is learned, from what
+    data: tuple[Path, ...] = ()
+    """Training text: .jsonl .json .csv .parquet .txt files, or a folder saved by `datasets`."""
+    eval_data: tuple[Path, ...] = ()
+    """More text that is only measured, never trained on: its loss is reported as "all"."""
+    held_out: float = 0.1
+    """Share of the rows kept for evaluation, 0 < x < 1. Source: common practice."""
+    eval_blocks_max: int = 32
+    """At most this many held-out sequences per file are evaluated. Source: guess (2 s on 2 cores)."""
+    eval_every: int = 5
+    """Evaluate each so many rounds, and at the last. Source: guess (evaluation under 10 % of the time)."""
+    bad_rows: Literal["skip", "refuse"] = "skip"
+    """What to do with a row that cannot be used: report and skip it, or refuse to start."""
+
+    # -- the frozen base model
+    model: str = "smollm2-135m"
+    """Alias (smollm2-135m, tiny), local folder, or Hugging Face id."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the base weights; auto = as stored, so that local peers share them by mmap."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto = cuda, else mps, else cpu."""
+    load_in_4bit: bool = False
+    """Load the base in 4-bit NF4 through bitsandbytes (needs a CUDA device)."""
+    threads: int = 0
+    """Torch threads; 0 = all cores. Give 1 to each of several peers on one machine (oversubscription costs 3-10x)."""
+
+    # -- the adapter
+    adapter: Literal["lora", "rslora", "dora"] = "lora"
+    """Kind of PEFT adapter."""
+    lora_r: int = 8
+    """Rank. Source: LoRA paper (arXiv 2106.09685), table 6: 4-8 suffice."""
+    lora_alpha: int = 16
+    """Scale numerator. Source: PEFT examples, 2r."""
+    lora_dropout: float = 0.0
+    """Dropout on the adapter's input. Source: guess; short runs do not overfit."""
+    lora_target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Module names to adapt. Source: our bench on SmolLM2 (docs/results.md)."""
+    lora_layers: str = ""
+    """Layers to adapt, as "18-29" or "0,5,7"; empty = all. Upper layers only is the best lever on a CPU."""
+
+    # -- local training
+    rounds: int = 10
+    """Rounds to run; a round is local steps, then one exchange."""
+    local_steps: int = 2
+    """AdamW steps per round (H). Source: our bench on the demo (docs/results.md)."""
+    batch_size: int = 4
+    """Sequences per step. Source: our bench on 2 cores."""
+    max_length: int = 64
+    """Tokens per sequence. Source: our bench on 2 cores; raise it on a GPU."""
+    learning_rate: float = 2e-3
+    """AdamW learning rate, constant. Source: our bench on the demo."""
+    weight_decay: float = 0.0
+    """AdamW weight decay. Source: LoRA paper's setting for short runs."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping. Source: Hugging Face Trainer default."""
+    seed: int = 0
+    """Seed of the run: initial adapter and shared random topologies. All peers of a run need the same one."""
+
+    # -- gossip
+    topology: str = "epidemic:3"
+    """Who reads whom. Source: Epidemic Learning (NeurIPS 2023), s = ceil(log2 n) for up to 8 peers."""
+    mixing: str = "average"
+    """Mixing rule. Source: Dec-LoRA (arXiv 2501.15361); see gossip/mixing.py for the catalogue."""
+    codec: str = "float32"
+    """How adapters travel; see gossip/codecs.py for the catalogue."""
+    collect_s: float = 60.0
+    """Longest wait for neighbors, seconds; 0 = asynchronous. The actual deadline follows arrivals seen. Guess."""
+    norm_cap: float = 10.0
+    """A neighbor farther from us than this many times our own norm is clipped to it. Source: guess."""
+
+    # -- network
+    name: str = ""
+    """Shown to others; default: the first letters of the peer id."""
+    join: tuple[str, ...] = ()
+    """Addresses of peers to join, /ip4/.../tcp/.../p2p/...; empty = start a new group."""
+    listen: str = "/ip4/0.0.0.0/tcp/0"
+    """Address to listen on; port 0 = any free one."""
+    announce: tuple[str, ...] = ()
+    """Addresses to tell others instead of the ones found on this machine's interfaces."""
+    wait_peers: int = 0
+    """Wait for so many other peers before the first round; 0 = start at once."""
+    wait_peers_s: float = 60.0
+    """Longest such wait, seconds; then start with whoever is there. Source: guess."""
+
+    # -- files and output
+    home: Path = Path()
+    """Where identity and checkpoints live; empty = the user's state folder."""
+    keep_checkpoints: int = 2
+    """Complete checkpoints kept. Source: one may be found corrupt."""
+
+    def __post_init__(self) -> None:
+        positive = ("rounds", "local_steps", "batch_size", "max_length", "lora_r", "lora_alpha", "eval_every",
+                    "eval_blocks_max", "keep_checkpoints", "learning_rate", "max_grad_norm", "norm_cap")  # fmt: skip
+        for field in positive:
+            if not getattr(self, field) > 0:
+                raise LocalError(f"{field} must be greater than 0, not {getattr(self, field)!r}")
+        for field in ("collect_s", "wait_peers", "wait_peers_s", "threads", "weight_decay", "seed"):
+            if getattr(self, field) < 0:
+                raise LocalError(f"{field} must not be negative: {getattr(self, field)!r}")
+        if not 0 < self.held_out < 1:
+            raise LocalError(f"held_out must lie between 0 and 1 (both excluded), not {self.held_out!r}")
+        if not 0 <= self.lora_dropout < 1:
+            raise LocalError(f"lora_dropout must be at least 0 and below 1, not {self.lora_dropout!r}")
+
+    def to_json(self) -> str:
+        """Return all fields as one JSON object (paths as text): what the training process is started with."""
+        return json.dumps(dataclasses.asdict(self), default=str)
+
+    @staticmethod
+    def from_json(text: str) -> PeerConfig:
+        """Inverse of ``to_json``."""
+        raw: dict[str, Any] = json.loads(text)
+        for field in ("data", "eval_data"):
+            raw[field] = tuple(Path(path) for path in raw[field])
+        for field in ("join", "announce", "lora_target_modules"):
+            raw[field] = tuple(raw[field])
+        raw["home"] = Path(raw["home"])
+        return PeerConfig(**raw)
