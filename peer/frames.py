@@ -1,0 +1,143 @@
+"""What a peer and its training process say to one another, and the frames it travels in.
+
+A frame is a 4-byte big-endian header length, a msgpack map, then ``payload_bytes`` raw bytes (an adapter's
+float32 values, or nothing). Both ends are ours and run on one machine, so a malformed frame is a bug, not an
+attack; lengths are bounded all the same, because a stray print into the pipe would otherwise be read as a
+length of gigabytes. This file does no IO and knows neither torch nor trio.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from gossip.adapter import AdapterState
+from gossip.errors import LocalError
+
+HEADER_BYTES_MAX = 16 << 20
+"""Largest header. Source: guess; a report of 1000 bad rows with an adapter config takes about 200 kB."""
+
+PREFIX_BYTES = 4
+"""Length of the header's length."""
+
+Progress = Callable[[str, float | None], None]
+"""Called with (stage, done): stage is e.g.
+
+"download" or "convert", done is 0 to 1 or None where it is not known.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step has been taken.
+
+    Attributes:
+        step: number within this round, 1 to ``steps``.
+        loss: mean loss over the step's target tokens, nats.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+
+
+OnStep = Callable[[Step], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The outcome of one round of local steps.
+
+    Attributes:
+        state: the adapter after the steps.
+        loss: mean training loss over the round's target tokens, nats.
+        sequences: how many sequences were trained on (the weight that sample-weighted mixing wants).
+        tokens: target tokens among them.
+        seconds: wall time of the steps.
+    """
+
+    state: AdapterState
+    loss: float
+    steps: int
+    sequences: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Held-out losses, nats a token.
+
+    Attributes:
+        own: mean over the target tokens of our own held-out rows.
+        all: mean of the token means of all shards (our own, and each file of ``eval_data``); None without
+            eval_data.
+        per_file: token mean of each ``eval_data`` file, by its path.
+    """
+
+    own: float
+    all: float | None
+    per_file: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What the training process knows once model, data and adapter are set up.
+
+    Attributes:
+        initial: the seeded adapter that every peer of the run starts from (also after a resume).
+        adapter_config_json: adapter_config.json of the exported adapter, for ``PeftModel.from_pretrained``.
+        manifest: base_digest, base_dtype, tokenizer_digest, adapter_digest (of the seeded values),
+            adapter_spec: what must be equal among peers for mixing to make sense.
+        model_name: how to name the base model to a human.
+        device: "cpu", "cuda" or "mps".
+        data_report: the rows read, the bad ones, one rendered sample: text to print.
+        rows, rows_held_out, sequences: sizes of this peer's shard (sequences: training ones).
+        base_parameters: parameters of the frozen base.
+        seconds: from the start of the process until now.
+    """
+
+    initial: AdapterState
+    adapter_config_json: str
+    manifest: Mapping[str, str]
+    model_name: str
+    device: str
+    data_report: str
+    rows: int
+    rows_held_out: int
+    sequences: int
+    base_parameters: int
+    seconds: float
+
+
+def encode(header: Mapping[str, Any], payload_bytes: int = 0) -> bytes:
+    """Return prefix and header of a frame; the caller sends ``payload_bytes`` raw bytes after it."""
+    packed = msgpack.packb({**header, "payload_bytes": payload_bytes})
+    if len(packed) > HEADER_BYTES_MAX:
+        raise LocalError(f"a frame's header has {len(packed)} bytes, more than {HEADER_BYTES_MAX}")
+    return struct.pack(">I", len(packed)) + packed
+
+
+def header_length(prefix: bytes) -> int:
+    """Return the header's length in bytes.
+
+    Raises:
+        LocalError: beyond the limit: the pipe does not carry frames (something else wrote into it).
+    """
+    (length,) = struct.unpack(">I", prefix)
+    if not 0 < length <= HEADER_BYTES_MAX:
+        raise LocalError(f"the pipe to the training process carries no frame (header of {length} bytes)")
+    return length
+
+
+def decode_header(packed: bytes) -> dict[str, Any]:
+    """Return a frame's header; it holds ``kind`` and ``payload_bytes``."""
+    header = msgpack.unpackb(packed)
+    if not isinstance(header, dict) or "kind" not in header or "payload_bytes" not in header:
+        raise LocalError(f"not a frame's header: {str(header)[:100]}")
+    return header
