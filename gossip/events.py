@@ -1,0 +1,163 @@
+"""The node's whole contract with the world: what may happen to it, and what it may ask for.
+
+The shell (``peer/runtime.py``) and the simulator both turn the world into events and carry actions out, in the order
+in which they are returned. Every ``Fetch`` ends in exactly one ``Fetched`` or ``FetchFailed``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gossip.adapter import AdapterState
+from gossip.messages import Parcel
+
+# -- events
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Begin (or, with a restored node, go on)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Local steps are done. ``loss``: mean training loss over them, nats per token."""
+
+    state: AdapterState
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A neighbor's parcel is here; its digest has been verified, its content has not."""
+
+    peer: str
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """A fetch ended without a parcel. ``reason``: stable word, ``"nothing"`` = the peer has nothing newer."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """A peer of this run is alive and has completed ``round`` rounds, by its own word. May repeat."""
+
+    peer: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    """A peer left or was found dead."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """The timer set for ``round`` has run out."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The user wants to end now; what was mixed last is kept."""
+
+
+Event = Start | Trained | Fetched | FetchFailed | PeerUp | PeerDown | TimerFired | Stop
+
+# -- actions
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Run local steps from this state; answer with ``Trained``."""
+
+    state: AdapterState
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Let others read this parcel; it never changes."""
+
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Pull from a peer: ``round`` wanted (None = newest), news after ``newer_than``, held up to ``wait_s`` there."""
+
+    peer: str
+    round: int | None
+    newer_than: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Post ``TimerFired(round)`` after ``delay_s`` seconds."""
+
+    round: int
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Penalize:
+    """A peer sent what no honest peer sends."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """What one round was: the record that journal, table and checkpoints are made of.
+
+    Args:
+        round: number of the round, from 0.
+        loss: mean training loss of its local steps, nats per token.
+        age: local steps that went into our adapter so far, by our own count.
+        mixed: ``(peer, its round, weight)`` of every contribution mixed in.
+        failed: ``(peer, reason)`` of every neighbor of this round that did not come.
+        objections: ``(peer, reason)`` of what guards dropped or clipped.
+        payload_bytes: bytes of the parcels mixed.
+        drift: ``|mixed - own| / |own|``, how far the neighbors pulled us (0 when alone).
+        collect_s: seconds between publishing and mixing.
+        deadline_s: seconds that we would have waited at most.
+        state: the adapter after mixing.
+    """
+
+    round: int
+    loss: float
+    age: int
+    mixed: tuple[tuple[str, int, float], ...]
+    failed: tuple[tuple[str, str], ...]
+    objections: tuple[tuple[str, str], ...]
+    payload_bytes: int
+    drift: float
+    collect_s: float
+    deadline_s: float
+    state: AdapterState = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A round is complete: write it down, make a checkpoint."""
+
+    report: RoundReport
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """All rounds are done, or we were stopped."""
+
+
+Action = Train | Publish | Fetch | SetTimer | Penalize | Report | Finish

@@ -1,0 +1,70 @@
+"""The run manifest: all that must be equal between two peers for mixing their adapters to make sense.
+
+It is exchanged first; a difference is a polite refusal that names the first field that differs. Nothing in it selects
+code, a path or a model at the receiver: it is only compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunManifest:
+    """Fields in the order in which a difference is reported: the most telling first.
+
+    Args:
+        protocol: version of messages and streams.
+        base_model: SHA-256 (hex) of the frozen base's weights and configuration.
+        dtype: precision in which the base runs, e.g. ``"bfloat16"``: peers must adapt the same function.
+        tokenizer: SHA-256 (hex) of the tokenizer.
+        adapter: canonical text of the adapter's kind and hyperparameters.
+        layout: fingerprint of the ``AdapterSpec``.
+        seed: seed of the run.
+        initial: SHA-256 (hex) of the initial adapter: averaging factors with independent A does not work
+            (relative error 0.87 against near 0 with a shared A, algorithms.md section 3).
+        mixing: name of the mixing rule.
+        codec: name of the codec.
+    """
+
+    protocol: int = PROTOCOL_VERSION
+    base_model: str
+    dtype: str
+    tokenizer: str
+    adapter: str
+    layout: str
+    seed: int
+    initial: str
+    mixing: str
+    codec: str
+
+    def fields(self) -> dict[str, str | int]:
+        """Return name -> value in report order, as it travels in ``Hello``."""
+        return dataclasses.asdict(self)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """First 16 bytes of the SHA-256 over the canonical JSON of all fields: the run's id."""
+        canonical = json.dumps(self.fields(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).digest()[:16]
+
+
+def first_difference(ours: RunManifest, theirs: Mapping[str, str | int]) -> str | None:
+    """Return a sentence naming the first field that differs and both values, or None if all are equal."""
+    for name, value in ours.fields().items():
+        other = theirs.get(name)
+        if other != value:
+            return f"{name} differs: ours is {_short(value)}, theirs is {_short(other)}"
+    surplus = sorted(set(theirs) - set(ours.fields()))
+    return f"{surplus[0]} is not a field of ours" if surplus else None
+
+
+def _short(value: object) -> str:
+    text = "missing" if value is None else str(value)
+    return text if len(text) <= 60 else text[:24] + "..." + text[-24:]

@@ -1,0 +1,127 @@
+"""What peers say to each other: frozen records, nothing else. ``wire.py`` turns them into bytes and back.
+
+``docs/protocol.md`` is the same in prose, with byte-exact examples that a test keeps true.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First words on a new connection, and the answer to them.
+
+    Args:
+        manifest: the sender's ``RunManifest`` as plain fields; a difference ends in a ``Refusal`` that names it.
+        name: what the user calls the peer, for display only.
+        round: rounds completed.
+        addresses: multiaddrs under which the sender can be dialed.
+        known: multiaddrs of others that the sender is connected to: how a newcomer finds the rest.
+    """
+
+    manifest: Mapping[str, str | int]
+    name: str
+    round: int
+    addresses: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A polite no. ``reason`` is a stable word: manifest, run, busy, nothing, malformed; ``detail`` is for people."""
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Heartbeat, answered by another ``Ping``. ``round``: rounds completed by the sender."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Ask for a published adapter; answered by ``Offer`` and raw bytes, or by ``Refusal``.
+
+    Args:
+        run: the run fingerprint, 16 bytes.
+        round: the round wanted, held for up to ``wait_s`` seconds if not published yet; None = the newest, at once.
+        newer_than: the answer may not be of this round or older; -1 = anything will do.
+        wait_s: how long to hold the request, 0 to 600 seconds.
+        offset: first payload byte wanted; above 0 to resume.
+        digest: SHA-256 of the payload being resumed; empty when ``offset`` is 0.
+    """
+
+    run: bytes
+    round: int | None
+    newer_than: int
+    wait_s: float
+    offset: int = 0
+    digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Header before the payload bytes.
+
+    Args:
+        round: the round in which the adapter was trained, from 0.
+        age: local steps that went into it, a claim (mixing rules clamp it).
+        codec: name of the codec of the payload.
+        length: payload length in bytes, whole (not from ``offset``).
+        digest: SHA-256 of the whole payload, 32 bytes.
+        offset: first payload byte that follows.
+    """
+
+    round: int
+    age: int
+    codec: str
+    length: int
+    digest: bytes
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Announced over GossipSub every few seconds: who is alive, where, at which round; ``leaving`` = goodbye."""
+
+    run: bytes
+    name: str
+    round: int
+    addresses: tuple[str, ...] = ()
+    leaving: bool = False
+
+
+Message = Hello | Refusal | Ping | Pull | Offer | Presence
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One published adapter: immutable bytes and what is said of them.
+
+    Args:
+        round: the round in which it was trained.
+        age: local steps that went into it.
+        codec: name of its codec.
+        payload: the encoded adapter.
+    """
+
+    round: int
+    age: int
+    codec: str
+    payload: bytes | bytearray = field(repr=False)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the payload, 32 bytes; computed once."""
+        return hashlib.sha256(self.payload).digest()
+
+    def offer(self, offset: int = 0) -> Offer:
+        """Return the header under which this parcel travels from ``offset`` on."""
+        return Offer(self.round, self.age, self.codec, len(self.payload), self.digest, offset)

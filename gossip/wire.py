@@ -1,0 +1,200 @@
+"""Messages to bytes and back, with every limit of the control plane in one place.
+
+A frame is one msgpack map: ``"type"`` and the message's fields. On a stream it follows its length as four big-endian
+bytes. Tensors never travel inside msgpack. Bytes from a peer are hostile until ``decode`` has returned: whatever is
+wrong with them is one exception, ``RemoteError("malformed")``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from gossip.errors import RemoteError
+from gossip.messages import Hello, Message, Offer, Ping, Presence, Pull, Refusal
+
+FRAME_BYTES_MAX = 64 * 1024
+"""A control frame is at most this long; ours are below 4 KiB (ux-reliability.md B7)."""
+TEXT_BYTES_MAX = 1024
+LIST_ITEMS_MAX = 64
+WAIT_S_MAX = 600.0
+ROUND_MAX = 2**40
+PAYLOAD_BYTES_MAX = 512 * 1024 * 1024
+"""Hard cap of one adapter. The exact size follows from the run manifest and is checked besides."""
+
+_LENGTH = struct.Struct(">I")
+LENGTH_BYTES = _LENGTH.size
+
+Check = Callable[[Any], Any]
+
+
+def _integer(low: int, high: int) -> Check:
+    def check(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"integer from {low} to {high} expected")
+        return value
+
+    return check
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str or len(value.encode()) > TEXT_BYTES_MAX:
+        raise ValueError(f"text of at most {TEXT_BYTES_MAX} bytes expected")
+    if not value.isprintable():
+        # Names and details reach terminals and logs: no escape sequences, no newlines, no direction marks.
+        raise ValueError("printable text expected")
+    return value
+
+
+def _binary(*lengths: int) -> Check:
+    def check(value: Any) -> bytes:
+        if type(value) is not bytes or len(value) not in lengths:
+            raise ValueError(f"binary of {lengths} bytes expected")
+        return value
+
+    return check
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (float, int) or not math.isfinite(value) or not 0 <= value <= WAIT_S_MAX:
+        raise ValueError(f"0 to {WAIT_S_MAX:g} seconds expected")
+    return float(value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if type(value) is not list or len(value) > LIST_ITEMS_MAX:
+        raise ValueError(f"list of at most {LIST_ITEMS_MAX} texts expected")
+    return tuple(_text(item) for item in value)
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError("true or false expected")
+    return value
+
+
+def _manifest(value: Any) -> dict[str, str | int]:
+    if type(value) is not dict or len(value) > LIST_ITEMS_MAX:
+        raise ValueError("map of manifest fields expected")
+    number = _integer(-(2**63), 2**63)
+    return {_text(key): number(item) if type(item) is int else _text(item) for key, item in value.items()}
+
+
+def _optional(check: Check) -> Check:
+    return lambda value: None if value is None else check(value)
+
+
+_round = _integer(0, ROUND_MAX)
+_offset = _integer(0, PAYLOAD_BYTES_MAX)
+_RUN, _DIGEST = 16, 32
+
+SCHEMA: dict[str, tuple[type[Any], dict[str, Check]]] = {
+    "hello": (
+        Hello,
+        {"manifest": _manifest, "name": _text, "round": _round, "addresses": _texts, "known": _texts},
+    ),
+    "refusal": (Refusal, {"reason": _text, "detail": _text}),
+    "ping": (Ping, {"round": _round}),
+    "pull": (
+        Pull,
+        {
+            "run": _binary(_RUN),
+            "round": _optional(_round),
+            "newer_than": _integer(-1, ROUND_MAX),
+            "wait_s": _seconds,
+            "offset": _offset,
+            "digest": _binary(0, _DIGEST),
+        },
+    ),
+    "offer": (
+        Offer,
+        {
+            "round": _round,
+            "age": _integer(0, ROUND_MAX),
+            "codec": _text,
+            "length": _offset,
+            "digest": _binary(_DIGEST),
+            "offset": _offset,
+        },
+    ),
+    "presence": (
+        Presence,
+        {"run": _binary(_RUN), "name": _text, "round": _round, "addresses": _texts, "leaving": _flag},
+    ),
+}
+_TYPE_NAMES = {cls: name for name, (cls, _) in SCHEMA.items()}
+
+
+def encode(message: Message) -> bytes:
+    """Return the frame of a message (without the length that precedes it on a stream)."""
+    body: dict[str, Any] = {"type": _TYPE_NAMES[type(message)]}
+    for field in dataclasses.fields(message):
+        body[field.name] = getattr(message, field.name)
+    frame: bytes = msgpack.packb(body, use_bin_type=True)
+    return frame
+
+
+def decode(frame: bytes | bytearray | memoryview) -> Message:
+    """Return the message in a frame.
+
+    Raises:
+        RemoteError: ``"malformed"``, for anything else than exactly one well-formed message within all limits.
+    """
+    if len(frame) > FRAME_BYTES_MAX:
+        raise RemoteError("malformed", f"frame of {len(frame)} bytes, at most {FRAME_BYTES_MAX}")
+    try:
+        raw = msgpack.unpackb(
+            frame,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=_unique,
+            ext_hook=_no_extension,
+            max_str_len=TEXT_BYTES_MAX,
+            max_bin_len=_DIGEST,
+            max_array_len=LIST_ITEMS_MAX,
+            max_map_len=LIST_ITEMS_MAX,
+            max_ext_len=0,
+        )
+        if type(raw) is not dict or type(raw.get("type")) is not str:
+            raise ValueError("a map with a type expected")
+        cls, checks = SCHEMA[raw.pop("type")]
+        if raw.keys() != checks.keys():
+            raise ValueError(f"fields {sorted(checks)} expected, got {sorted(map(str, raw))}")
+        message: Message = cls(**{name: check(raw[name]) for name, check in checks.items()})
+    except (ValueError, KeyError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise RemoteError("malformed", f"{type(error).__name__}: {error}"[:200]) from error
+    return message
+
+
+def framed(message: Message) -> bytes:
+    """Return the frame preceded by its length: what is written to a stream."""
+    frame = encode(message)
+    return _LENGTH.pack(len(frame)) + frame
+
+
+def frame_length(prefix: bytes | bytearray) -> int:
+    """Return the length announced by four bytes.
+
+    Raises:
+        RemoteError: ``"oversized"``, before anything is allocated for it.
+    """
+    (length,) = _LENGTH.unpack(prefix)
+    if not 0 < length <= FRAME_BYTES_MAX:
+        raise RemoteError("oversized", f"frame of {length} bytes announced, 1 to {FRAME_BYTES_MAX} allowed")
+    return int(length)
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise ValueError("a key appears twice")
+    return mapping
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension type {code} is not part of the protocol")
