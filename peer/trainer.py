@@ -1,6 +1,6 @@
 """The parent's side of the training process: start it, give it an adapter and a round, take the result.
 
-Training lives in a process of its own (``python -m peer.training``) because importing peft takes seconds and
+Training lives in a process of its own (``training_process.py``) because importing peft takes seconds and
 a step
 holds the interpreter: either would stall the network loop. This file speaks frames over the child's pipes,
 all of it async; it knows nothing of models or data. A child that dies is not our bug but an event:
@@ -89,7 +89,7 @@ class TrainerProcess:
         """
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "peer.training"],
+            [sys.executable, "-m", "peer.training_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -1,0 +1,161 @@
+"""The training process: ``python -m peer.training_process`` serves framed commands on its stdin and stdout.
+
+Commands: start, train, evaluate, stop; answers: ready, progress, step, trained, evaluated, error. It ends
+when its parent closes the pipe or dies, whatever it is doing. Heavy imports happen after the pipes are
+safe, because a library that prints would corrupt them. It knows nothing of training itself (``training.py``).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gossip.adapter import AdapterState
+    from peer.training import LocalTrainer
+
+NICENESS = 5
+"""Below the network loop, which must answer while we compute. Source: guess."""
+
+Command = tuple[dict[str, Any], bytearray]
+
+
+class Server:
+    """Executes one command after another."""
+
+    def __init__(self, answers: IO[bytes], started: float):
+        self._answers = answers
+        self._started = started
+        self._trainer: LocalTrainer | None = None
+
+    def handle(self, command: dict[str, Any], payload: bytearray) -> None:
+        """Execute one command and answer it.
+
+        Raises:
+            LocalError: as said by ``LocalTrainer``.
+        """
+        match command:
+            case {"kind": "start", "config": config, "resume": resume}:
+                self._start(config, resume)
+            case {"kind": "train", "save_to": save_to}:
+                trained = self._running().train(self._state(payload), lambda step: self._say("step", step))
+                if save_to is not None:
+                    self._running().save(Path(save_to))
+                self._say("trained", trained, trained.state)
+            case {"kind": "evaluate"}:
+                self._say("evaluated", self._running().evaluate(self._state(payload)))
+            case _:
+                raise AssertionError(f"unknown command {command['kind']!r}")
+
+    def fail(self, message: str, exit_code: int) -> None:
+        """Tell the parent why we end."""
+        self._send({"kind": "error", "message": message, "exit_code": exit_code})
+
+    def _start(self, config: str, resume: str | None) -> None:
+        from peer.config import PeerConfig
+        from peer.training import LocalTrainer
+
+        def progress(stage: str, done: float | None) -> None:
+            self._send({"kind": "progress", "stage": stage, "done": done})
+
+        progress("import", None)
+        trainer = LocalTrainer(PeerConfig.from_json(config), progress)
+        if resume is not None:
+            trainer.load(Path(resume))
+        self._trainer = trainer
+        gc.collect()
+        gc.freeze()  # a million objects of imported libraries need no second look
+        ready = {
+            "kind": "ready",
+            "entries": trainer.spec.entries,
+            "adapter_config_json": trainer.adapter_config_json,
+            "manifest": trainer.manifest,
+            "model_name": trainer.source.name,
+            "device": trainer.device,
+            "data_report": trainer.report,
+            "rows": trainer.rows,
+            "rows_held_out": trainer.rows_held_out,
+            "sequences": trainer.sequences,
+            "base_parameters": trainer.base_parameters,
+            "seconds": time.monotonic() - self._started,
+        }
+        self._send(ready, trainer.initial)
+
+    def _running(self) -> LocalTrainer:
+        assert self._trainer is not None, "the first command must be start"
+        return self._trainer
+
+    def _state(self, payload: bytearray) -> AdapterState:
+        import torch
+
+        from gossip.adapter import AdapterState
+
+        return AdapterState(self._running().spec, torch.frombuffer(payload, dtype=torch.float32))
+
+    def _say(self, kind: str, outcome: Any, state: AdapterState | None = None) -> None:
+        """Send a dataclass of ``frames.py``; its state, if it has one, goes as payload."""
+        fields = {name: getattr(outcome, name) for name in outcome.__slots__ if name != "state"}
+        self._send({"kind": kind, **fields}, state)
+
+    def _send(self, header: dict[str, Any], state: AdapterState | None = None) -> None:
+        from peer.frames import encode
+
+        payload = memoryview(state.flat.numpy()).cast("B") if state is not None else b""
+        self._answers.write(encode(header, len(payload)))
+        self._answers.write(payload)
+        self._answers.flush()
+
+
+def read_commands(pipe: IO[bytes], commands: queue.SimpleQueue[Command]) -> None:
+    """Put each frame into the queue; at the pipe's end (our parent is gone) end the process at once."""
+    from peer.frames import PREFIX_BYTES, decode_header, header_length
+
+    while prefix := pipe.read(PREFIX_BYTES):
+        header = decode_header(pipe.read(header_length(prefix)))
+        payload = bytearray(header.pop("payload_bytes"))
+        if pipe.readinto(payload) != len(payload):  # type: ignore[attr-defined]
+            break
+        commands.put((header, payload))
+    os._exit(1)
+
+
+def main() -> int:
+    """Serve until told to stop."""
+    started = time.monotonic()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to judge
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    pipe = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # from here on a print goes to stderr
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+    from gossip.errors import LocalError
+
+    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    threading.Thread(target=read_commands, args=(pipe, commands), daemon=True).start()
+    server = Server(answers, started)
+    while True:
+        command, payload = commands.get()
+        if command["kind"] == "stop":
+            return 0
+        try:
+            server.handle(command, payload)
+        except LocalError as error:
+            server.fail(str(error), error.exit_code)
+            return error.exit_code
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # nothing of ours is left to close, and tearing torch down takes a second
