@@ -88,4 +88,4 @@ class AdapterState:
 
     def digest(self) -> str:
         """SHA-256 (hex) over the little-endian float32 bytes of ``flat``."""
-        return hashlib.sha256(memoryview(self.flat.numpy()).cast("B")).hexdigest()
+        return hashlib.sha256(self.flat.numpy().astype("<f4", copy=False).data).hexdigest()

@@ -6,6 +6,7 @@ each one dropped or changed. Guards run in the order of ``GUARDS``; the weight o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ REFUSE_RATIO = 100.0
 
 
 class Objection(NamedTuple):
-    """Why a contribution was dropped or changed: ``reason`` is a stable word, ``is_fault`` = honest peers never do it."""
+    """Why a contribution was dropped or changed, in a stable word; ``is_fault`` = honest peers never do it."""
 
     sender: str
     reason: str
@@ -39,7 +40,7 @@ def shape(own: Contribution, others: Sequence[Contribution], norm_cap: float) ->
 def finite(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:
     """Drop adapters with a NaN or an infinity anywhere."""
     # The sum is finite only if every value is (values near the float32 limit are caught too, and rightly so).
-    return _keep(others, lambda part: bool(torch.isfinite(part.state.flat.sum())), "non-finite")
+    return _keep(others, lambda part: math.isfinite(float(part.state.flat.sum())), "non-finite")
 
 
 def norm_clip(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:

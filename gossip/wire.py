@@ -7,7 +7,6 @@ wrong with them is one exception, ``RemoteError("malformed")``.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import struct
 from collections.abc import Callable
@@ -132,9 +131,8 @@ _TYPE_NAMES = {cls: name for name, (cls, _) in SCHEMA.items()}
 
 def encode(message: Message) -> bytes:
     """Return the frame of a message (without the length that precedes it on a stream)."""
-    body: dict[str, Any] = {"type": _TYPE_NAMES[type(message)]}
-    for field in dataclasses.fields(message):
-        body[field.name] = getattr(message, field.name)
+    name = _TYPE_NAMES[type(message)]
+    body = {"type": name, **{field: getattr(message, field) for field in SCHEMA[name][1]}}
     frame: bytes = msgpack.packb(body, use_bin_type=True)
     return frame
 

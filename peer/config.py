@@ -95,7 +95,7 @@ class PeerConfig:
 
     # -- network
     name: str = ""
-    """Shown to others; default: the first letters of the peer id."""
+    """Shown to others; default: the last letters of the peer id."""
     join: tuple[str, ...] = ()
     """Addresses of peers to join, /ip4/.../tcp/.../p2p/...; empty = start a new group."""
     listen: str = "/ip4/0.0.0.0/tcp/0"
@@ -108,8 +108,8 @@ class PeerConfig:
     """Longest such wait, seconds; then start with whoever is there. Source: guess."""
 
     # -- files and output
-    home: Path = Path()
-    """Where identity and checkpoints live; empty = the user's state folder."""
+    home: Path | None = None
+    """Where identity and checkpoints live; default: gossip-peer in the user's state folder."""
     keep_checkpoints: int = 2
     """Complete checkpoints kept. Source: one may be found corrupt."""
 
@@ -139,5 +139,5 @@ class PeerConfig:
             raw[field] = tuple(Path(path) for path in raw[field])
         for field in ("join", "announce", "lora_target_modules"):
             raw[field] = tuple(raw[field])
-        raw["home"] = Path(raw["home"])
+        raw["home"] = Path(raw["home"]) if raw["home"] else None
         return PeerConfig(**raw)

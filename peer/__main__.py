@@ -1,0 +1,5 @@
+"""``python -m peer`` is the console script ``peer``."""
+
+from peer.cli import main
+
+main()

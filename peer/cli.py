@@ -1,0 +1,192 @@
+"""The command line: ``peer init``, ``id``, ``run``, ``eval`` and ``chat``.
+
+Flags beat ``PEER_*`` environment variables, which beat the TOML file of ``--config``, which beats the defaults of
+``PeerConfig``. Nothing heavy is imported until a command needs it, so that ``--help`` answers at once. Every expected
+failure is one ``LocalError``: its text goes to stderr and its ``exit_code`` to the shell (docs/exit-codes.md).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.config import Env, Toml
+from platformdirs import user_state_path
+
+from gossip.errors import LocalError
+from peer.config import PeerConfig
+
+ENVIRONMENT_PREFIX = "PEER_"
+
+app = App(
+    name="peer",
+    help="Fine-tune one language model together: peers exchange adapters, no server, no text leaves.",
+    default_parameter=Parameter(negative_iterable=(), show_env_var=False),
+    config=[Env(ENVIRONMENT_PREFIX, command=False)],
+)
+app.meta.default_parameter = Parameter(show_env_var=False)
+
+HomeOption = Annotated[Path | None, Parameter(help="Folder of identity and checkpoints.")]
+AdapterOption = Annotated[Path, Parameter(help="Folder of a PEFT adapter, e.g. HOME/adapter.")]
+
+
+def home_path(home: Path | None) -> Path:
+    """Return the home folder that was asked for, or the user's default one."""
+    return home or user_state_path("gossip-peer", appauthor=False)
+
+
+@app.command
+def init(*, home: HomeOption = None) -> None:
+    """Make this peer's identity: a key file that only you can read."""
+    from peer.identity import create_identity, peer_id
+
+    path = home_path(home)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise LocalError(f"cannot make the home folder {path}: {error.strerror}; choose another --home") from error
+    print(f"{peer_id(create_identity(path))}\nidentity written to {path}; back it up, whoever has it is this peer")
+
+
+@app.command(name="id")
+def show_id(*, home: HomeOption = None) -> None:
+    """Print this peer's id."""
+    from peer.identity import load_identity, peer_id
+
+    print(peer_id(load_identity(home_path(home))))
+
+
+@app.command
+def run(
+    config: Annotated[PeerConfig, Parameter(name="*")] = PeerConfig(),  # noqa: B008 - frozen
+    *,
+    json: Annotated[bool, Parameter(negative=(), help="Print events as JSON lines (docs/events.md).")] = False,
+) -> int:
+    """Take part in a run: learn from your data, and read the adapters of neighbors.
+
+    Starts a new group, or joins one with --join. Started again in the same home, it goes on where it stopped.
+    """
+    # Heavy imports (torch, libp2p: seconds) happen here, before the event loop runs, because they would block it.
+    import trio
+
+    from peer.identity import load_or_create_identity
+    from peer.journal import Journal
+    from peer.libp2p_transport import libp2p_transport
+    from peer.runtime import check_config, run_peer
+    from peer.store import open_home
+
+    check_config(config)
+    with open_home(home_path(config.home)) as home:
+        key = load_or_create_identity(home.path)
+        factory = libp2p_transport(private_key=key, listen=config.listen, announce=config.announce)
+        journal = Journal(home.journal, as_json=json)
+        try:
+            stopped = trio.run(run_peer, config, home, key, factory, journal)
+        finally:
+            journal.close()
+    return 128 + stopped.signal if stopped.signal else 0
+
+
+@app.command(name="eval")
+def evaluate(
+    *,
+    adapter: AdapterOption,
+    data: Annotated[tuple[Path, ...], Parameter(help="Text files to measure on, all of their rows.")],
+    max_length: Annotated[int, Parameter(help="Tokens per sequence.")] = 64,
+) -> None:
+    """Measure an adapter's loss on your files, next to the base model's."""
+    from peer.inference import losses
+
+    print(f"{'file':40} {'base':>8} {'adapter':>8}   (nats per token)")
+    for path, base_loss, adapter_loss in losses(adapter, data, max_length):
+        print(f"{path!s:40} {base_loss:8.3f} {adapter_loss:8.3f}")
+
+
+@app.command
+def chat(
+    *,
+    adapter: AdapterOption,
+    max_new_tokens: Annotated[int, Parameter(help="Longest answer, tokens.")] = 64,
+) -> None:
+    """Talk to the model with an adapter; an empty line ends it."""
+    from peer.inference import Conversation
+
+    conversation = Conversation(adapter, max_new_tokens)
+    print("(an empty line ends)")
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        print(conversation.answer(line))
+
+
+@app.meta.default
+def entry(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[
+        Path | None, Parameter(help="TOML file with any of the options of the command, e.g. lora_r = 4.")
+    ] = None,
+) -> int | None:
+    """Read the configuration file, then run the command."""
+    sources = [Env(ENVIRONMENT_PREFIX, command=False)]
+    if config is not None:
+        if not config.is_file():
+            raise LocalError(f"--config {config}: there is no such file")
+        sources.append(Toml(config, must_exist=True, use_commands_as_keys=False))
+    app.config = sources
+    return app(tokens)
+
+
+def check_environment(environment: dict[str, str]) -> None:
+    """Refuse ``PEER_*`` variables that are no option, with a suggestion: a typo must not be silently ignored.
+
+    Raises:
+        LocalError: names the variable.
+    """
+    from dataclasses import fields
+
+    options = [*(field.name for field in fields(PeerConfig)), "json", "adapter", "max_new_tokens"]
+    known = {ENVIRONMENT_PREFIX + option.upper() for option in options}
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise LocalError(f"the environment variable {name} is not an option of peer.{hint}")
+
+
+def main() -> None:
+    """Run the command line and exit with its code; our own bugs leave a traceback and exit code 1."""
+    try:
+        check_environment(dict(os.environ))
+        code = app.meta()
+    except* LocalError as group:
+        error = _first(group)
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except* KeyboardInterrupt:
+        code = 130
+    except* Exception as group:  # noqa: BLE001 - the last stop: whatever arrives here is our bug
+        traceback.print_exception(group)
+        print("error: this is a bug of gossip-peer, please report it with the lines above", file=sys.stderr)
+        code = 1
+    sys.exit(code or 0)
+
+
+def _first(group: BaseExceptionGroup[LocalError]) -> LocalError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, LocalError)
+    return error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""The conversations of the protocol, both sides: hello, ping, and the pull of an adapter.
+
+Written against ``Stream`` alone, so it runs on any transport. Every read is bounded before it allocates, every wait
+has an end, and a broken transfer resumes where it stopped. It knows bytes and messages; who is asked, and what is done
+with the answer, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+
+import trio
+
+from gossip import wire
+from gossip.errors import RemoteError
+from gossip.messages import Message, Offer, Parcel, Pull, Refusal
+from gossip.shelf import Shelf
+from peer.transport import Stream, Transport, Unreachable, receive_exactly
+
+CONTROL = "/gossip-peer/1/control"
+ADAPTER = "/gossip-peer/1/adapter"
+
+STALL_S = 30.0
+"""A stream that brings no byte for this long is given up. Source: six times yamux's own 5 s write limit."""
+ANSWER_S = 10.0
+"""Control questions are answered within this, or not at all. Source: libp2p's default for small requests."""
+PULL_ATTEMPTS = 3
+"""Tries per pull, each going on at the offset reached. Source: guess."""
+PULLS_PER_PEER = 2
+"""Requests one peer may have open here (Ethereum's MAX_CONCURRENT_REQUESTS)."""
+UPLOADS = 3
+"""Payloads sent at a time: more would only share the same uplink (libp2p.md section 6)."""
+HASH_INLINE_BYTES = 1 << 20
+"""Larger payloads are hashed in a thread: 1 MiB takes about a millisecond."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What went over the wire, payloads and frames, and how fetches ended."""
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+    fetches_ok: int = 0
+    fetches_failed: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+
+
+async def send_message(stream: Stream, message: Message, traffic: Traffic) -> None:
+    """Send one frame."""
+    frame = wire.framed(message)
+    await stream.send(frame)
+    traffic.bytes_out += len(frame)
+
+
+async def receive_message(stream: Stream, wait_s: float, traffic: Traffic) -> Message:
+    """Receive one frame within ``wait_s`` seconds.
+
+    Raises:
+        RemoteError: ``"oversized"`` or ``"malformed"``.
+        Unreachable: nothing came, or the stream broke.
+    """
+    with trio.move_on_after(wait_s):
+        length = wire.frame_length(await receive_exactly(stream, wire.LENGTH_BYTES, wait_s))
+        frame = await receive_exactly(stream, length, wait_s)
+        traffic.bytes_in += wire.LENGTH_BYTES + length
+        return wire.decode(frame)
+    raise Unreachable(f"no answer within {wait_s:g} s")
+
+
+async def ask(transport: Transport, peer: str, message: Message, traffic: Traffic) -> Message:
+    """Ask a control question and return the answer, which may be a ``Refusal``.
+
+    Raises:
+        RemoteError: no answer, or not a message.
+    """
+    stream = await transport.open(peer, CONTROL)
+    try:
+        await send_message(stream, message, traffic)
+        await stream.finish()
+        return await receive_message(stream, ANSWER_S, traffic)
+    finally:
+        await stream.close()
+
+
+async def pull(
+    transport: Transport, peer: str, request: Pull, payload_bytes: int, traffic: Traffic
+) -> Parcel:
+    """Pull a parcel, resuming after broken connections; its digest has been verified when this returns.
+
+    Args:
+        request: what is wanted, with offset 0.
+        payload_bytes: the exact size that our codec gives every adapter of this run; nothing else is accepted.
+
+    Raises:
+        RemoteError: ``"nothing"``, ``"run"``, ``"busy"`` (refused), ``"shape"``, ``"digest"``, ``"malformed"``
+            (the peer's fault), or ``"unreachable"`` after ``PULL_ATTEMPTS`` tries.
+    """
+    part: _Part | None = None
+    for attempt in range(PULL_ATTEMPTS):
+        try:
+            part = await _pull_part(transport, peer, request, payload_bytes, part, traffic)
+        except _Interrupted as interrupted:
+            part = interrupted.part
+            continue
+        except Unreachable:
+            if attempt + 1 == PULL_ATTEMPTS:
+                raise
+            continue
+        await _verify(part)
+        return Parcel(part.offer.round, part.offer.age, part.offer.codec, part.payload)
+    raise Unreachable(f"the connection broke {PULL_ATTEMPTS} times during one transfer")
+
+
+@dataclass(slots=True)
+class _Part:
+    """A transfer so far: ``received`` of the payload's bytes are in place."""
+
+    offer: Offer
+    payload: bytearray
+    received: int = 0
+
+
+class _Interrupted(Exception):
+    """A transfer broke off after its offer."""
+
+    def __init__(self, part: _Part) -> None:
+        super().__init__(part.received)
+        self.part = part
+
+
+async def _pull_part(
+    transport: Transport,
+    peer: str,
+    request: Pull,
+    payload_bytes: int,
+    part: _Part | None,
+    traffic: Traffic,
+) -> _Part:
+    """One attempt: ask (from where we stopped), check the offer, receive to the end."""
+    if part:
+        request = Pull(request.run, request.round, request.newer_than, 0.0, part.received, part.offer.digest)
+    stream = await transport.open(peer, ADAPTER)
+    try:
+        await send_message(stream, request, traffic)
+        await stream.finish()
+        offer = await receive_message(stream, request.wait_s + STALL_S, traffic)
+        if isinstance(offer, Refusal):
+            raise RemoteError(offer.reason, offer.detail)
+        if not isinstance(offer, Offer) or offer.offset != request.offset:
+            raise RemoteError("malformed", "an offer from the offset asked for was expected")
+        if offer.length != payload_bytes:
+            raise RemoteError(
+                "shape", f"{offer.length} bytes offered, this run's adapters have {payload_bytes}"
+            )
+        if part is None:
+            part = _Part(offer, bytearray(payload_bytes))
+        elif offer.digest != part.offer.digest:
+            raise RemoteError("digest", "another payload was offered for a resumed transfer")
+        await _receive_payload(stream, part, traffic)
+        return part
+    finally:
+        await stream.close()
+
+
+async def _receive_payload(stream: Stream, part: _Part, traffic: Traffic) -> None:
+    """Fill the payload. Only drains: a pause of 5 s between reads would reset the transfer (libp2p.md T3)."""
+    view = memoryview(part.payload)
+    try:
+        while part.received < len(view):
+            piece = b""
+            with trio.move_on_after(STALL_S):
+                piece = await stream.receive(min(1 << 20, len(view) - part.received))
+            if not piece:
+                raise _Interrupted(part)
+            view[part.received : part.received + len(piece)] = piece
+            part.received += len(piece)
+            traffic.bytes_in += len(piece)
+    except Unreachable as error:
+        raise _Interrupted(part) from error
+
+
+async def _verify(part: _Part) -> None:
+    digest = hashlib.sha256
+    if len(part.payload) > HASH_INLINE_BYTES:
+        found = (await trio.to_thread.run_sync(digest, part.payload)).digest()
+    else:
+        found = digest(part.payload).digest()
+    if found != part.offer.digest:
+        raise RemoteError("digest", "the payload does not have the digest that was offered")
+
+
+class Publisher:
+    """The serving side of pulls: holds requests until their round is published, then sends.
+
+    Args:
+        run: fingerprint of our run; requests of another run are refused.
+        traffic: where bytes and rejections are counted.
+    """
+
+    def __init__(self, run: bytes, traffic: Traffic) -> None:
+        self._run = run
+        self._shelf = Shelf()
+        self._traffic = traffic
+        self._published = trio.Event()
+        self._uploads = trio.CapacityLimiter(UPLOADS)
+        self._open: Counter[str] = Counter()
+        self.last_served = trio.current_time()
+
+    def publish(self, parcel: Parcel) -> None:
+        """Add a parcel and wake every held request."""
+        self._shelf.put(parcel)
+        self._published.set()
+        self._published = trio.Event()
+
+    async def serve(self, stream: Stream) -> Pull | None:
+        """Answer one pull; return the request if it was answered with a parcel.
+
+        Raises:
+            RemoteError: what came was not a pull (the caller counts and penalizes).
+            Unreachable: the reader went away.
+        """
+        self._open[stream.peer] += 1
+        try:
+            request = await receive_message(stream, ANSWER_S, self._traffic)
+            if not isinstance(request, Pull):
+                raise RemoteError("malformed", "a pull was expected")
+            refusal = self._refusal(stream.peer, request)
+            parcel = None if refusal else await self._find(request)
+            if parcel is None or request.offset >= max(1, len(parcel.payload)):
+                await send_message(stream, refusal or Refusal("nothing"), self._traffic)
+                await stream.finish()
+                return None
+            await self._send(stream, parcel, request.offset)
+            return request
+        finally:
+            self._open[stream.peer] -= 1
+            if not self._open[stream.peer]:
+                del self._open[stream.peer]
+
+    def _refusal(self, peer: str, request: Pull) -> Refusal | None:
+        if request.run != self._run:
+            return Refusal("run", "this peer takes part in another run")
+        if self._open[peer] > PULLS_PER_PEER:
+            return Refusal("busy", f"at most {PULLS_PER_PEER} pulls at a time for one peer")
+        return None
+
+    async def _find(self, request: Pull) -> Parcel | None:
+        with trio.move_on_after(request.wait_s):
+            while True:
+                parcel = self._shelf.find(request, waited=request.wait_s == 0)
+                if parcel or request.wait_s == 0:
+                    return parcel
+                await self._published.wait()
+        return self._shelf.find(request, waited=True)
+
+    async def _send(self, stream: Stream, parcel: Parcel, offset: int) -> None:
+        async with self._uploads:
+            await send_message(stream, parcel.offer(offset), self._traffic)
+            await stream.send(memoryview(parcel.payload)[offset:])
+            await stream.finish()
+        self._traffic.bytes_out += len(parcel.payload) - offset
+        self.last_served = trio.current_time()

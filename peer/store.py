@@ -1,0 +1,215 @@
+"""What survives a crash: one folder per peer, locked by one process, with complete checkpoints or none.
+
+A checkpoint is a folder that becomes visible by one rename after every byte of it has reached the disk; a manifest with
+the SHA-256 of each file tells a good one from a damaged one. Each checkpoint is a PEFT adapter by itself, and
+``adapter/`` always holds the newest. Tensors are safetensors, all else JSON: nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from gossip.adapter import AdapterState
+from gossip.errors import LocalError
+from gossip.node import NodeSnapshot
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+TRAINER_STATE = "trainer.safetensors"
+NODE_STATE = "node.json"
+MANIFEST = "MANIFEST.json"
+
+
+class HomeError(LocalError):
+    """The home folder is in use, not writable, or holds no usable checkpoint."""
+
+    exit_code = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete, verified checkpoint.
+
+    Args:
+        path: its folder.
+        round: rounds completed when it was made.
+        state: the adapter after mixing.
+        snapshot: the node's own state.
+        run: fields of the run manifest under which it was made.
+        trainer_state: file with optimizer, generators and sampler.
+    """
+
+    path: Path
+    round: int
+    state: AdapterState
+    snapshot: NodeSnapshot
+    run: dict[str, Any]
+    trainer_state: Path
+
+
+class Home:
+    """A peer's folder. Use ``open_home``, which holds the lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.adapter = path / "adapter"
+        self.journal = path / "journal.jsonl"
+        self._checkpoints = path / "checkpoints"
+        self._checkpoints.mkdir(exist_ok=True)
+        for leftover in self._checkpoints.glob("*.tmp"):
+            shutil.rmtree(leftover)  # of a process that was killed while writing: never complete, never used
+
+    def begin(self, round: int) -> Path:
+        """Return a fresh, invisible folder for the checkpoint after ``round`` rounds; the trainer writes into it."""
+        path = self._checkpoints / f"round-{round:06d}.tmp"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        return path
+
+    def commit(
+        self,
+        state: AdapterState,
+        snapshot: NodeSnapshot,
+        run: dict[str, Any],
+        adapter_config: str,
+        keep: int,
+    ) -> Checkpoint:
+        """Complete the checkpoint begun for ``snapshot.round``, make it visible, and prune older ones to ``keep``.
+
+        When this returns, the checkpoint survives kill -9 and power loss.
+
+        Raises:
+            HomeError: the disk refused; earlier checkpoints are unharmed.
+        """
+        final = self._checkpoints / f"round-{snapshot.round:06d}"
+        temporary = final.with_name(final.name + ".tmp")
+        try:
+            weights = save(dict(state.tensors()), metadata={"format": "pt"})
+            (temporary / ADAPTER_WEIGHTS).write_bytes(weights)
+            (temporary / ADAPTER_CONFIG).write_text(adapter_config)
+            (temporary / NODE_STATE).write_text(json.dumps({"run": run, "node": snapshot._asdict()}))
+            digests = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps(digests, indent=1))
+            for path in temporary.iterdir():
+                _fsync(path)
+            _fsync(temporary)
+            if final.exists():  # a damaged one of the same round, put aside before
+                shutil.rmtree(final)
+            temporary.rename(final)
+            _fsync(self._checkpoints)
+            self._export(weights, adapter_config)
+            for path in self._complete()[keep:]:
+                shutil.rmtree(path)
+        except OSError as error:
+            raise HomeError(
+                f"cannot write the checkpoint of round {snapshot.round} to {temporary}: {error.strerror}; "
+                "earlier checkpoints are unharmed. Free some space and start again"
+            ) from error
+        return Checkpoint(final, snapshot.round, state, snapshot, run, final / TRAINER_STATE)
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """Return the newest checkpoint that is whole, and a line for each newer one that is not.
+
+        Damaged ones are renamed to ``*.damaged`` and kept for inspection.
+
+        Raises:
+            HomeError: there are checkpoints, but none is whole.
+        """
+        complaints = []
+        for path in self._complete():
+            try:
+                return _load(path), complaints
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                aside = path.with_suffix(".damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+                complaints.append(f"checkpoint {path.name} is damaged ({error}); kept as {aside.name}")
+        if complaints:
+            raise HomeError(
+                "; ".join([*complaints, "no whole checkpoint is left"]) + f" in {self._checkpoints}"
+            )
+        return None, []
+
+    def _complete(self) -> list[Path]:
+        """Return checkpoint folders, newest first."""
+        return sorted((path for path in self._checkpoints.glob("round-*") if not path.suffix), reverse=True)
+
+    def _export(self, weights: bytes, adapter_config: str) -> None:
+        """Bring ``adapter/`` up to date file by file; the configuration never changes in a run, so no mix is torn."""
+        self.adapter.mkdir(exist_ok=True)
+        for name, content in ((ADAPTER_CONFIG, adapter_config.encode()), (ADAPTER_WEIGHTS, weights)):
+            write_atomically(self.adapter / name, content)
+
+
+@contextmanager
+def open_home(path: Path) -> Iterator[Home]:
+    """Create the folder if needed, lock it for this process, and yield it.
+
+    Raises:
+        HomeError: another process has it (its pid is named), or it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise HomeError(
+            f"cannot write to the home folder {path}: {error.strerror}; choose another --home"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+            raise HomeError(
+                f"{path} is in use by process {pid}: stop that one, or give this peer another --home"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield Home(path)
+    finally:
+        os.close(lock)  # releases it; so does any death of the process
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file so that readers and crashes see the old content or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    _fsync(temporary)
+    temporary.replace(path)
+    _fsync(path.parent)
+
+
+def _load(path: Path) -> Checkpoint:
+    digests = json.loads((path / MANIFEST).read_text())
+    for name, digest in digests.items():
+        if _sha256(path / name) != digest:
+            raise ValueError(f"{name} does not have the digest it was written with")
+    node = json.loads((path / NODE_STATE).read_text())
+    state = AdapterState.from_tensors(load_file(path / ADAPTER_WEIGHTS))
+    snapshot = NodeSnapshot(**node["node"])
+    return Checkpoint(path, snapshot.round, state, snapshot, node["run"], path / TRAINER_STATE)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
