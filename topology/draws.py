@@ -46,3 +46,15 @@ class Draws:
     def choose(self, n: int, size: int) -> NDArray[np.int64]:
         """Return ``size`` distinct numbers of 0..n-1, sorted. Needs 0 <= size <= n."""
         return np.sort(self.permutation(n)[:size])
+
+    def choose_others(self, n: int, size: int) -> NDArray[np.int64]:
+        """Return ``int64[n, size]``: ``size`` <= n - 1 distinct others of each i of 0..n-1, sorted."""
+        if (
+            size * size < n
+        ):  # collisions are rare: draw with replacement, and again the rows that hold a double
+            chosen = np.sort(self.below(max(n - 1, 1), n * size).reshape(n, size), axis=1)
+            while len(again := np.nonzero((np.diff(chosen, axis=1) == 0).any(axis=1))[0]):
+                chosen[again] = np.sort(self.below(n - 1, len(again) * size).reshape(-1, size), axis=1)
+        else:
+            chosen = np.stack([self.choose(n - 1, size) for _ in range(n)])
+        return chosen + (chosen >= np.arange(n)[:, None])

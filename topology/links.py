@@ -21,6 +21,7 @@ import numpy as np
 from topology.edges import Edges
 from topology.errors import TopologyError, unknown
 from topology.given import read_matrix
+from topology.given_graphs import FORMATS, read_graph
 from topology.graphs import GRAPHS
 from topology.parameters import Parameter, canonical, read_values, signature
 from topology.plans import Members, Plan, RoundRobin, Scheduled, StaticGraph, WeightRule
@@ -233,6 +234,10 @@ def parse_topology(
         if not rest:
             raise TopologyError("write 'matrix:FILE' with a CSV or JSON file holding the mixing matrix")
         return Topology(f"matrix:{rest}", read_matrix(rest, roster))
+    if name == "graph":
+        if not rest:
+            raise TopologyError(f"write 'graph:FILE' with a file ending in {FORMATS}")
+        return Topology(f"graph:{rest}", read_graph(rest, rule, roster))
     if name == "round-robin":
         return _parse_round_robin(rest, seed, weights, roster)
     texts = [part.strip() for part in rest.split(":")] if rest else []
@@ -287,6 +292,7 @@ def catalogue() -> dict[str, str]:
     ]
     return {
         **{signature(name, parameters): line for name, parameters, line in entries},
+        "graph:FILE": "A graph of your own: GraphML, GEXF, edge list or adjacency CSV; weights by rule.",
         "matrix:FILE": "The mixing matrix itself, CSV or JSON, for a given roster; rows must sum to 1.",
         "round-robin:A+B": "Several of these in turn, one per round, e.g. round-robin:ring+star.",
     }
