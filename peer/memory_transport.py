@@ -188,7 +188,7 @@ class MemoryTransport:
         there, here = _Pipe(), _Pipe()
         ours = MemoryStream(opener.peer_id, connection, incoming=here, outgoing=there, stall_s=self.stall_s)
         theirs = MemoryStream(self.peer_id, connection, incoming=there, outgoing=here, stall_s=opener.stall_s)
-        connection.pipes += (there, here)
+        connection.pipes |= {there, here}
         self._serving[opener.peer_id] += 1
         self.nursery.start_soon(self._serve, protocol, self._handlers[protocol], ours)
         return theirs
@@ -203,6 +203,7 @@ class MemoryTransport:
             await stream.close()
         finally:
             self._serving[stream.peer] -= 1
+            stream.forget()
 
     def is_connected(self, peer: str) -> bool:
         """Whether a connection to ``peer`` is open."""
@@ -261,7 +262,7 @@ class _Connection:
 
     def __init__(self, one: MemoryTransport, other: MemoryTransport) -> None:
         self._ends = (one, other)
-        self.pipes: tuple[_Pipe, ...] = ()
+        self.pipes: set[_Pipe] = set()  # of the streams that are being served
         self.ended = False
 
     def remote_of(self, end: MemoryTransport) -> MemoryTransport:
@@ -363,7 +364,7 @@ class MemoryStream:
 
     async def close(self) -> None:
         """End both directions."""
-        self._outgoing.finished = True
+        self._outgoing.finished |= self._outgoing.broken is None
         self._incoming.refused = True
         for pipe in (self._incoming, self._outgoing):
             pipe.changed.unpark_all()
@@ -372,3 +373,7 @@ class MemoryStream:
         """Drop the stream at once."""
         for pipe in (self._incoming, self._outgoing):
             pipe.end("the stream was reset", drop=True)
+
+    def forget(self) -> None:
+        """Called when nobody serves the stream any more; what was sent can still be read at the other end."""
+        self._connection.pipes -= {self._incoming, self._outgoing}

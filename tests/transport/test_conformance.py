@@ -1,0 +1,522 @@
+"""One contract, two transports: whatever holds here may be relied on by everything above the seam."""
+
+import os
+from contextlib import suppress
+
+import pytest
+import trio
+from networks import Libp2pFace, MemoryFace, Observer, ask, drain, echo, pair, run
+
+from gossip.errors import LocalError
+from peer.libp2p_transport import peer_id_of
+from peer.transport import Stream, Unreachable, receive_exactly
+
+Net = MemoryFace | Libp2pFace
+ECHO = "/test/echo/1"
+
+
+# -- bytes -------------------------------------------------------------------------------------------------------
+
+
+def test_echo_small_and_empty(net: Net) -> None:
+    async def main() -> None:
+        async with pair(net, {ECHO: echo}) as (server, client):
+            assert await ask(await client.open(server.peer_id, ECHO), b"hello") == b"hello"
+            assert await ask(await client.open(server.peer_id, ECHO), b"") == b""
+
+    run(main)
+
+
+def test_large_payload_both_ways(net: Net) -> None:
+    payload = os.urandom(8 << 20)
+
+    async def main() -> None:
+        async with pair(net, {ECHO: echo}) as (server, client):
+            assert await ask(await client.open(server.peer_id, ECHO), payload) == payload
+
+    run(main)
+
+
+def test_any_buffer_can_be_sent(net: Net) -> None:
+    async def main() -> None:
+        async with pair(net, {ECHO: echo}) as (server, client):
+            for data in (bytearray(b"abc"), memoryview(b"xabc")[1:], memoryview(bytes(8)).cast("d")):
+                assert await ask(await client.open(server.peer_id, ECHO), data) == bytes(data)
+
+    run(main)
+
+
+def test_receive_returns_at_most_what_was_asked_for(net: Net) -> None:
+    async def main() -> None:
+        async with pair(net, {ECHO: echo}) as (server, client):
+            stream = await client.open(server.peer_id, ECHO)
+            await stream.send(bytes(range(100)))
+            got = b""
+            while len(got) < 100:
+                piece = await stream.receive(7)
+                assert 1 <= len(piece) <= 7
+                got += piece
+            assert got == bytes(range(100))
+
+    run(main)
+
+
+def test_half_close_leaves_the_answer_readable(net: Net) -> None:
+    async def count(stream: Stream) -> None:
+        total = 0
+        while piece := await stream.receive(1000):
+            total += len(piece)
+        await stream.send(str(total).encode())
+
+    async def main() -> None:
+        async with pair(net, {ECHO: count}) as (server, client):
+            stream = await client.open(server.peer_id, ECHO)
+            await stream.send(bytes(300_000))
+            await stream.finish()
+            assert await receive_exactly(stream, 6, 5.0) == b"300000"
+            assert await stream.receive(1) == b""
+            with pytest.raises(Unreachable):
+                await stream.send(b"more")
+
+    run(main)
+
+
+def test_streams_know_who_is_there(net: Net) -> None:
+    async def name(stream: Stream) -> None:
+        await stream.send(stream.peer.encode())
+
+    async def main() -> None:
+        async with pair(net, {ECHO: name}) as (server, client):
+            stream = await client.open(server.peer_id, ECHO)
+            assert stream.peer == server.peer_id == peer_id_of(bytes([1]) * 32)
+            assert await stream.receive(1000) == client.peer_id.encode()
+
+    run(main)
+
+
+def test_many_streams_at_once(net: Net) -> None:
+    async def main() -> None:
+        async with pair(net, {ECHO: echo}) as (server, client):
+            answers: dict[int, bytes] = {}
+
+            async def one(number: int) -> None:
+                stream = await client.open(server.peer_id, ECHO)
+                answers[number] = await ask(stream, bytes([number]) * 300_000)
+
+            async with trio.open_nursery() as nursery:
+                for number in range(12):
+                    nursery.start_soon(one, number)
+            assert answers == {number: bytes([number]) * 300_000 for number in range(12)}
+
+    run(main)
+
+
+# -- streams that end badly -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["opener", "handler"])
+def test_reset_is_seen_at_the_other_end(net: Net, side: str) -> None:
+    seen = trio.Event()
+
+    async def handler(stream: Stream) -> None:
+        await receive_exactly(stream, 2, 5.0)
+        await stream.send(b"ok")
+        if side == "handler":
+            await stream.reset()
+            return
+        with pytest.raises(Unreachable):
+            await stream.receive(1)
+        seen.set()
+
+    async def main() -> None:
+        async with pair(net, {ECHO: handler}) as (server, client):
+            stream = await client.open(server.peer_id, ECHO)
+            await stream.send(b"go")
+            if side == "opener":
+                assert await stream.receive(2) == b"ok"
+                await stream.reset()
+                await seen.wait()
+            else:
+                with pytest.raises(Unreachable):
+                    await drain(stream)
+            with pytest.raises(Unreachable):
+                await stream.send(b"more")
+
+    run(main)
+
+
+def test_closing_early_ends_a_sender(net: Net) -> None:
+    async def refuse(stream: Stream) -> None:
+        await stream.receive(10)
+
+    async def main() -> None:
+        async with pair(net, {ECHO: refuse}) as (server, client):
+            stream = await client.open(server.peer_id, ECHO)
+            with pytest.raises(Unreachable):
+                await stream.send(bytes(64 << 20))
+            assert client.is_connected(server.peer_id)
+
+    run(main)
+
+
+def test_truncated_stream_is_told_from_a_complete_one(net: Net) -> None:
+    async def half(stream: Stream) -> None:
+        await stream.send(bytes(10))
+
+    async def main() -> None:
+        async with pair(net, {ECHO: half}) as (server, client):
+            stream = await client.open(server.peer_id, ECHO)
+            with pytest.raises(Unreachable, match="10 of 20"):
+                await receive_exactly(stream, 20, 5.0)
+
+    run(main)
+
+
+def test_what_was_finished_survives_the_connection(net: Net) -> None:
+    async def answer(stream: Stream) -> None:
+        await stream.send(bytes(200_000))
+
+    async def main() -> None:
+        async with pair(net, {ECHO: echo, "/answer/1": answer}) as (server, client):
+            stream = await client.open(server.peer_id, "/answer/1")
+            got = await receive_exactly(stream, 100_000, 5.0)
+            # Frames of one connection arrive in order: once this echo is here, so is the end of the answer.
+            assert await ask(await client.open(server.peer_id, ECHO), b"x") == b"x"
+            await client.drop(server.peer_id)
+            got += await receive_exactly(stream, 100_000, 5.0)
+            assert await stream.receive(1) == b""
+            assert got == bytes(200_000)
+
+    run(main)
+
+
+def test_cancel_in_the_middle_of_a_big_send_leaves_the_connection_usable(net: Net) -> None:
+    async def slow(stream: Stream) -> None:
+        await receive_exactly(stream, 300_000, 5.0)
+        await stream.send(b"flowing")
+        with pytest.raises(Unreachable):  # the reset below
+            await drain(stream)
+
+    async def main() -> None:
+        observer = Observer()
+        async with (
+            net.start(1, {ECHO: echo, "/slow/1": slow}) as server,
+            net.start(2, {}, observer) as client,
+        ):
+            await client.dial(server.addresses[0])
+            for _ in range(4):
+                stream = await client.open(server.peer_id, "/slow/1")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(stream.send, bytes(64 << 20))
+                    assert await stream.receive(7) == b"flowing"
+                    nursery.cancel_scope.cancel()
+                await stream.reset()
+                assert await ask(await client.open(server.peer_id, ECHO), b"alive") == b"alive"
+            assert observer.changes == [(server.peer_id, True)]
+
+    run(main)
+
+
+def test_a_peer_that_never_reads_is_cut_off(net: Net) -> None:
+    async def deaf(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    async def main() -> None:
+        observer = Observer()
+        async with net.start(1, {ECHO: deaf}) as server, net.start(2, {}, observer, stall_s=0.5) as client:
+            await client.dial(server.addresses[0])
+            stream = await client.open(server.peer_id, ECHO)
+            with pytest.raises(Unreachable, match=r"0\.5 s"):
+                await stream.send(bytes(64 << 20))
+            assert not client.is_connected(server.peer_id)
+            assert observer.changes == [(server.peer_id, True), (server.peer_id, False)]
+
+    run(main)
+
+
+def test_peer_vanishing_during_receive(net: Net) -> None:
+    async def trickle(stream: Stream) -> None:
+        await stream.send(bytes(1000))
+        await trio.sleep_forever()
+
+    async def main() -> None:
+        async with net.start(2) as client:
+            async with net.start(1, {ECHO: trickle}) as server:
+                await client.dial(server.addresses[0])
+                stream = await client.open(server.peer_id, ECHO)
+                assert len(await receive_exactly(stream, 1000, 5.0)) == 1000
+            with pytest.raises(Unreachable):
+                await stream.receive(1)
+            with pytest.raises(Unreachable):
+                await stream.send(b"x")
+            with pytest.raises(Unreachable):
+                await client.open(server.peer_id, ECHO)
+            await stream.close()  # never raises
+            await stream.reset()
+
+    run(main)
+
+
+# -- handlers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("x"),
+        KeyError(1),
+        ExceptionGroup("g", [RuntimeError("y"), OSError()]),
+        Unreachable("z"),
+        EOFError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_a_handler_raises_ends_its_stream_only(net: Net, error: Exception) -> None:
+    async def bad(stream: Stream) -> None:
+        await stream.receive(1)
+        raise error
+
+    async def main() -> None:
+        async with pair(net, {ECHO: echo, "/bad/1": bad}) as (server, client):
+            stream = await client.open(server.peer_id, "/bad/1")
+            await stream.send(b"x")
+            with pytest.raises(Unreachable):
+                await stream.receive(1)
+            assert await ask(await client.open(server.peer_id, ECHO), b"alive") == b"alive"
+            assert client.is_connected(server.peer_id)
+
+    run(main)
+
+
+def test_more_streams_than_served_are_refused_and_come_free_again(net: Net) -> None:
+    async def main() -> None:
+        async with pair(net, {ECHO: echo}, streams_per_peer_max=4) as (server, client):
+            held: list[Stream] = []
+            with suppress(Unreachable):
+                while len(held) < 12:
+                    held.append(await client.open(server.peer_id, ECHO))
+            assert 4 <= len(held) < 12
+            for stream in held:
+                assert await ask(stream, b"x") == b"x"
+            again = None
+            while again is None:  # the handlers end a moment after their last byte has arrived here
+                with suppress(Unreachable):
+                    again = await client.open(server.peer_id, ECHO)
+            assert await ask(again, b"again") == b"again"
+
+    run(main)
+
+
+def test_leaving_is_quick_whatever_handlers_do(net: Net) -> None:
+    async def stuck(stream: Stream) -> None:
+        await stream.send(b"x")
+        await trio.sleep_forever()
+
+    async def main() -> None:
+        async with net.start(2) as client:
+            async with net.start(1, {ECHO: stuck}) as server:
+                await client.dial(server.addresses[0])
+                stream = await client.open(server.peer_id, ECHO)
+                assert await stream.receive(1) == b"x"
+                started = trio.current_time()
+            assert trio.current_time() - started < 5.0
+
+    run(main)
+
+
+def test_an_error_in_the_body_comes_out_as_it_is(net: Net) -> None:
+    async def main() -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with net.start(1):
+                raise ZeroDivisionError
+
+    run(main)
+
+
+# -- connections -----------------------------------------------------------------------------------------------------
+
+
+def test_unknown_protocol(net: Net) -> None:
+    async def main() -> None:
+        async with pair(net, {ECHO: echo}) as (server, client):
+            with pytest.raises(Unreachable, match="/other/1"):
+                await client.open(server.peer_id, "/other/1")
+
+    run(main)
+
+
+def test_dialing_where_nobody_is(net: Net) -> None:
+    async def main() -> None:
+        async with net.start(1) as transport:
+            with pytest.raises(Unreachable, match="nobody answers"):
+                await transport.dial(net.nobody())
+
+    run(main)
+
+
+def test_malformed_addresses_are_the_users(net: Net) -> None:
+    async def main() -> None:
+        async with net.start(1) as transport:
+            for address in net.malformed:
+                with pytest.raises(LocalError, match="for example") as caught:
+                    await transport.dial(address)
+                assert repr(address) in str(caught.value)
+            with pytest.raises(LocalError, match="own address"):
+                await transport.dial(transport.addresses[0])
+
+    run(main)
+
+
+def test_another_identity_at_the_address(net: Net) -> None:
+    async def main() -> None:
+        async with net.start(1, {ECHO: echo}) as server, net.start(2) as client:
+            with pytest.raises(Unreachable, match="another peer"):
+                await client.dial(net.impostor(server, 3))
+            assert not client.is_connected(peer_id_of(bytes([3]) * 32))
+            await client.dial(server.addresses[0])
+            assert await ask(await client.open(server.peer_id, ECHO), b"alive") == b"alive"
+
+    run(main)
+
+
+def test_connections_are_told_once_per_change(net: Net) -> None:
+    async def main() -> None:
+        at_server, at_client = Observer(), Observer()
+        async with net.start(1, {}, at_server) as server, net.start(2, {}, at_client) as client:
+            s, c = server.peer_id, client.peer_id
+            await client.dial(server.addresses[0])
+            assert await client.dial(server.addresses[0]) == s
+            await at_server.until(lambda: bool(at_server.changes))
+            await server.dial(client.addresses[0])
+            assert client.is_connected(s)
+            assert server.is_connected(c)
+            await client.drop(s)
+            assert not client.is_connected(s)
+            await at_server.until(lambda: len(at_server.changes) >= 2)
+            assert not server.is_connected(c)
+            await client.dial(server.addresses[0])
+            await at_server.until(lambda: len(at_server.changes) >= 3)
+        assert at_client.changes == [(s, True), (s, False), (s, True), (s, False)]
+        assert at_server.changes == [(c, True), (c, False), (c, True), (c, False)]
+
+    run(main)
+
+
+def test_dialing_each_other_at_the_same_time(net: Net) -> None:
+    async def main() -> None:
+        observers = [Observer() for _ in range(3)]
+        async with (
+            net.start(1, {ECHO: echo}, observers[0]) as a,
+            net.start(2, {ECHO: echo}, observers[1]) as b,
+            net.start(3, {ECHO: echo}, observers[2]) as c,
+        ):
+            async with trio.open_nursery() as nursery:
+                for one in (a, b, c):
+                    for other in (a, b, c):
+                        if one is not other:
+                            nursery.start_soon(one.dial, other.addresses[0])
+                            nursery.start_soon(one.dial, other.addresses[0])
+            for one in (a, b, c):
+                for other in (a, b, c):
+                    if one is not other:
+                        assert await ask(await one.open(other.peer_id, ECHO), b"x") == b"x"
+            for observer in observers:
+                assert len(observer.changes) == 2, "one connection per peer is told, however many there are"
+
+    run(main)
+
+
+def test_open_redials_and_serves_those_who_came_in(net: Net) -> None:
+    async def main() -> None:
+        at_server = Observer()
+        async with net.start(1, {ECHO: echo}, at_server) as server, net.start(2, {ECHO: echo}) as client:
+            with pytest.raises(Unreachable, match="no address"):
+                await client.open(server.peer_id, ECHO)
+            await client.dial(server.addresses[0])
+            await at_server.until(lambda: bool(at_server.changes))
+            assert await ask(await server.open(client.peer_id, ECHO), b"back") == b"back"
+            await client.drop(server.peer_id)
+            assert await ask(await client.open(server.peer_id, ECHO), b"again") == b"again"
+
+    run(main)
+
+
+def test_a_restarted_peer_is_recognized(net: Net) -> None:
+    async def main() -> None:
+        observer = Observer()
+        async with net.start(2, {}, observer) as client:
+            ids = []
+            for _ in range(2):
+                async with net.start(1, {ECHO: echo}) as server:
+                    ids.append(await client.dial(server.addresses[0]))
+                    assert await ask(await client.open(server.peer_id, ECHO), b"x") == b"x"
+                await observer.until(lambda: observer.changes[-1][1] is False)
+            assert ids[0] == ids[1]
+            assert [connected for _, connected in observer.changes] == [True, False, True, False]
+
+    run(main)
+
+
+def test_address_ends_in_the_peer_id(net: Net) -> None:
+    async def main() -> None:
+        async with net.start(1) as transport:
+            assert transport.addresses
+            assert all(address.endswith(f"/p2p/{transport.peer_id}") for address in transport.addresses)
+
+    run(main)
+
+
+# -- announcements ----------------------------------------------------------------------------------------------------
+
+
+def test_announcements_reach_also_those_not_connected_to_the_author(net: Net) -> None:
+    async def main() -> None:
+        observers = [Observer() for _ in range(3)]
+        async with (
+            net.start(1, {}, observers[0]) as a,
+            net.start(2, {}, observers[1]) as b,
+            net.start(3, {}, observers[2]) as c,
+        ):
+            await b.dial(a.addresses[0])
+            await c.dial(b.addresses[0])
+            frame = os.urandom(1000)
+            heard = (a.peer_id, frame)
+            while not all(heard in observer.announced for observer in observers[1:]):
+                await a.announce("test/presence", frame)  # best effort: said again until heard
+                with trio.move_on_after(0.5):
+                    await observers[2].until(lambda: heard in observers[2].announced)
+            assert {author for author, _ in observers[1].announced + observers[2].announced} == {a.peer_id}
+            assert observers[0].announced == [], "nobody hears himself"
+
+    run(main)
+
+
+def test_too_large_an_announcement_is_our_fault(net: Net) -> None:
+    async def main() -> None:
+        async with net.start(1) as transport:
+            await transport.announce("test/presence", bytes(16 * 1024))
+            with pytest.raises(LocalError, match="16384"):
+                await transport.announce("test/presence", bytes(16 * 1024 + 1))
+
+    run(main)
+
+
+def test_a_raising_listener_does_not_end_the_host(net: Net) -> None:
+    async def main() -> None:
+        broken, fine = Observer(), Observer()
+        called = trio.Event()
+
+        def raises(author: str, frame: bytes) -> None:
+            called.set()
+            raise RuntimeError("a bug of ours")
+
+        broken.on_announced = raises  # type: ignore[method-assign]
+        async with net.start(1, {ECHO: echo}, broken) as server, net.start(2, {}, fine) as client:
+            await client.dial(server.addresses[0])
+            while not called.is_set():
+                await client.announce("test/presence", b"x")
+                with trio.move_on_after(0.5):
+                    await called.wait()
+            assert await ask(await client.open(server.peer_id, ECHO), b"alive") == b"alive"
+
+    run(main)
