@@ -98,6 +98,8 @@ class PeerConfig:
     """Shown to others; default: the last letters of the peer id."""
     join: tuple[str, ...] = ()
     """Addresses of peers to join, /ip4/.../tcp/.../p2p/...; empty = start a new group."""
+    join_timeout_s: float = 15.0
+    """Keep trying to reach the peers to join for this long, seconds, before giving up. Source: guess."""
     listen: str = "/ip4/0.0.0.0/tcp/0"
     """Address to listen on; port 0 = any free one."""
     announce: tuple[str, ...] = ()
@@ -119,7 +121,7 @@ class PeerConfig:
         for field in positive:
             if not getattr(self, field) > 0:
                 raise LocalError(f"{field} must be greater than 0, not {getattr(self, field)!r}")
-        for field in ("collect_s", "wait_peers", "wait_peers_s", "threads", "weight_decay", "seed"):
+        for field in ("collect_s", "join_timeout_s", "wait_peers", "wait_peers_s", "threads", "weight_decay", "seed"):
             if getattr(self, field) < 0:
                 raise LocalError(f"{field} must not be negative: {getattr(self, field)!r}")
         if not 0 < self.held_out < 1:

@@ -101,10 +101,10 @@ def _loss(value: float | None) -> str:
 
 
 def _finished(e: dict[str, Any]) -> str:
-    return (
-        f"{'all' if e['complete'] else 'stopped after'} {e['round']} rounds done; the adapter is {e['adapter']}. "
-        f"Load it in plain peft with\n    {e['load']}"
-    )
+    done = f"all {e['round']} rounds are done" if e["complete"] else f"stopped after {e['round']} rounds"
+    if e["load"] is None:
+        return f"{done}; nothing has been learned yet"
+    return f"{done}; the adapter is {e['adapter']}. Load it in plain peft with\n    {e['load']}"
 
 
 def _preparing(e: dict[str, Any]) -> str | None:

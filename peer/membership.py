@@ -113,8 +113,10 @@ class Membership:
             self._nursery.start_soon(self._heartbeat_forever)
             await trio.sleep_forever()
 
-    async def join(self, transport: Transport, addresses: tuple[str, ...], *, required: bool) -> None:
-        """Dial all addresses at once and greet whoever answers.
+    async def join(
+        self, transport: Transport, addresses: tuple[str, ...], within_s: float, *, required: bool
+    ) -> None:
+        """Dial all addresses at once, for up to ``within_s`` seconds, and greet whoever answers.
 
         Args:
             required: whether at least one must be reached; otherwise failures are told and retried later.
@@ -127,13 +129,11 @@ class Membership:
 
         async def attempt(address: str) -> None:
             try:
-                peer = await transport.dial(address)
-                self._remember(peer, "", (address,), 0)
-                await self._greet(peer)
+                problem = await self._join_one(transport, address, within_s)
             except LocalError as error:
-                problems[address] = error
-            except RemoteError as error:
-                problems[address] = NobodyThere(f"cannot join {address}: {error.detail or error.reason}")
+                problem = error
+            if problem:
+                problems[address] = problem
 
         async with trio.open_nursery() as nursery:
             for address in addresses:
@@ -145,6 +145,22 @@ class Membership:
             raise worst or NobodyThere("; ".join(str(error) for error in problems.values()))
         for error in problems.values():
             self._tell(f"{error} (going on without it)")
+
+    async def _join_one(self, transport: Transport, address: str, within_s: float) -> NobodyThere | None:
+        """Reach and greet one peer; return what was wrong last if it did not succeed in time."""
+        problem = NobodyThere(f"cannot join {address}: no answer within {within_s:g} s")
+        with trio.move_on_after(within_s):
+            while True:
+                try:
+                    peer = await transport.dial(address)
+                    self._remember(peer, "", (address,), 0)
+                    await self._greet(peer)
+                except RemoteError as error:
+                    problem = NobodyThere(f"cannot join {address} within {within_s:g} s: {error.detail or error}")
+                else:
+                    return None
+                await trio.sleep(REDIAL_S[0])
+        return problem
 
     async def wait_for(self, count: int, seconds: float) -> int:
         """Wait until ``count`` other peers are up, at most ``seconds``; return how many are."""

@@ -13,6 +13,7 @@ import random
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import assert_never
 
 import trio
@@ -47,7 +48,7 @@ from peer.frames import Ready, Step
 from peer.identity import peer_id
 from peer.journal import Journal
 from peer.membership import Membership
-from peer.store import TRAINER_STATE, Checkpoint, Home, HomeError
+from peer.store import ADAPTER_CONFIG, TRAINER_STATE, Checkpoint, Home, HomeError
 from peer.trainer import TrainerDied, TrainerProcess
 from peer.transport import Stream, Transport, TransportFactory, Unreachable
 from topology.errors import TopologyError
@@ -219,7 +220,8 @@ class Peer:
         config = self._config
         if config.join:
             # A restarted peer's friends may be away just now: only a first start insists.
-            await self._membership.join(transport, config.join, required=self._checkpoint is None)
+            required = self._checkpoint is None
+            await self._membership.join(transport, config.join, config.join_timeout_s, required=required)
         if config.wait_peers:
             found = await self._membership.wait_for(config.wait_peers, config.wait_peers_s)
             if found < config.wait_peers:
@@ -268,7 +270,7 @@ class Peer:
             complete=complete,
             round=self._node.round,
             adapter=self._home.adapter,
-            load=load_line(self._home, self._adapter_config),
+            load=load_line_of(self._home.adapter) if self._checkpoint else None,
         )
 
     # -- training
@@ -509,10 +511,10 @@ def join_line(config: PeerConfig, addresses: tuple[str, ...]) -> str:
     return " ".join(words)
 
 
-def load_line(home: Home, adapter_config: str) -> str:
-    """Return one line of Python that loads the exported adapter in plain peft."""
-    base = json.loads(adapter_config)["base_model_name_or_path"]
+def load_line_of(adapter: Path) -> str:
+    """Return one line of Python that loads an exported adapter folder in plain peft."""
+    base = json.loads((adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
     return (
         "model = peft.PeftModel.from_pretrained("
-        f"transformers.AutoModelForCausalLM.from_pretrained({base!r}), {str(home.adapter)!r})"
+        f"transformers.AutoModelForCausalLM.from_pretrained({base!r}), {str(adapter.resolve())!r})"
     )
