@@ -102,9 +102,11 @@ def evaluate(
     """Measure an adapter's loss on your files, next to the base model's."""
     from peer.inference import losses
 
-    print(f"{'file':40} {'base':>8} {'adapter':>8}   (nats per token)")
-    for path, base_loss, adapter_loss in losses(adapter, data, max_length):
-        print(f"{path!s:40} {base_loss:8.3f} {adapter_loss:8.3f}")
+    row = "{:40} {:>8} {:>8}"
+    for number, (path, base_loss, adapter_loss) in enumerate(losses(adapter, data, max_length)):
+        if number == 0:
+            print(row.format("file", "base", "adapter"), "  (nats per token)")
+        print(row.format(str(path), f"{base_loss:.3f}", f"{adapter_loss:.3f}"))
 
 
 @app.command
