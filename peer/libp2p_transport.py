@@ -99,6 +99,7 @@ def libp2p_transport(
     """
     # The library logs errors of strangers as ours, and formats debug lines for every frame.
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+    logging.getLogger("libp2p.network.auto_connector").setLevel(logging.CRITICAL)  # sets its own level
     options = _Options(
         private_key,
         listen,
@@ -201,7 +202,7 @@ class Libp2pTransport:
             connection_config=ConnectionConfig(
                 max_connections=most,
                 high_watermark=most,
-                low_watermark=0,  # with min_connections: no dialing of its own accord (T11)
+                low_watermark=0,
                 min_connections=0,
                 max_connections_per_peer=CONNECTIONS_PER_PEER,
                 inbound_upgrade_timeout=HANDSHAKE_S,
@@ -218,6 +219,9 @@ class Libp2pTransport:
         )  # its rate limit counts peers behind one address as one; ours are below
         swarm.retry_config = RetryConfig(max_retries=0)  # who dials decides about trying again
         swarm.upgrader = Upgrader({NOISE_ID: noise}, self._make_connection)
+        swarm.auto_connector.maybe_connect = (
+            trio.lowlevel.checkpoint
+        )  # dials even with all watermarks at 0 (T11)
         self._library_accept = swarm.upgrade_inbound_raw_conn
         swarm.upgrade_inbound_raw_conn = self._accept
         self._library_serve = swarm.common_stream_handler
@@ -367,7 +371,7 @@ class Libp2pTransport:
                 attempt.error = f"{attempt.address} closed the connection at once"
         except trio.TooSlowError:
             attempt.error = f"no answer from {attempt.address} within {self._options.dial_s:g} s"
-        except Exception as error:  # noqa: BLE001 - whatever the library makes of a remote's failure is the remote's
+        except Exception as error:
             attempt.error = _explain_dial(error, attempt.address, peer)
             log.debug("dial: %s", attempt.error, exc_info=error)
         finally:
@@ -477,7 +481,7 @@ class Libp2pTransport:
             stream = ProtocolStream(str(net_stream.muxed_conn.peer_id), net_stream.muxed_stream.stream)
             try:
                 await handler(stream)
-            except Exception as error:  # noqa: BLE001 - the seam: whatever a handler raises ends its stream only
+            except Exception as error:
                 known = isinstance(error, Unreachable)
                 log.info(
                     "%s of %s ended: %r", protocol, stream.peer, error, exc_info=None if known else error

@@ -274,6 +274,7 @@ class Session:
         self._acceptable = trio.lowlevel.ParkingLot()
         self._urgent: deque[bytes] = deque()
         self._queue: deque[_Queued] = deque()
+        self._handed: list[trio.Event] = []  # of the batch that is being sent
         self._unsent = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
         self._heard = 0  # batches received, for the keepalive
@@ -303,10 +304,9 @@ class Session:
         log.debug("connection ends: %s", reason)
         for stream in list(self.streams.values()):
             stream.on_broken(reason, drop=False)
-        for queued in self._queue:
-            if queued.handed is not None:
-                queued.handed.set()
+        self._handed += [queued.handed for queued in self._queue if queued.handed is not None]
         self._queue.clear()
+        self._set_handed()
         self._acceptable.unpark_all()
         self._link.close()
         self._scope.cancel()
@@ -389,20 +389,22 @@ class Session:
             while True:
                 while not self._urgent and not self._queue:
                     await self._unsent.park()
-                messages, handed = self._next_batch()
-                if messages:
+                if messages := self._next_batch():
                     await self._link.send(messages, self.stall_s)
-                for event in handed:
-                    event.set()
+                self._set_handed()
         except trio.TooSlowError:
             self.abort(f"the peer took no byte for {self.stall_s:g} s")
         except Exception as error:  # noqa: BLE001 - a broken socket or an exhausted cipher ends this connection only
             self.abort(f"writing failed: {error}")
 
-    def _next_batch(self) -> tuple[list[bytes], list[trio.Event]]:
+    def _set_handed(self) -> None:
+        for event in self._handed:
+            event.set()
+        self._handed.clear()
+
+    def _next_batch(self) -> list[bytes]:
         """Take about ``BATCH_BYTES`` of frames from the queues; small ones share an encrypted message."""
         messages: list[bytes] = []
-        handed: list[trio.Event] = []
         small = bytearray()
         while self._urgent and len(small) + HEADER.size <= MESSAGE_BYTES:
             small += self._urgent.popleft()
@@ -410,7 +412,7 @@ class Session:
         while self._queue and size < BATCH_BYTES:
             stream, frame, event = self._queue.popleft()
             if event is not None:
-                handed.append(event)
+                self._handed.append(event)
             if stream.broken is not None:
                 continue  # reset: the remote would only throw it away
             size += len(frame)
@@ -423,7 +425,7 @@ class Session:
             messages.append(frame) if len(frame) > SMALL_BYTES else small.extend(frame)
         if small:
             messages.append(bytes(small))
-        return messages, handed
+        return messages
 
     # -- receiving --------------------------------------------------------------------------------------------
 

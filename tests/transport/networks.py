@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 import trio
 
 from peer.libp2p_transport import libp2p_transport, peer_id_of
 from peer.memory_transport import MemoryNetwork
-from peer.transport import Handler, Stream, Transport
+from peer.transport import Handler, Stream, Transport, Unreachable
 
 TOPIC = "test/presence"
 SAFETY_S = 20.0  # no test waits for it; it only turns a hang into a failure
@@ -136,15 +136,22 @@ async def drain(stream: Stream) -> None:
 async def ask(stream: Stream, data: bytes) -> bytes:
     """Send ``data`` on a stream and return the whole answer."""
     answer = bytearray()
+    failure: Unreachable | None = None
     async with trio.open_nursery() as nursery:
 
         async def send() -> None:
-            await stream.send(data)
-            await stream.finish()
+            with suppress(Unreachable):  # then receiving fails as well, and says it
+                await stream.send(data)
+                await stream.finish()
 
         nursery.start_soon(send)
-        while piece := await stream.receive(1 << 20):
-            answer += piece
+        try:
+            while piece := await stream.receive(1 << 20):
+                answer += piece
+        except Unreachable as error:
+            failure = error
+    if failure is not None:
+        raise failure
     await stream.close()
     return bytes(answer)
 
