@@ -25,10 +25,7 @@ PREFIX_BYTES = 4
 """Length of the header's length."""
 
 Progress = Callable[[str, float | None], None]
-"""Called with (stage, done): stage is e.g.
-
-"download" or "convert", done is 0 to 1 or None where it is not known.
-"""
+"""Called with (stage, done): stage is "download", "convert", ...; done is 0 to 1, or None where not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,13 +34,12 @@ Who wrote that song?|Why is the sky so dark?|Is there any water left?"""
 
 HIDDEN = 64
 LAYERS = 2
-STEPS = 300
+STEPS = 120
 BATCH = 16
 LENGTH = 64
 LEARNING_RATE = 5e-3
-"""Size and pre-training. Source: our bench;
-
-about 5 s on one core, English falls from 5.5 to about 1 nat a byte.
+"""Size and pre-training. Source: our bench: 3 s on a core; more steps learn this grammar by heart and make the base
+worse at anything else (300 steps: 6.8 nats a byte on other languages, 120: 4.3).
 """
 
 

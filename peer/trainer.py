@@ -38,10 +38,7 @@ from peer.frames import (
 )
 
 STOP_S = 5.0
-"""How long a polite stop may take before the child is killed, seconds. Source:
-
-guess (a step on a slow CPU).
-"""
+"""How long a polite stop may take before the child is killed, seconds. Source: guess."""
 
 STDERR_LINES = 12
 """Last lines of the child's stderr that are shown when it dies."""

@@ -7,6 +7,7 @@ safe, because a library that prints would corrupt them. It knows nothing of trai
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import queue
@@ -48,9 +49,12 @@ class Server:
                 trained = self._running().train(self._state(payload), lambda step: self._say("step", step))
                 if save_to is not None:
                     self._running().save(Path(save_to))
+                give_back_memory()
                 self._say("trained", trained, trained.state)
             case {"kind": "evaluate"}:
-                self._say("evaluated", self._running().evaluate(self._state(payload)))
+                evaluated = self._running().evaluate(self._state(payload))
+                give_back_memory()
+                self._say("evaluated", evaluated)
             case _:
                 raise AssertionError(f"unknown command {command['kind']!r}")
 
@@ -72,6 +76,7 @@ class Server:
         self._trainer = trainer
         gc.collect()
         gc.freeze()  # a million objects of imported libraries need no second look
+        give_back_memory()
         ready = {
             "kind": "ready",
             "entries": trainer.spec.entries,
@@ -111,6 +116,13 @@ class Server:
         self._answers.write(encode(header, len(payload)))
         self._answers.write(payload)
         self._answers.flush()
+
+
+def give_back_memory() -> None:
+    """Return freed heap to the system where libc can (glibc keeps hundreds of MB of activations otherwise)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def read_commands(pipe: IO[bytes], commands: queue.SimpleQueue[Command]) -> None:

@@ -1,0 +1,130 @@
+"""The training process seen from its parent: it works, it says why it cannot, it dies when it should and is missed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from gossip.adapter import AdapterState
+from gossip.errors import LocalError
+from peer.config import PeerConfig
+from peer.frames import Step
+from peer.trainer import TrainerDied, TrainerProcess
+
+Quick = Callable[..., PeerConfig]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def gone(pid: int) -> None:
+    """Return once a process that is not our child has ended."""
+    with trio.fail_after(20):
+        while is_alive(pid):
+            await trio.lowlevel.checkpoint()
+
+
+def test_a_round_in_the_process_is_the_round_in_this_one_and_resumes(quick: Quick, tmp_path: Path) -> None:
+    saved = tmp_path / "trainer.safetensors"
+    steps: list[Step] = []
+    stages: list[str] = []
+
+    async def scenario() -> tuple[AdapterState, ...]:
+        trainer, ready = await TrainerProcess.start(
+            quick(), on_progress=lambda stage, done: stages.append(stage)
+        )
+        assert (ready.device, ready.model_name, ready.rows + ready.rows_held_out) == ("cpu", "tiny", 113)
+        assert "german.jsonl: 113 rows of text" in ready.data_report
+        assert ready.initial.digest() == ready.manifest["adapter_digest"]
+        first = await trainer.train(ready.initial, 1, saved, steps.append)
+        assert (await trainer.evaluate(first.state)).own < (await trainer.evaluate(ready.initial)).own
+        second = await trainer.train(first.state, 2)
+        await trainer.stop()
+        assert not is_alive(trainer.pid)
+        await trainer.stop()  # a second time is harmless
+
+        resumed, again = await TrainerProcess.start(quick(), saved)
+        assert again.manifest == ready.manifest
+        third = await resumed.train(first.state, 2)
+        await resumed.stop()
+        return first.state, second.state, third.state
+
+    first, second, third = trio.run(scenario)
+    assert [step.step for step in steps] == [1, 2, 3]
+    assert "load" in stages
+    assert third.digest() == second.digest() != first.digest()
+
+
+def test_a_dead_or_stopped_or_cancelled_process_is_reported_and_leaves_nothing(quick: Quick) -> None:
+    async def scenario() -> None:
+        trainer, ready = await TrainerProcess.start(quick(local_steps=1000))
+        os.kill(trainer.pid, signal.SIGINT)  # Ctrl-C is the parent's to judge
+        await trainer.evaluate(ready.initial)
+        with pytest.raises(TrainerDied, match="SIGKILL"):
+            await trainer.train(ready.initial, 1, on_step=lambda step: trainer.kill())
+        assert not is_alive(trainer.pid)
+        with pytest.raises(TrainerDied):
+            await trainer.evaluate(ready.initial)
+        await trainer.stop()
+
+        trainer, ready = await TrainerProcess.start(quick(local_steps=1000))
+        with trio.CancelScope() as scope:
+            await trainer.train(ready.initial, 1, on_step=lambda step: scope.cancel())
+        assert scope.cancelled_caught
+        assert not is_alive(trainer.pid)
+
+    trio.run(scenario)
+
+
+def test_what_the_child_refuses_arrives_with_its_exit_code(quick: Quick, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "good"}\n{"text": "good"}\n{"text":\n')
+    with pytest.raises(LocalError, match=r"bad.jsonl:3: malformed JSON") as raised:
+        trio.run(TrainerProcess.start, quick(data=(path,), bad_rows="refuse"))
+    assert raised.value.exit_code == 6
+
+
+def test_a_crash_is_reported_with_the_childs_last_words(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(PeerConfig, "to_json", lambda self: "no json")
+    with pytest.raises(TrainerDied, match="exit code 1") as raised:
+        trio.run(TrainerProcess.start, quick())
+    assert "JSONDecodeError" in raised.value.reason
+
+
+def test_the_child_ends_when_its_parent_is_killed(quick: Quick, cache: Path) -> None:
+    code = f"""
+        import sys, trio
+        from peer.config import PeerConfig
+        from peer.trainer import TrainerProcess
+
+        async def scenario():
+            config = PeerConfig.from_json({quick(local_steps=100_000).to_json()!r})
+            trainer, ready = await TrainerProcess.start(config)
+            await trainer.train(ready.initial, 1, on_step=lambda step: print(trainer.pid, flush=True))
+
+        trio.run(scenario)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    trio.run(gone, pid)
