@@ -244,7 +244,7 @@ def barabasi_albert(n: int, draws: Draws, links: int) -> Edges:
 
 
 def barbell(n: int, draws: Draws) -> Edges:
-    """Two cliques of a third of the peers each, joined by a path of the rest: a hard case, gap of order n^-3."""
+    """Two cliques of a third of the peers each, joined by a path of the rest: a hard case, gap of order n^-2."""
     clique = max(1, n // 3)
     between = np.arange(clique - 1, n - clique)
     joins = np.stack([between, between + 1], axis=1)
