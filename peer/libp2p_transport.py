@@ -23,7 +23,6 @@ from libp2p.custom_types import TProtocol
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
-from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, PROTOCOL_ID_V12, GossipSub
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
@@ -33,7 +32,7 @@ from multiaddr import Multiaddr
 
 from gossip.errors import LocalError
 from peer.addresses import WILDCARDS, interface_ips, listen_endpoint, peer_of, require_free_port, with_peer
-from peer.libp2p_adapters import ConnectionNotifee, Handshakes, MuxedConnection, Presence, Upgrader
+from peer.libp2p_adapters import ConnectionNotifee, Handshakes, MuxedConnection, Presence, Router, Upgrader
 from peer.protocol_stream import ProtocolStream, negotiate
 from peer.transport import Announced, ConnectionChanged, Handler, Stream, TransportFactory, Unreachable
 from peer.yamux import Credit, MuxedStream, StreamBroken
@@ -245,13 +244,7 @@ class Libp2pTransport:
             raise LocalError(f"cannot listen on {self._options.listen}")
         port = int(listeners[0].get_addrs()[0].value_for_protocol("tcp"))
         self._addresses = self._own_addresses(port)
-        router = GossipSub(
-            protocols=[PROTOCOL_ID_V12, PROTOCOL_ID_V11],
-            degree=6,
-            degree_low=4,
-            degree_high=12,  # GossipSub specification
-            heartbeat_interval=1,  # specification; the library's default is 120 s
-        )
+        router = Router()
         self._presence = Presence(self._host, router, topic, FRAME_BYTES_MAX, on_announced)
         await stack.enter_async_context(background_trio_service(router))
         await stack.enter_async_context(background_trio_service(self._presence))
