@@ -33,6 +33,8 @@ def load_adapter(folder: Path) -> tuple[Any, Any]:
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    # transformers warns of its own deprecated attribute, which its own code reads; nothing a user can act on
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         base_name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     except FileNotFoundError:
@@ -102,15 +104,12 @@ class Conversation:
         else:
             lines = "\n".join(message["content"] for message in self._messages)
             inputs = self._tokenizer(lines + "\n", return_tensors="pt")
-        with warnings.catch_warnings():
-            # transformers warns of its own deprecated attribute, which its own generate() reads
-            warnings.simplefilter("ignore", FutureWarning)
-            output = self._model.generate(
-                **inputs,
-                max_new_tokens=self._max_new_tokens,
-                do_sample=False,
-                pad_token_id=self._tokenizer.pad_token_id,
-            )
+        output = self._model.generate(
+            **inputs,
+            max_new_tokens=self._max_new_tokens,
+            do_sample=False,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
         words = self._tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
         self._messages.append({"role": "assistant", "content": words})
         return words

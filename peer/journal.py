@@ -109,7 +109,17 @@ def _finished(e: dict[str, Any]) -> str:
 
 def _preparing(e: dict[str, Any]) -> str | None:
     # Called many times a second with a share between 0 and 1: only the beginning of each stage is a sentence.
-    return f"{e['stage']} ..." if not e["done"] else None
+    return f"{STAGES.get(e['stage'], e['stage'])} ..." if not e["done"] else None
+
+
+STAGES = {
+    "import": "loading libraries",
+    "download": "downloading the base model",
+    "verify": "checking its digest",
+    "convert": "converting it once",
+    "save": "saving it",
+    "load": "loading the base model",
+}
 
 
 SENTENCES: dict[str, Formatter] = {

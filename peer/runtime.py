@@ -42,7 +42,9 @@ from gossip.manifest import RunManifest
 from gossip.messages import Pull
 from gossip.mixing import MIXERS
 from gossip.node import GossipNode, NodeSettings
+from peer import addresses
 from peer.config import PeerConfig
+from peer.data import DataError
 from peer.exchange import ADAPTER, CONTROL, Publisher, Traffic, pull
 from peer.frames import Ready, Step
 from peer.identity import peer_id
@@ -436,6 +438,12 @@ def check_config(config: PeerConfig) -> None:
     """
     if not config.data:
         raise LocalError("--data is missing: give a .jsonl, .json, .csv, .parquet or .txt file to learn from")
+    for path in (*config.data, *config.eval_data):
+        if not path.exists():
+            raise DataError(f"there is no data file {path} (seen from {Path.cwd()})")
+    for address in config.join:
+        addresses.peer_of(address)
+    addresses.listen_endpoint(config.listen)
     for option, catalogue in (("codec", CODECS), ("mixing", MIXERS)):
         name = getattr(config, option)
         if name not in catalogue:
@@ -493,10 +501,10 @@ RUN_FLAGS = (
 """Settings that a friend needs to repeat to be of the same run (and, for rounds, to end with us)."""
 
 
-def join_line(config: PeerConfig, addresses: tuple[str, ...]) -> str:
+def join_line(config: PeerConfig, own_addresses: tuple[str, ...]) -> str:
     """Return the command that a friend pastes to join: our address and every setting that makes the run."""
     defaults = PeerConfig()
-    words = ["peer run", f"--join {addresses[0]}", "--data THEIR_FILE.jsonl"]
+    words = ["peer run", f"--join {own_addresses[0]}", "--data THEIR_FILE.jsonl"]
     for name in RUN_FLAGS:
         value = getattr(config, name)
         if value == getattr(defaults, name):

@@ -1,0 +1,116 @@
+"""The closed-form network: every peer pulls toward its own optimum, and theory knows where the whole ends up.
+
+Peer i minimizes |x - b_i|^2 / 2 by H exact gradient steps of size eta, then mixes with W. With a = (1 - eta)^H the
+stationary point is x* = (I - aW)^-1 (1 - a) W b (adapt-then-combine; algorithms.md section 1.4, derived there), whose
+mean is the mean of b for every doubly stochastic W. It is the end-to-end check of node, wire, codec and mixing, and
+the cheapest workload for convergence experiments.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gossip.adapter import AdapterSpec, AdapterState
+from gossip.events import RoundReport
+from gossip.node import GossipNode, NodeSettings
+from gossip.simulation import LinkModel, LocalSteps, Simulation
+from topology.links import parse_topology
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quadratic:
+    """A network to simulate.
+
+    Args:
+        peers: n >= 1; they are called p0000, p0001, ...
+        dimension: values per adapter (P).
+        rounds: rounds per peer.
+        topology, mixing, codec, collect_s: as in ``peer run``.
+        step_size: eta in (0, 1).
+        local_steps: H >= 1.
+        train_s: virtual seconds of local steps; every round draws up to ``train_jitter`` more of it.
+        seed: seed of optima, topologies, jitter and network.
+    """
+
+    peers: int
+    dimension: int = 8
+    rounds: int = 20
+    topology: str = "ring"
+    mixing: str = "average"
+    codec: str = "float32"
+    collect_s: float = 60.0
+    step_size: float = 0.1
+    local_steps: int = 3
+    train_s: float = 0.5
+    train_jitter: float = 0.1
+    links: LinkModel = LinkModel()
+    seed: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Peer ids, sorted."""
+        return tuple(f"p{index:04d}" for index in range(self.peers))
+
+    @property
+    def shrink(self) -> float:
+        """a = (1 - eta)^H: the share of the distance to its optimum that a peer keeps after its local steps."""
+        return float((1 - self.step_size) ** self.local_steps)
+
+    def optima(self) -> Tensor:
+        """Return b, float32[n, P], standard normal."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(self.peers, self.dimension, generator=generator)
+
+    def make_node(self, name: str) -> GossipNode:
+        """Return a fresh node at the origin."""
+        settings = NodeSettings(
+            topology=parse_topology(self.topology, seed=self.seed),
+            mixing=self.mixing,
+            codec=self.codec,
+            rounds=self.rounds,
+            collect_s=self.collect_s,
+            norm_cap=1e6,  # the origin has no norm to measure against
+        )
+        return self._node(name, settings)
+
+    def _node(self, name: str, settings: NodeSettings) -> GossipNode:
+        spec = AdapterSpec((("x", (self.dimension,)),))
+        origin = AdapterState(spec, torch.zeros(self.dimension))
+        return GossipNode(name, origin, settings, random.Random(f"{self.seed}/{name}"), self.names)
+
+    def simulation(
+        self, on_report: Callable[[float, str, RoundReport], None] | None = None
+    ) -> Simulation:
+        """Return the network, ready to run."""
+        shared = self.make_node(self.names[0]).settings  # one topology, so its rows are computed once
+        nodes = {name: self._node(name, shared) for name in self.names}
+        optima = dict(zip(self.names, self.optima(), strict=True))
+        clocks = {name: random.Random(f"{self.seed}/clock/{name}") for name in self.names}
+        a = self.shrink
+
+        def train(name: str, state: AdapterState, round: int) -> LocalSteps:
+            error = state.flat - optima[name]
+            moved = AdapterState(state.spec, optima[name] + a * error)
+            seconds = self.train_s * (1 + self.train_jitter * clocks[name].random())
+            return LocalSteps(moved, self.local_steps, float(error.square().sum()) / 2, seconds)
+
+        return Simulation(nodes, train, self.links, seed=self.seed, on_report=on_report)
+
+    def stationary_point(self) -> NDArray[np.float64]:
+        """Return x* = (I - aW)^-1 (1 - a) W b, float64[n, P], for a static topology."""
+        matrix = parse_topology(self.topology, seed=self.seed).matrix(self.names).toarray()
+        b = self.optima().numpy().astype(np.float64)
+        system = np.eye(self.peers) - self.shrink * matrix
+        return np.asarray(np.linalg.solve(system, (1 - self.shrink) * matrix @ b))
+
+
+def positions(simulation: Simulation, names: tuple[str, ...]) -> Tensor:
+    """Return every node's adapter, float32[n, P], in order of names."""
+    return torch.stack([simulation.node(name).state.flat for name in names])
