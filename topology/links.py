@@ -298,8 +298,13 @@ def catalogue() -> dict[str, str]:
     }
 
 
-def describe() -> str:
-    """Return the catalogue as lines of text, name and description in two columns."""
-    entries = catalogue()
+def weight_catalogue() -> dict[str, str]:
+    """Return how each weight rule is written and what it is; the first is the default."""
+    return {signature(name, rule.parameters): _first_line(rule.apply) for name, rule in RULES.items()}
+
+
+def describe(entries: dict[str, str] | None = None) -> str:
+    """Return a catalogue (default: that of topologies) as lines of text, name and description in two columns."""
+    entries = catalogue() if entries is None else entries
     width = max(map(len, entries))
     return "\n".join(f"{written:<{width}}  {line}" for written, line in entries.items())

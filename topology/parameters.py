@@ -100,4 +100,4 @@ def read_values(name: str, parameters: Sequence[Parameter], texts: Sequence[str]
 
 def canonical(name: str, values: Sequence[Value]) -> str:
     """Return the canonical text of an entry with its parameters, e.g. ``"watts-strogatz:4:0.1"``."""
-    return ":".join([name, *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)])
+    return ":".join([name, *map(str, values)])

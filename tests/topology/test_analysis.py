@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
+from topology.advice import advise
 from topology.analysis import consensus_cost, measure
 from topology.cliques import d_cliques, skew
 from topology.consensus import measured_rate, of_topology, run_consensus, static
@@ -303,16 +304,47 @@ def test_drift_of_row_stochastic_rounds_is_measured() -> None:
 
 def test_cliques_pool_all_labels() -> None:
     histograms = np.repeat(np.eye(5), 6, axis=0) * 100  # 30 peers, one label each
-    found, cliques = d_cliques(histograms, 5, seed=0)
+    found, cliques = d_cliques(histograms, 5, seed=0, swaps=150)
     assert sorted(peer for clique in cliques for peer in clique) == list(range(30))
     assert all(skew(clique, histograms) < 1e-12 for clique in cliques)
     assert is_connected(30, found)
     assert len(found) == 6 * 10 + 6
-    full, _ = d_cliques(histograms, 5, seed=0, between="complete")
+    full, _ = d_cliques(histograms, 5, seed=0, between="complete", swaps=1)
     assert len(full) == 6 * 10 + 15
-    again, _ = d_cliques(histograms, 5, seed=0)
+    again, _ = d_cliques(histograms, 5, seed=0, swaps=150)
     np.testing.assert_array_equal(found, again)
     with pytest.raises(TopologyError, match="at least 2 peers, not 1"):
         d_cliques(histograms, 1, seed=0)
     with pytest.raises(TopologyError, match="label counts"):
         d_cliques(np.zeros((3, 2)), 2, seed=0)
+
+
+# ---- advice
+
+
+def test_advice_ranks_what_fits() -> None:
+    link = LinkModel(latency_s=0.05, up_mbit=20, down_mbit=20)
+    ranked = advise(24, degree_max=3, payload_bytes=4e6, link=link, loss=0.05, churn=0.25)
+    names = [advice.name for advice in ranked]
+    assert {"ring", "random-regular:3", "base:3", "epidemic:3", "random-matching"} <= set(names)
+    assert not {"complete", "star", "torus", "hypercube"} & set(
+        names
+    )  # too many reads, or 24 is no power of two
+    assert [advice.seconds for advice in ranked] == sorted(advice.seconds for advice in ranked)
+    by_name = {advice.name: advice for advice in ranked}
+    assert by_name["ring"].seconds == max(advice.seconds for advice in ranked)
+    assert by_name["random-regular:3"].mean_error < 1e-12 < by_name["epidemic:3"].mean_error
+    assert by_name["ring"].connected_share < 0.6 < 0.95 < by_name["epidemic:3"].connected_share
+    assert all(advice.reason.startswith(advice.name) for advice in ranked)
+    exact = advise(24, degree_max=3, payload_bytes=4e6, link=link)
+    assert exact[0].name == "base:3"
+    assert ranked == advise(24, degree_max=3, payload_bytes=4e6, link=link, loss=0.05, churn=0.25)
+
+
+def test_advice_refuses_what_cannot_be() -> None:
+    link = LinkModel()
+    with pytest.raises(TopologyError, match="at least 2 peers"):
+        advise(1, degree_max=3, payload_bytes=1, link=link)
+    with pytest.raises(TopologyError, match=r"loss must be from 0 to below 1, not -0\.1"):
+        advise(8, degree_max=3, payload_bytes=1, link=link, loss=-0.1)
+    assert advise(8, degree_max=1, payload_bytes=1, link=link)[0].name == "base:1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 import numpy as np
@@ -152,7 +153,23 @@ def test_shared_draws_never_change() -> None:
     assert [j for i, j in graph if i == 0] == GOLDEN_REGULAR
     matching = parse_topology("random-matching", seed=42).edges(8, 5).tolist()
     assert [j for _, j in matching] == GOLDEN_MATCHING
+    digests = {}
+    for name in GOLDEN_DIGESTS:
+        drawn = np.ascontiguousarray(parse_topology(name, seed=42).edges(21, 3), dtype="<i8")
+        digests[name] = hashlib.sha256(drawn.tobytes()).hexdigest()[:8]
+    assert digests == GOLDEN_DIGESTS
 
 
+GOLDEN_DIGESTS = {
+    "random-regular:4": "125ee2db",
+    "random-regular:16": "e9bce242",
+    "erdos-renyi": "db9f170a",
+    "watts-strogatz:4:0.3": "f5bf1c10",
+    "barabasi-albert:2": "9eca9d0f",
+    "epidemic-local:3": "fa5a0db9",
+    "epidemic-oracle:3": "6e73d234",
+    "equistatic:4": "1057d696",
+    "equidyn": "62c56c2e",
+}
 GOLDEN_REGULAR = [2, 4, 7]
 GOLDEN_MATCHING = [2, 4, 0, 7, 1, 6, 5, 3]

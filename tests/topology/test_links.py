@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from topology.errors import TopologyError
-from topology.links import Links, Topology, catalogue, describe, numbered, parse_topology
+from topology.links import Links, Topology, catalogue, describe, numbered, parse_topology, weight_catalogue
 
 
 def parse(text: str, **options: object) -> Topology:
@@ -33,6 +33,7 @@ def test_names_are_canonical_and_read_back() -> None:
         "watts-strogatz:4:0.10": "watts-strogatz:4:0.1",
         "torus:04X6": "torus:4x6",
         "erdos-renyi": "erdos-renyi",
+        "erdos-renyi:0.123456789": "erdos-renyi:0.123456789",
         "round-robin: ring + base:1": "round-robin:ring+base:1",
     }.items():
         assert parse(text).name == name
@@ -136,6 +137,10 @@ def test_the_catalogue_describes_itself() -> None:
     assert len(text.splitlines()) == len(catalogue())
     assert "random-regular:K" in text
     assert "torus[:RxC]" in text
+    rules = weight_catalogue()
+    assert next(iter(rules)) == "metropolis-hastings"
+    assert all(line.endswith(".") for line in rules.values())
+    assert "lazy[:BETA]" in describe(rules)
 
 
 def test_help_does_not_wait_for_scipy_or_networkx() -> None:
