@@ -11,6 +11,7 @@ import ipaddress
 import socket
 
 import base58
+import trio
 
 from gossip.errors import LocalError
 
@@ -81,6 +82,25 @@ def split(address: str) -> tuple[str, str, int]:
     if not (port_text.isascii() and port_text.isdigit() and int(port_text) <= 65535):
         raise ValueError(f"{port_text!r} is not a port (0 to 65535)")
     return family, host, int(port_text)
+
+
+async def resolved(address: str) -> list[str]:
+    """Return ``address`` with its name, if it has one, replaced by at most four IPs.
+
+    By the system's resolver: the library's own asks DNS servers only, and finds neither ``localhost`` nor what is in
+    the hosts file.
+
+    Raises:
+        socket.gaierror: the name cannot be resolved.
+    """
+    transport, _, peer = address.partition("/p2p/")
+    family, host, port = split(transport)
+    if family in ("ip4", "ip6"):
+        return [address]
+    kind = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}[family]
+    found = await trio.socket.getaddrinfo(host, port, kind, socket.SOCK_STREAM)
+    names = {socket.AF_INET: "ip4", socket.AF_INET6: "ip6"}
+    return [f"/{names[each]}/{endpoint[0]}/tcp/{port}/p2p/{peer}" for each, *_, endpoint in found[:4]]
 
 
 def is_peer_id(text: str) -> bool:

@@ -33,9 +33,10 @@ from libp2p.transport.exceptions import MuxerUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
+from peer.muxed_stream import BULK_READ_BYTES, Credit, MuxedStream, StreamBroken
 from peer.secure_link import SecureLink
 from peer.transport import Announced
-from peer.yamux import BULK_READ_BYTES, Credit, MuxedStream, Session, StreamBroken
+from peer.yamux import Session
 
 log = logging.getLogger(__name__)
 
@@ -313,3 +314,20 @@ class Handshakes:
     def end(self, scope: trio.CancelScope) -> None:
         """Forget a handshake that is over."""
         self._scopes.pop(scope, None)
+
+
+def explain_dial(error: BaseException, address: str, peer: str) -> str:
+    """Say in one line what went wrong and what to look at: the library hides it three causes deep."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and len(chain) < 10:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    kinds = {type(each).__name__ for each in chain}
+    if "PeerIDMismatchesPubkey" in kinds or any("Peer ID mismatch" in str(each) for each in chain):
+        return f"another peer than {peer} answers at {address}: ask its owner for the present address"
+    if "gaierror" in kinds:
+        return f"the name in {address} cannot be resolved: is it spelled right, is there a network?"
+    if "OpenConnectionError" in kinds:
+        return f"nobody answers at {address}: is the peer running, is the port open?"
+    return f"{address} answers but breaks off: it is another program, or has no room for us ({chain[-1]!r})"

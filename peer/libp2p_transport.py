@@ -31,11 +31,27 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from gossip.errors import LocalError
-from peer.addresses import WILDCARDS, interface_ips, listen_endpoint, peer_of, require_free_port, with_peer
-from peer.libp2p_adapters import ConnectionNotifee, Handshakes, MuxedConnection, Presence, Router, Upgrader
+from peer.addresses import (
+    WILDCARDS,
+    interface_ips,
+    listen_endpoint,
+    peer_of,
+    require_free_port,
+    resolved,
+    with_peer,
+)
+from peer.libp2p_adapters import (
+    ConnectionNotifee,
+    Handshakes,
+    MuxedConnection,
+    Presence,
+    Router,
+    Upgrader,
+    explain_dial,
+)
+from peer.muxed_stream import Credit, MuxedStream, StreamBroken
 from peer.protocol_stream import ProtocolStream, negotiate
 from peer.transport import Announced, ConnectionChanged, Handler, Stream, TransportFactory, Unreachable
-from peer.yamux import Credit, MuxedStream, StreamBroken
 
 log = logging.getLogger(__name__)
 
@@ -99,17 +115,8 @@ def libp2p_transport(
     # The library logs errors of strangers as ours, and formats debug lines for every frame.
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
     logging.getLogger("libp2p.network.auto_connector").setLevel(logging.CRITICAL)  # sets its own level
-    options = _Options(
-        private_key,
-        listen,
-        announce,
-        stall_s,
-        dial_s,
-        open_s,
-        connections_max,
-        streams_per_peer_max,
-        streams_max,
-    )
+    limits = (stall_s, dial_s, open_s, connections_max, streams_per_peer_max, streams_max)
+    options = _Options(private_key, listen, announce, *limits)
     listen_endpoint(listen)
     for address in announce:
         with_peer(address, peer_id_of(private_key))
@@ -359,17 +366,26 @@ class Libp2pTransport:
                 attempt.error = f"we have {self._options.connections_max} connections, no more are allowed"
                 return
             with trio.fail_after(self._options.dial_s):
-                await self._swarm.dial_addr(Multiaddr(attempt.address), ID.from_base58(peer))
+                await self._dial_first(await resolved(attempt.address), ID.from_base58(peer))
             if not self.is_connected(peer):
                 attempt.error = f"{attempt.address} closed the connection at once"
         except trio.TooSlowError:
             attempt.error = f"no answer from {attempt.address} within {self._options.dial_s:g} s"
         except Exception as error:
-            attempt.error = _explain_dial(error, attempt.address, peer)
+            attempt.error = explain_dial(error, attempt.address, peer)
             log.debug("dial: %s", attempt.error, exc_info=error)
         finally:
             del self._dials[peer]
             attempt.done.set()
+
+    async def _dial_first(self, addresses: list[str], peer_id: ID) -> None:
+        for address in addresses[:-1]:
+            try:
+                await self._swarm.dial_addr(Multiaddr(address), peer_id)
+                return
+            except SwarmException as error:
+                log.debug("dial %s, one of several: %r", address, error)
+        await self._swarm.dial_addr(Multiaddr(addresses[-1]), peer_id)
 
     def _remember(self, peer: str, address: str) -> None:
         known = self._known.setdefault(peer, [])
@@ -491,20 +507,3 @@ class Libp2pTransport:
         family, ip, _ = listen_endpoint(self._options.listen)
         ips = interface_ips(family) if ip in WILDCARDS else [ip]
         return tuple(f"/{family}/{each}/tcp/{port}/p2p/{self._peer_id}" for each in ips)
-
-
-def _explain_dial(error: BaseException, address: str, peer: str) -> str:
-    """Say in one line what went wrong and what to look at: the library hides it three causes deep."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and len(chain) < 10:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    kinds = {type(each).__name__ for each in chain}
-    if "PeerIDMismatchesPubkey" in kinds or any("Peer ID mismatch" in str(each) for each in chain):
-        return f"another peer than {peer} answers at {address}: ask its owner for the present address"
-    if any("resolve" in str(each) for each in chain):
-        return f"the name in {address} cannot be resolved: is it spelled right, is there a network?"
-    if "OpenConnectionError" in kinds:
-        return f"nobody answers at {address}: is the peer running, is the port open?"
-    return f"{address} answers but breaks off: it is another program, or has no room for us ({chain[-1]!r})"

@@ -6,8 +6,8 @@ what other implementations call lazy negotiation. Knows bytes; nothing of peers'
 
 from __future__ import annotations
 
+from peer.muxed_stream import MuxedStream, StreamBroken
 from peer.transport import CHUNK_BYTES, Unreachable
-from peer.yamux import MuxedStream, StreamBroken
 
 _MULTISTREAM = b"/multistream/1.0.0\n"
 _LINE_BYTES_MAX = 1024  # as in go-multistream

@@ -222,6 +222,32 @@ def test_listening_everywhere_yields_addresses_that_can_be_dialed() -> None:
     run(main)
 
 
+def test_names_are_resolved_as_the_system_does() -> None:
+    async def main() -> None:
+        async with net.start(1) as server, net.start(2) as client:
+            _, port = endpoint(server)
+            await client.dial(f"/dns4/localhost/tcp/{port}/p2p/{server.peer_id}")
+            assert client.is_connected(server.peer_id)
+            await client.drop(server.peer_id)
+            with pytest.raises(Unreachable, match="cannot be resolved"):
+                await client.dial(f"/dns4/no-such-host.invalid/tcp/{port}/p2p/{server.peer_id}")
+
+    run(main)
+
+
+def test_done_streams_leave_no_trace() -> None:
+    async def main() -> None:
+        async with pair(net, {ECHO: echo}) as (server, client):
+            for _ in range(30):
+                await ask(await client.open(server.peer_id, ECHO), b"x")
+            for end in (server, client):
+                (connections,) = end._connections.values()
+                assert len(connections[0].session.streams) <= 8, "those of GossipSub and identify, at most"
+                assert connections[0].session.credit.free == 64 << 20
+
+    run(main)
+
+
 # -- authenticated, yet hostile ------------------------------------------------------------------------------------
 
 
