@@ -163,13 +163,13 @@ def tokenize(rows: Sequence[Row], tokenizer: Any, max_length: int) -> tuple[list
     sequences: list[Tokens] = []
     bad: list[BadRow] = []
     packed = array("i")
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    begin, end = _marks(tokenizer)
     for row in rows:
         if row.format == "text":
-            packed.extend(_encode(tokenizer, row.content) + end)
+            packed.extend(begin + _encode(tokenizer, row.content) + end)
             continue
         try:
-            tokens = _tokens(row, tokenizer, max_length, end)
+            tokens = _tokens(row, tokenizer, max_length)
         except ValueError as error:
             bad.append(BadRow(row.file, row.line, f"the model's chat template refuses it: {error}"))
             continue
@@ -332,22 +332,29 @@ def _template(tokenizer: Any, messages: Sequence[Message], *, generation: bool =
         from jinja2 import TemplateError
 
         try:
-            return str(
-                tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=generation
-                )
+            text = tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=generation
             )
+            return str(text)
         except TemplateError as error:
             raise ValueError(str(error)) from error
     lines = [f"{message['role']}: {message['content']}\n" for message in messages]
     return "".join([*lines, "assistant: "] if generation else lines)
 
 
-def _tokens(row: Row, tokenizer: Any, max_length: int, end: list[int]) -> Tokens:
+def _marks(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return what goes before a text (only where the tokenizer itself puts it) and after it."""
+    first = tokenizer("a")["input_ids"][0]
+    begin = [first] if first == tokenizer.bos_token_id else []
+    return begin, [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def _tokens(row: Row, tokenizer: Any, max_length: int) -> Tokens:
     """Tokenize a messages or prompt/completion row; too long a prompt loses its beginning."""
-    finish = [] if tokenizer.chat_template else end  # a model's own template ends its turns itself
+    begin, end = _marks(tokenizer)
+    start, finish = ([], []) if tokenizer.chat_template else (begin, end)  # a template brings its own marks
     if row.format == "messages":
-        ids = _encode(tokenizer, _template(tokenizer, row.content)) + finish
+        ids = start + _encode(tokenizer, _template(tokenizer, row.content)) + finish
         return Tokens(array("i", ids[:max_length]))
     if isinstance(row.prompt, tuple):
         prompt_text = _template(tokenizer, row.prompt, generation=True)
@@ -355,9 +362,10 @@ def _tokens(row: Row, tokenizer: Any, max_length: int, end: list[int]) -> Tokens
         if not whole.startswith(prompt_text):  # the template has no marker of its own before an answer
             prompt_text = _template(tokenizer, row.prompt)
         completion = _encode(tokenizer, whole.removeprefix(prompt_text)) + finish
-        prompt = _encode(tokenizer, prompt_text)
+        prompt = start + _encode(tokenizer, prompt_text)
     else:
-        prompt, completion = _encode(tokenizer, row.prompt), _encode(tokenizer, row.content) + end
+        prompt = begin + _encode(tokenizer, row.prompt)
+        completion = _encode(tokenizer, row.content) + end
     completion = completion[: max_length - min(len(prompt), max_length // 2)]
     prompt = prompt[max(0, len(prompt) + len(completion) - max_length) :]
     return Tokens(array("i", prompt + completion), len(prompt))

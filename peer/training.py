@@ -13,6 +13,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ class LocalTrainer:
         self.config = config
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
+        # transformers warns of its own deprecated attribute, which peft reads: nothing a user can act on
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
         self.device = _device(config)
         self.source = models.resolve(config.model, cache, progress)
@@ -205,7 +208,11 @@ class LocalTrainer:
         )
 
     def save(self, path: Path) -> None:
-        """Write optimizer, generators and sampler to the file ``path``, whole or not at all."""
+        """Write optimizer, generators and sampler to the file ``path``, whole or not at all.
+
+        Raises:
+            LocalError: the disk is full, or the folder cannot be written.
+        """
         tensors = {"generator.cpu": torch.get_rng_state()}
         if self.device == "cuda":
             tensors["generator.cuda"] = torch.cuda.get_rng_state()
@@ -217,7 +224,10 @@ class LocalTrainer:
             "sampler": self._sampler.state(),
             "non_finite": self._non_finite,
         }
-        models.write_atomically(path, safetensors_bytes(tensors, {"trainer": json.dumps(written)}))
+        try:
+            models.write_atomically(path, safetensors_bytes(tensors, {"trainer": json.dumps(written)}))
+        except OSError as error:
+            raise LocalError(f"cannot write the training state {path}: {error.strerror or error}") from error
 
     def load(self, path: Path) -> None:
         """Continue where ``save`` was called; on a CPU the next steps are then the same to the bit.

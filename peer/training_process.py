@@ -151,6 +151,8 @@ def main() -> int:
     os.dup2(null, 0)
     os.close(null)
 
+    import torch
+
     from gossip.errors import LocalError
 
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -165,6 +167,10 @@ def main() -> int:
         except LocalError as error:
             server.fail(str(error), error.exit_code)
             return error.exit_code
+        except torch.OutOfMemoryError as error:
+            short = "the device is out of memory: lower batch_size or max_length, or use a smaller model"
+            server.fail(f"{short} ({str(error).splitlines()[0]})", LocalError.exit_code)
+            return LocalError.exit_code
 
 
 if __name__ == "__main__":

@@ -165,6 +165,23 @@ def test_text_is_packed_with_its_ends_and_no_token_is_lost(tmp_path: Path, token
     assert all(len(one.ids) == 64 for one in sequences[:-1])
 
 
+def test_text_begins_as_the_tokenizer_begins_it(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<begin>"})
+    path = write(tmp_path / "a.jsonl", '{"text": "ab"}\n{"prompt": "c", "completion": "d"}\n')
+    rows = data.load([path]).rows
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert begin not in [token for one in data.tokenize(rows, tokenizer, 64)[0] for token in one.ids]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<begin> $A", special_tokens=[("<begin>", begin)]
+    )
+    sequences, _ = data.tokenize(rows, tokenizer, 64)
+    assert [(one.ids[0], one.ids[-1]) for one in sequences] == [(begin, end)] * 2
+    assert [len(one.ids) for one in sequences] == [4, 4]
+
+
 def test_padding_is_masked_by_length_even_where_pad_is_the_end_token(tokenizer: Any) -> None:
     from array import array
 

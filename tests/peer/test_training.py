@@ -18,8 +18,6 @@ from peer.config import PeerConfig
 from peer.data import DataError
 from peer.training import Diverged, LocalTrainer
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's use of transformers
-
 Quick = Callable[..., PeerConfig]
 
 
@@ -101,6 +99,8 @@ def test_a_trainer_state_of_another_run_is_refused(
         LocalTrainer(quick()).load(path)
     with pytest.raises(LocalError, match="cannot resume"):
         LocalTrainer(quick()).load(tmp_path / "none")
+    with pytest.raises(LocalError, match="cannot write"):
+        LocalTrainer(quick()).save(tmp_path / "no folder" / "trainer.safetensors")
 
 
 def test_losses_are_token_means_of_held_out_rows_of_each_file(
