@@ -240,8 +240,8 @@ class GossipNode:
         self._waiting_for = set()
         actions: list[Action] = []
         for peer, weight in self._links.read_from:
-            if peer not in self._inbox:
-                self._waiting_for.add(peer)
+            # Waited for even if a late parcel of it is here: a neighbor late once would stay a round late for ever.
+            self._waiting_for.add(peer)
             if peer not in self._in_flight:
                 actions.append(self._fetch(peer))
             self._in_flight[peer] = weight
@@ -251,6 +251,8 @@ class GossipNode:
 
     def _fetch(self, peer: str) -> Fetch:
         newer_than = self._mixed_round.get(peer, -1)
+        if peer in self._inbox:
+            newer_than = max(newer_than, self._inbox[peer].parcel.round)
         # A peer more than a round behind cannot have this round in time: take its newest and do not wait. Progress
         # is the peer's own word; a lie costs the liar (it is read at an older round) or us one deadline.
         progress = max(self._progress.get(peer, 0), newer_than + 1)

@@ -124,13 +124,15 @@ class Simulation:
         self.events = 0
         self.penalties: list[tuple[str, str, str]] = []
         self._hosts = {peer: _Host(nodes[peer]) for peer in sorted(nodes)}
-        self._train = train
+        self.train = train
         self._links = links or LinkModel()
         self._rng = random.Random(seed)
         self._run = run
+        self._cut: set[tuple[str, str]] = set()
         self._on_report = on_report
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
+        self._started = False
         self._log = hashlib.sha256()
 
     @property
@@ -144,7 +146,8 @@ class Simulation:
 
     def run(self, until_s: float = float("inf")) -> None:
         """Start all nodes (at the first call); go on until nothing is left to happen or the clock passes ``until_s``."""
-        if self._sequence == 0:
+        if not self._started:
+            self._started = True
             for peer in self._hosts:
                 self._post(peer, Start(), 0.0)
         while self._queue and self._queue[0][0] <= until_s:
@@ -171,6 +174,16 @@ class Simulation:
                 self._post(other, PeerUp(peer, node.round), self._links.delay_s(self._rng))
         self._post(peer, Start(), 0.0)
 
+    def disconnect(self, peer: str, other: str) -> None:
+        """Cut the way from ``peer`` to ``other``: its requests are lost, and it finds the other down."""
+        self._cut.add((peer, other))
+        self._post(peer, PeerDown(other), self._links.down_notice_s)
+
+    def reconnect(self, peer: str, other: str) -> None:
+        """Restore the way from ``peer`` to ``other``."""
+        self._cut.discard((peer, other))
+        self._post(peer, PeerUp(other, self._hosts[other].node.round), self._links.delay_s(self._rng))
+
     # -- the clock
 
     def _after(self, delay_s: float, happen: Callable[[], None]) -> None:
@@ -194,7 +207,7 @@ class Simulation:
     def _perform(self, peer: str, host: _Host, action: Action) -> None:
         match action:
             case Train():
-                steps = self._train(peer, action.state, action.round)
+                steps = self.train(peer, action.state, action.round)
                 self._post(peer, Trained(steps.state, steps.steps, steps.loss), steps.seconds)
             case Publish():
                 host.shelf.put(action.parcel)
@@ -221,7 +234,7 @@ class Simulation:
         pull = Pull(self._run, fetch.round, fetch.newer_than, fetch.wait_s)
         give_up_s = fetch.wait_s + self._links.give_up_s
         self._after(give_up_s, partial(self._answer, reader, fetch.peer, ticket, None, "timeout"))
-        if self._rng.random() >= self._links.loss:
+        if self._rng.random() >= self._links.loss and (reader, fetch.peer) not in self._cut:
             frame = wire.encode(pull)
             self._after(
                 self._links.delay_s(self._rng), partial(self._asked, fetch.peer, reader, ticket, frame)

@@ -1,0 +1,308 @@
+"""The protocol, one event at a time: what a node asks for, and what no neighbor can make it do."""
+
+import math
+import random
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from gossip.adapter import AdapterSpec, AdapterState
+from gossip.codecs import CODECS
+from gossip.errors import LocalError
+from gossip.events import (
+    Action,
+    Event,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    Finish,
+    PeerDown,
+    PeerUp,
+    Penalize,
+    Publish,
+    Report,
+    RoundReport,
+    SetTimer,
+    Start,
+    Stop,
+    TimerFired,
+    Train,
+    Trained,
+)
+from gossip.messages import Parcel
+from gossip.node import Diverged, GossipNode, NodeSettings, Phase
+from topology.links import parse_topology
+
+SPEC = AdapterSpec((("w", (4,)),))
+
+
+def state(*values: float) -> AdapterState:
+    return AdapterState(SPEC, torch.tensor(values, dtype=torch.float32))
+
+
+def parcel(round: int, *values: float, codec: str = "float32", age: int = 1) -> Parcel:
+    payload, _ = CODECS[codec].encode(state(*values), ())
+    return Parcel(round, age, codec, payload)
+
+
+def make(
+    me: str = "b", members: tuple[str, ...] = ("a", "b", "c"), collect_s: float = 10.0, rounds: int = 3, **more: object
+) -> GossipNode:
+    chosen = NodeSettings(
+        topology=parse_topology(str(more.get("topology", "ring")), seed=0),
+        mixing=str(more.get("mixing", "average")),
+        codec="float32",
+        rounds=rounds,
+        collect_s=collect_s,
+        norm_cap=10.0,
+    )
+    return GossipNode(me, state(1, 1, 1, 1), chosen, random.Random(0), members)
+
+
+def kinds(actions: list[Action]) -> list[str]:
+    return [type(action).__name__ for action in actions]
+
+
+def reports(actions: list[Action]) -> list[RoundReport]:
+    return [action.report for action in actions if isinstance(action, Report)]
+
+
+def collecting(node: GossipNode) -> list[Action]:
+    node.handle(Start(), 0.0)
+    return node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 1.0)
+
+
+def test_a_round_trains_publishes_asks_and_sets_a_timer() -> None:
+    node = make()
+    assert kinds(node.handle(Start(), 0.0)) == ["Train"]
+    actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 1.0)
+    assert kinds(actions) == ["Publish", "Fetch", "Fetch", "SetTimer"]
+    assert isinstance(actions[0], Publish)
+    assert (actions[0].parcel.round, actions[0].parcel.age) == (0, 2)
+    assert {action.peer for action in actions if isinstance(action, Fetch)} == {"a", "c"}
+    assert isinstance(actions[3], SetTimer)
+    assert actions[3].delay_s == 10.0
+
+
+def test_mixing_happens_when_the_last_neighbor_has_come_and_uses_the_row_of_w() -> None:
+    node = make()
+    collecting(node)
+    assert node.handle(Fetched("c", parcel(0, 0, 0, 0, 0)), 1.2) == []
+    actions = node.handle(Fetched("a", parcel(0, 6, 6, 6, 6)), 1.5)
+    assert kinds(actions) == ["Report", "Train"]
+    (report,) = reports(actions)
+    torch.testing.assert_close(report.state.flat, torch.full((4,), 3.0))  # (3 + 0 + 6) / 3
+    assert [(peer, round) for peer, round, _ in report.mixed] == [("a", 0), ("c", 0)]
+    assert report.collect_s == pytest.approx(0.5)
+    assert report.drift == 0.0
+    assert node.round == 1
+
+
+def test_arrival_order_does_not_change_a_bit() -> None:
+    results = []
+    for order in (("a", "c"), ("c", "a")):
+        node = make()
+        collecting(node)
+        for peer in order:
+            actions = node.handle(Fetched(peer, parcel(0, *((0.1, 0.2, 0.3, 0.4) if peer == "a" else (7, 8, 9, 1)))), 2)
+        results.append(reports(actions)[0].state.flat)
+    assert torch.equal(*results)
+
+
+def test_the_weight_of_what_did_not_come_returns_to_self() -> None:
+    node = make()
+    collecting(node)
+    node.handle(Fetched("a", parcel(0, 6, 6, 6, 6)), 1.5)
+    (report,) = reports(node.handle(TimerFired(0), 11.0))
+    torch.testing.assert_close(report.state.flat, torch.full((4,), 4.0))  # 2/3 * 3 + 1/3 * 6
+    assert report.failed == (("c", "late"),)
+
+
+def test_a_late_parcel_is_mixed_in_the_next_round() -> None:
+    node = make()
+    collecting(node)
+    node.handle(TimerFired(0), 11.0)
+    assert node.handle(Fetched("c", parcel(0, 9, 9, 9, 9)), 11.5) == []
+    actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 12.0)
+    # a is still under way; from c only something newer will do
+    assert [(a.peer, a.newer_than) for a in actions if isinstance(a, Fetch)] == [("c", 0)]
+    (report,) = reports(node.handle(TimerFired(1), 30.0))
+    assert report.mixed == (("c", 0, pytest.approx(1 / 3)),)
+
+
+def test_a_failed_fetch_or_a_death_ends_the_wait() -> None:
+    node = make()
+    collecting(node)
+    assert node.handle(FetchFailed("a", "unreachable"), 1.1) == []
+    actions = node.handle(PeerDown("c"), 1.2)
+    (report,) = reports(actions)
+    assert report.failed == (("a", "unreachable"), ("c", "down"))
+    assert node.members == ("a", "b")
+
+
+def test_asynchronous_nodes_never_wait() -> None:
+    node = make(collect_s=0.0)
+    actions = collecting(node)
+    assert kinds(actions) == ["Publish", "Fetch", "Fetch", "Report", "Train"]
+    assert all(action.round is None and action.wait_s == 0 for action in actions if isinstance(action, Fetch))
+    node.handle(Fetched("a", parcel(4, 6, 6, 6, 6)), 1.5)
+    actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 2.0)
+    (report,) = reports(actions)
+    assert [(peer, round) for peer, round, _ in report.mixed] == [("a", 4)]
+    # c is still under way; from a only something newer than what was just mixed will do
+    assert [(a.peer, a.newer_than) for a in actions if isinstance(a, Fetch)] == [("a", 4)]
+
+
+def test_a_parcel_is_not_asked_for_twice() -> None:
+    node = make(collect_s=0.0)
+    collecting(node)
+    node.handle(Fetched("a", parcel(4, 6, 6, 6, 6)), 1.5)
+    node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 2.0)
+    node.handle(FetchFailed("a", "nothing"), 2.5)
+    actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 3.0)
+    assert [(a.peer, a.newer_than) for a in actions if isinstance(a, Fetch)] == [("a", 4)]
+
+
+def test_a_neighbor_far_behind_is_read_but_not_waited_for() -> None:
+    node = make(rounds=9)
+    collecting(node)
+    for round in range(3):
+        node.handle(PeerUp("c", round + 1), 10.0)
+        node.handle(FetchFailed("a", "nothing"), 10.0)
+        node.handle(Fetched("c", parcel(round, 1, 1, 1, 1)), 10.0)
+        actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 11.0)
+    asked = {action.peer: action for action in actions if isinstance(action, Fetch)}
+    assert asked["c"].round == 3
+    assert asked["a"].round is None
+    assert asked["a"].wait_s == 0
+
+
+def test_a_node_that_is_alone_goes_on() -> None:
+    node = make(members=("b",))
+    actions = collecting(node)
+    assert kinds(actions) == ["Publish", "Report", "Train"]
+
+
+def test_the_last_round_finishes() -> None:
+    node = make(members=("b",), rounds=1)
+    assert kinds(collecting(node)) == ["Publish", "Report", "Finish"]
+    assert node.phase is Phase.DONE
+    assert node.handle(Trained(state(1, 1, 1, 1), 1, 1.0), 5.0) == []
+
+
+def test_stop_finishes_at_once() -> None:
+    node = make()
+    collecting(node)
+    assert kinds(node.handle(Stop(), 2.0)) == ["Finish"]
+    assert node.handle(TimerFired(0), 12.0) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (Parcel(0, 1, "int8", b"12345678"), "codec"),
+        (Parcel(0, 1, "float32", b"short"), "shape"),
+        (parcel(0, math.nan, 0, 0, 0), "non-finite"),
+        (parcel(0, 1e30, 0, 0, 0), "norm"),
+    ],
+)
+def test_hostile_parcels_are_dropped_and_penalized(bad: Parcel, reason: str) -> None:
+    node = make()
+    collecting(node)
+    actions = node.handle(Fetched("a", bad), 1.5)
+    actions += node.handle(Fetched("c", parcel(0, 6, 6, 6, 6)), 1.6)
+    assert [(a.peer, a.reason) for a in actions if isinstance(a, Penalize)] == [("a", reason)]
+    (report,) = reports(actions)
+    assert [peer for peer, _, _ in report.mixed] == ["c"]
+    torch.testing.assert_close(report.state.flat, torch.full((4,), 4.0))
+
+
+def test_our_own_divergence_is_our_own_error() -> None:
+    node = make()
+    node.handle(Start(), 0.0)
+    with pytest.raises(Diverged, match="learning rate"):
+        node.handle(Trained(state(math.inf, 0, 0, 0), 1, 1.0), 1.0)
+
+
+def test_starting_twice_is_a_bug() -> None:
+    node = make()
+    node.handle(Start(), 0.0)
+    with pytest.raises(LocalError):
+        node.handle(Start(), 0.0)
+
+
+def test_a_snapshot_goes_on_with_the_same_draws() -> None:
+    members = tuple("abcdefgh")
+    first = make(members=members, topology="epidemic:2", rounds=99)
+    first.handle(Start(), 0.0)
+
+    def one_round(node: GossipNode, now: float) -> list[str]:
+        actions = node.handle(Trained(state(1, 2, 3, 4), 2, 0.5), now)
+        asked = [action.peer for action in actions if isinstance(action, Fetch)]
+        for peer in asked:
+            node.handle(FetchFailed(peer, "nothing"), now)
+        return asked
+
+    for now in range(5):
+        one_round(first, float(now))
+    snapshot = first.snapshot()
+    second = GossipNode("b", first.state, first.settings, random.Random(99), members, snapshot)
+    second.handle(Start(), 10.0)
+    assert (second.round, second.age) == (5, 10)
+    assert [one_round(second, 20.0 + i) for i in range(5)] == [one_round(first, 20.0 + i) for i in range(5)]
+
+
+peers = st.sampled_from(["a", "b", "c", "d", "e", "x"])
+hostile_parcels = st.one_of(
+    st.builds(parcel, st.integers(0, 9), *[st.floats(width=32)] * 4, age=st.integers(0, 2**40)),
+    st.builds(Parcel, st.integers(0, 2**40), st.integers(0, 2**40), st.text(max_size=5), st.binary(max_size=20)),
+)
+events = st.one_of(
+    st.builds(Trained, st.just(state(1, 2, 3, 4)), st.integers(1, 5), st.floats(0, 5)),
+    st.builds(Fetched, peers, hostile_parcels),
+    st.builds(FetchFailed, peers, st.sampled_from(["unreachable", "nothing"])),
+    st.builds(PeerUp, peers, st.integers(0, 2**40)),
+    st.builds(PeerDown, peers),
+    st.builds(TimerFired, st.integers(0, 9)),
+)
+
+
+@given(
+    st.lists(events, max_size=60),
+    st.sampled_from([0.0, 5.0]),
+    st.sampled_from(["average", "age"]),
+    st.sampled_from(["ring", "epidemic:2", "complete", "exponential"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_no_sequence_of_events_breaks_the_node(
+    sequence: list[Event], collect_s: float, mixing: str, topology: str
+) -> None:
+    node = make(collect_s=collect_s, rounds=6, mixing=mixing, topology=topology)
+    actions = node.handle(Start(), 0.0)
+    training, rounds = True, 0
+    for now, event in enumerate(sequence):
+        if isinstance(event, Trained) and not training:
+            continue  # the shell never says Trained without having been asked
+        actions = node.handle(event, float(now))
+        training = training and not isinstance(event, Trained)
+        for action in actions:
+            match action:
+                case Train():
+                    assert not training
+                    training = True
+                case Fetch():
+                    assert action.peer != "b"
+                    assert action.wait_s <= 5.0
+                case Report(report):
+                    assert report.round == rounds
+                    rounds += 1
+                    assert torch.isfinite(report.state.flat).all()
+                    assert sum(weight for _, _, weight in report.mixed) <= 1 + 1e-9
+                case Finish():
+                    assert rounds == 6
+                case _:
+                    pass
+    assert "b" in node.members
+    assert list(node.members) == sorted(set(node.members))
