@@ -17,8 +17,12 @@ from scipy.sparse import csr_array
 
 from topology.errors import TopologyError
 from topology.links import Topology
+from topology.spectral import mean_drift
 
 Values = NDArray[np.float64]
+
+MEAN_EVERY = 32
+"""Rounds between two looks at the mean where W is doubly stochastic: there it moves by rounding only."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,16 +63,23 @@ def run_consensus(
     offset = values.mean(axis=0)
     first, x = offset, np.ascontiguousarray(values - offset)
     n = len(x)
-    mean = np.zeros_like(offset)
+    share, mean = np.full(n, 1.0 / n), np.zeros_like(offset)
+    matrix: csr_array | None = None
+    keeps_mean = False
     distance, drift = [math.sqrt(float(np.vdot(x, x)) / n)], [0.0]
     for round in range(count):
         if distance[-1] <= tolerance * distance[0]:
             break
-        x = rounds(round) @ x
-        mean = np.full(n, 1.0 / n) @ x
+        before, matrix = matrix, rounds(round)
+        if matrix is not before:
+            keeps_mean = mean_drift(matrix) < 1e-12
+        x = matrix @ x
+        if not keeps_mean or round % MEAN_EVERY == 0 or round == count - 1:
+            mean = share @ x
         square, of_mean = float(np.vdot(x, x)) / n, float(np.vdot(mean, mean))
         if of_mean > 1e-3 * square:
             # The difference below would cancel: move the origin to where the mean now is.
+            mean = share @ x
             x, offset, mean = x - mean, offset + mean, np.zeros_like(mean)
             square, of_mean = float(np.vdot(x, x)) / n, 0.0
         distance.append(math.sqrt(max(square - of_mean, 0.0)))

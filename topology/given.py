@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from topology.edges import WeightedEdges
+from topology.edges import ROUNDING, WeightedEdges
 from topology.errors import TopologyError
 from topology.plans import Members
 
@@ -111,6 +111,10 @@ def read_matrix(file: str, roster: Sequence[str] | None = None) -> GivenMatrix:
                 f"{file}: row {number}{owner} sums to {total:.12g}; every row of W must sum to 1"
             )
     matrix = np.asarray(rows, dtype=np.float64)
+    sums = matrix.sum(axis=1, keepdims=True)
+    matrix = np.where(
+        np.abs(sums - 1.0) > ROUNDING, matrix / sums, matrix
+    )  # what is left of 1 must not be negative
     reader, read = np.nonzero(matrix - np.diag(np.diag(matrix)))
     given = GivenMatrix(
         file,

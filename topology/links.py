@@ -153,10 +153,10 @@ class Topology:
         pattern = matrix != 0
         graph = nx.Graph() if (pattern != pattern.T).nnz == 0 else nx.DiGraph()
         graph.add_nodes_from(names)
-        graph.add_edges_from(
-            (names[i], names[j], {"weight": float(matrix[i, j])})
-            for i, j in self.edges(names, round).tolist()
-        )
+        coo = matrix.tocoo()
+        for i, j, weight in zip(coo.row.tolist(), coo.col.tolist(), coo.data.tolist(), strict=True):
+            if i != j and weight != 0.0:
+                graph.add_edge(names[i], names[j], weight=weight)
         return graph
 
     def _require_sorted(self, roster: Members) -> None:

@@ -33,12 +33,14 @@ class Parameter:
     required: bool = True
 
 
-def whole(least: int) -> Callable[[str], Value]:
-    """Return a reader of integers not below ``least``."""
+def whole(least: int, most: int = 1_000_000) -> Callable[[str], Value]:
+    """Return a reader of integers from ``least`` to ``most`` (which only keeps typing errors from filling memory)."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"\+?\d{1,9}", text) or int(text) < least:
             raise ValueError(f"a whole number of at least {least}")
+        if int(text) > most:
+            raise ValueError(f"a whole number of at most {most}")
         return int(text)
 
     return read

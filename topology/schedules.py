@@ -169,7 +169,7 @@ def _base_period(n: int, k: int) -> int:
 
 _S = (Parameter("S", "peers read each round, at least 1", whole(1)),)
 _K = (Parameter("K", "most neighbors in a round, at least 1", whole(1)),)
-_M = (Parameter("M", "shifts drawn, at least 1", whole(1)),)
+_M = (Parameter("M", "shifts drawn, 1 to 10000", whole(1, 10_000)),)
 _ETA = (Parameter("ETA", "step, above 0 to 1, default 0.5", fraction(zero=False), required=False),)
 
 SCHEDULES: dict[str, Schedule] = {

@@ -56,6 +56,7 @@ def test_names_are_canonical_and_read_back() -> None:
         ("erdos-renyi:nan", "above 0 to 1"),
         ("watts-strogatz:4", "takes 2 parameter"),
         ("epidemic:0", "at least 1"),
+        ("equistatic:20000", "at most 10000"),
         ("epidemic:-3", "at least 1"),
         ("matrix", "matrix:FILE"),
         ("graph:", "graph:FILE"),
@@ -304,6 +305,8 @@ def test_row_sums_may_be_off_by_rounding_only(tmp_path: Path) -> None:
     parse(write(tmp_path / "good.csv", "0.3333333333,0.6666666667\n0.5,0.5000000009\n"))
     with pytest.raises(TopologyError, match=r"row 2 sums to 1\.000000002"):
         parse(write(tmp_path / "bad.csv", "0.5,0.5\n0.5,0.500000002\n"))
+    no_self = parse(write(tmp_path / "zero.csv", "0,1.0000000005\n1,0\n"))
+    assert no_self("a", ("a", "b"), 0, RNG) == Links((("b", 1.0),), 0.0)
 
 
 def test_a_matrix_for_another_roster_is_refused(tmp_path: Path) -> None:
