@@ -20,8 +20,8 @@ import numpy as np
 
 from topology.edges import Edges
 from topology.errors import TopologyError, unknown
-from topology.given import read_matrix
-from topology.given_graphs import FORMATS, read_graph
+from topology.given import GivenMatrix, read_matrix
+from topology.given_graphs import FORMATS, GivenGraph, read_graph
 from topology.graphs import GRAPHS
 from topology.parameters import Parameter, canonical, read_values, signature
 from topology.plans import Members, Plan, RoundRobin, Scheduled, StaticGraph, WeightRule
@@ -97,7 +97,7 @@ class Topology:
             TopologyError: the graph does not exist, the weight rule has no nonnegative answer, or a given file is
                 for other peers; says what would be valid.
         """
-        self.plan.check(numbered(members) if isinstance(members, int) else tuple(sorted(members)))
+        self.plan.check(self._members(members) if isinstance(members, int) else tuple(sorted(members)))
 
     def __call__(
         self, me: str, members: Sequence[str], round: int, rng: random.Random | np.random.Generator
@@ -136,7 +136,7 @@ class Topology:
         Raises:
             TopologyError: the weight rule has no answer for these edges (negative weights are no error here).
         """
-        return self.plan.matrix(numbered(members) if isinstance(members, int) else tuple(members), round)
+        return self.plan.matrix(self._members(members), round)
 
     def edges(self, members: int | Sequence[str], round: int = 0) -> Edges:
         """Return ``int64[E, 2]`` (reader, read): where W of this round is not zero off its diagonal."""
@@ -148,7 +148,7 @@ class Topology:
         """Return this round's graph for networkx: undirected where W's pattern is, else arcs from reader to read."""
         import networkx as nx
 
-        names = numbered(members) if isinstance(members, int) else tuple(members)
+        names = self._members(members)
         matrix = self.matrix(names, round)
         pattern = matrix != 0
         graph = nx.Graph() if (pattern != pattern.T).nnz == 0 else nx.DiGraph()
@@ -158,6 +158,13 @@ class Topology:
             if i != j and weight != 0.0:
                 graph.add_edge(names[i], names[j], weight=weight)
         return graph
+
+    def _members(self, members: int | Sequence[str]) -> Members:
+        """Stand-in names for a number of peers: those of the file where it names exactly so many."""
+        if not isinstance(members, int):
+            return tuple(members)
+        names = self.plan.names if isinstance(self.plan, GivenMatrix | GivenGraph) else None
+        return tuple(sorted(names)) if names is not None and len(names) == members else numbered(members)
 
     def _require_sorted(self, roster: Members) -> None:
         if roster in self._rosters:

@@ -62,7 +62,7 @@ def slem(matrix: csr_array) -> float:
         if n <= DENSE_MAX:
             values = np.linalg.eigvalsh(matrix.toarray())
             return float(max(values[-2], -values[0], 0.0))
-        second = _largest_two(matrix, 1.0)[1]
+        second = _largest_two(matrix)[1]
         # Gershgorin: no eigenvalue lies below 2 min W_ii - 1, so mostly the other end need not be computed.
         return max(second, 0.0 if 2.0 * matrix.diagonal().min() - 1.0 >= -second else -lambda_min(matrix))
     if n <= 2 * DENSE_MAX:
@@ -91,9 +91,7 @@ def lambda_min(matrix: csr_array) -> float:
         raise TopologyError("the smallest eigenvalue is asked of a W that is not symmetric")
     if matrix.shape[0] <= DENSE_MAX:
         return float(np.linalg.eigvalsh(matrix.toarray())[0])
-    rows = np.asarray(abs(matrix).sum(axis=1)).ravel()
-    bound = float((rows - 2.0 * np.abs(matrix.diagonal())).max())  # Gershgorin for -W where W_ii >= 0
-    return -_largest_two(-matrix, max(bound, float(-matrix.diagonal().min())))[0]
+    return -_largest_two(-matrix)[0]
 
 
 def contraction(matrix: csr_array) -> float:
@@ -205,28 +203,20 @@ def laplacian_extremes(n: int, edges: Edges) -> tuple[float, float]:
     if n <= DENSE_MAX:
         values = np.linalg.eigvalsh(laplacian.toarray())
         return float(values[1]), float(values[-1])
-    return -_largest_two(-laplacian, 0.0)[1], _largest_two(laplacian, 2.0 * float(degrees.max()))[0]
+    return -_largest_two(-laplacian)[1], _largest_two(laplacian)[0]
 
 
-def _largest_two(matrix: csr_array, bound: float) -> tuple[float, float]:
-    """Return the two largest eigenvalues of a symmetric matrix, none of which exceeds ``bound``."""
+def _largest_two(matrix: csr_array) -> tuple[float, float]:
+    """Return the two largest eigenvalues of a symmetric matrix, largest first."""
     n = matrix.shape[0]
+    ask = {"k": 2, "v0": _start(n), "return_eigenvectors": False}
     try:
-        values = eigsh(
-            matrix, k=2, which="LA", ncv=48, maxiter=LANCZOS_RESTARTS, v0=_start(n), return_eigenvectors=False
-        )
-    except (
-        ArpackNoConvergence
-    ):  # crowded at the edge: invert around a point just outside the spectrum instead
-        width = max(1.0, abs(bound))
-        values = eigsh(
-            matrix.tocsc(),
-            k=2,
-            sigma=bound + 1e-9 * width,
-            which="LM",
-            v0=_start(n),
-            return_eigenvectors=False,
-        )
+        values = eigsh(matrix, which="LA", ncv=48, maxiter=LANCZOS_RESTARTS, **ask)
+    except ArpackNoConvergence:
+        # Crowded at the edge: invert around a point just outside the spectrum (Gershgorin) instead.
+        diagonal, rows = matrix.diagonal(), np.asarray(abs(matrix).sum(axis=1)).ravel()
+        bound = float((rows - np.abs(diagonal) + diagonal).max())
+        values = eigsh(matrix.tocsc(), sigma=bound + 1e-9 * max(1.0, abs(bound)), which="LM", **ask)
     values = np.sort(values)
     return float(values[1]), float(values[0])
 

@@ -53,6 +53,13 @@ def test_a_ring_of_ten_thousand() -> None:
     )
 
 
+def test_large_matrices_with_negative_self_weights() -> None:
+    wheel = parse_topology("star", seed=0, weights="best-constant").matrix(900)
+    assert wheel.diagonal().min() < 0
+    assert slem(wheel) == pytest.approx(899 / 901, abs=1e-9)
+    assert lambda_min(wheel) == pytest.approx(-899 / 901, abs=1e-9)
+
+
 def test_large_directed_spectra() -> None:
     assert slem(matrix("exponential", 2048)) == pytest.approx(1 - 2 / 12, abs=1e-9)
     assert contraction(matrix("exponential", 600)) == pytest.approx(

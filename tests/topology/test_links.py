@@ -251,6 +251,11 @@ def test_matrix_forms_agree(tmp_path: Path) -> None:
 
 def test_rows_follow_names_not_places(tmp_path: Path) -> None:
     topology = parse(write(tmp_path / "w.json", {"peers": ["c", "a", "b"], "matrix": ROWS}))
+    topology.check(3)  # a number asks for the size only
+    np.testing.assert_array_equal(topology.matrix(3).toarray(), topology.matrix(("a", "b", "c")).toarray())
+    assert topology.matrix(3).nnz == 7
+    with pytest.raises(TopologyError, match="for 3 peers, the roster has 4"):
+        topology.check(4)
     assert topology("a", ("a", "b", "c"), 0, RNG) == Links((("b", 0.25), ("c", 0.25)), 0.5)
 
 
