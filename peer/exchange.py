@@ -221,15 +221,19 @@ class Publisher:
             RemoteError: what came was not a pull (the caller counts and penalizes).
             Unreachable: the reader went away.
         """
+        request = await receive_message(stream, ANSWER_S, self._traffic)
+        if not isinstance(request, Pull):
+            raise RemoteError("malformed", "a pull was expected")
+        refusal = self._refusal(stream.peer, request)
+        if refusal:
+            await send_message(stream, refusal, self._traffic)
+            await stream.finish()
+            return None
         self._open[stream.peer] += 1
         try:
-            request = await receive_message(stream, ANSWER_S, self._traffic)
-            if not isinstance(request, Pull):
-                raise RemoteError("malformed", "a pull was expected")
-            refusal = self._refusal(stream.peer, request)
-            parcel = None if refusal else await self._find(request)
+            parcel = await self._find(request)
             if parcel is None or request.offset >= max(1, len(parcel.payload)):
-                await send_message(stream, refusal or Refusal("nothing"), self._traffic)
+                await send_message(stream, Refusal("nothing"), self._traffic)
                 await stream.finish()
                 return None
             await self._send(stream, parcel, request.offset)
@@ -242,7 +246,7 @@ class Publisher:
     def _refusal(self, peer: str, request: Pull) -> Refusal | None:
         if request.run != self._run:
             return Refusal("run", "this peer takes part in another run")
-        if self._open[peer] > PULLS_PER_PEER:
+        if self._open[peer] >= PULLS_PER_PEER:
             return Refusal("busy", f"at most {PULLS_PER_PEER} pulls at a time for one peer")
         return None
 
@@ -259,6 +263,6 @@ class Publisher:
         async with self._uploads:
             await send_message(stream, parcel.offer(offset), self._traffic)
             await stream.send(memoryview(parcel.payload)[offset:])
-            await stream.finish()
+        # No finish(): the reader knows the length and may have closed already; the transport ends our side.
         self._traffic.bytes_out += len(parcel.payload) - offset
         self.last_served = trio.current_time()

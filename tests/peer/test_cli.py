@@ -1,0 +1,123 @@
+"""The command line as a stranger meets it: quick help, clear refusals, documented exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import peer.config
+from gossip.errors import LocalError
+from peer.cli import check_environment
+from peer.config import PeerConfig
+
+
+def peer_command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PEER_")}
+    return subprocess.run(
+        [sys.executable, "-m", "peer", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**clean, **environment},
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['peer', 'run', '--help']\n"
+        "from peer.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'libp2p', 'transformers', 'peft', 'trio', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--data", "x.jsonl"], "no data file x.jsonl"),
+        (["run"], "--data is missing"),
+        (["run", "--data", "{data}", "--topology", "rng"], "Did you mean 'ring'"),
+        (["run", "--data", "{data}", "--topology", "matrix:none.csv"], "none.csv"),
+        (["run", "--data", "{data}", "--codec", "int9"], "float32, bfloat16, int8"),
+        (["run", "--data", "{data}", "--mixing", "averag"], "Did you mean average?"),
+        (["run", "--data", "{data}", "--join", "/ip4/1.2.3"], "malformed address"),
+        (["run", "--data", "{data}", "--listen", "/ip4/1.2.3.4/udp/5"], "malformed listen address"),
+        (["run", "--data", "{data}", "--lora-r", "0"], "lora_r must be greater than 0"),
+        (["run", "--data", "{data}", "--collect-s", "-1"], "collect_s must not be negative"),
+        (["run", "--topologi", "ring"], "--topology"),
+        (["--config", "none.toml", "run"], "no such file"),
+        (["id", "--home", "{home}"], "peer init"),
+        (["eval", "--adapter", "{home}", "--data", "{data}"], "not an adapter"),
+    ],
+)
+def test_bad_input_is_refused_with_what_would_be_right(tmp_path: Path, words: list[str], said: str) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "one row of text that is long enough"}\n' * 20)
+    result = peer_command(*(word.format(data=data, home=tmp_path) for word in words))
+    assert result.returncode in (2, 6)
+    assert said in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_init_and_id(tmp_path: Path) -> None:
+    made = peer_command("init", "--home", str(tmp_path / "home"))
+    assert made.returncode == 0
+    shown = peer_command("id", PEER_HOME=str(tmp_path / "home"))
+    assert shown.stdout.strip() == made.stdout.splitlines()[0]
+    again = peer_command("init", "--home", str(tmp_path / "home"))
+    assert again.returncode == 2
+    assert "never overwritten" in again.stderr
+
+
+def test_flags_beat_environment_beats_file_beats_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('codec = "int8"\nlora_r = 3\nrounds = 7\ndata = ["a.jsonl"]\n')
+    monkeypatch.setenv("PEER_LORA_R", "4")
+    monkeypatch.setenv("PEER_ROUNDS", "8")
+    seen: list[PeerConfig] = []
+    from peer import cli
+
+    monkeypatch.setattr("peer.runtime.check_config", lambda config: seen.append(config) or stop())
+    with pytest.raises(Stopped):
+        cli.app.meta(["--config", str(file), "run", "--rounds", "9"], exit_on_error=False)
+    assert (seen[0].codec, seen[0].lora_r, seen[0].rounds, seen[0].data) == ("int8", 4, 9, (Path("a.jsonl"),))
+    assert seen[0].batch_size == PeerConfig().batch_size
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop() -> None:
+    raise Stopped
+
+
+def test_an_unknown_key_of_the_file_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('topologi = "ring"\n')
+    result = peer_command("--config", str(file), "run")
+    assert result.returncode == 1 or result.returncode == 2
+    assert "topologi" in result.stderr + result.stdout
+    assert "--topology" in result.stderr + result.stdout
+
+
+def test_an_unknown_environment_variable_is_refused_with_a_suggestion() -> None:
+    check_environment({"PEER_TOPOLOGY": "ring", "PATH": "", "PEER_JSON": "1"})
+    with pytest.raises(LocalError, match="Did you mean PEER_TOPOLOGY"):
+        check_environment({"PEER_TOPOLOGI": "ring"})
+
+
+def test_every_option_is_documented_and_survives_json() -> None:
+    source = Path(peer.config.__file__).read_text().splitlines()
+    for name in PeerConfig.__slots__:
+        line = next(index for index, text in enumerate(source) if text.startswith(f"    {name}: "))
+        assert source[line + 1].strip().startswith('"""'), f"{name} has no sentence for --help"
+    config = PeerConfig(data=(Path("a"),), join=("x",), lora_r=5, home=Path("/h"))
+    assert PeerConfig.from_json(config.to_json()) == config
+    assert PeerConfig.from_json(PeerConfig().to_json()) == PeerConfig()
