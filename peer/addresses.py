@@ -152,9 +152,8 @@ def interface_ips(family: str) -> list[str]:
     found: dict[str, None] = {}
     with socket.socket(kind, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(
-                (far, 9)
-            )  # sends nothing: only asks the routing table which of our addresses it would use
+            # Sends nothing: only asks the routing table which of our addresses it would use.
+            probe.connect((far, 9))
             found[probe.getsockname()[0]] = None
         except OSError:
             pass  # no route out: a machine without network

@@ -160,9 +160,8 @@ class LibraryStream(IMuxedStream):
 
     async def read(self, n: int | None = None) -> bytes:
         """Return up to ``n`` bytes; the end of the stream is an exception here."""
-        most = (
-            BULK_READ_BYTES - 1 if n is None or n < 0 else min(n, BULK_READ_BYTES - 1)
-        )  # never opens the window
+        below_bulk = BULK_READ_BYTES - 1  # so that the library's protocols never open a window
+        most = below_bulk if n is None or n < 0 else min(n, below_bulk)
         try:
             data = await self.stream.receive(most) if most else b""
         except StreamBroken as error:

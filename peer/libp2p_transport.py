@@ -195,14 +195,10 @@ class Libp2pTransport:
         keys = create_new_key_pair(options.private_key)
         self._peer_id = str(ID.from_pubkey(keys.public_key))
         noise = NoiseTransport(keys, noise_privkey=create_x25519_key_pair().private_key)
-        most = (
-            options.connections_max + PENDING_MAX
-        )  # the library counts handshakes too; _accept keeps our limit
+        most = options.connections_max + PENDING_MAX  # the library counts handshakes too; ours is in _accept
         self._host = new_host(
             key_pair=keys,
-            sec_opt={
-                NOISE_ID: noise
-            },  # the default also offers plaintext, to anybody who asks (libp2p.md T12)
+            sec_opt={NOISE_ID: noise},  # the default also offers plaintext to whoever asks (libp2p.md T12)
             muxer_opt={TProtocol(YAMUX_ID): Yamux},
             listen_addrs=[Multiaddr(options.listen)],
             connection_config=ConnectionConfig(
@@ -220,14 +216,11 @@ class Libp2pTransport:
 
     def _adapt_swarm(self, noise: NoiseTransport) -> None:
         swarm = self._swarm
-        swarm.set_resource_manager(
-            None
-        )  # its rate limit counts peers behind one address as one; ours are below
+        swarm.set_resource_manager(None)  # takes peers behind one address for one; our own limits are below
         swarm.retry_config = RetryConfig(max_retries=0)  # who dials decides about trying again
         swarm.upgrader = Upgrader({NOISE_ID: noise}, self._make_connection)
-        swarm.auto_connector.maybe_connect = (
-            trio.lowlevel.checkpoint
-        )  # dials even with all watermarks at 0 (T11)
+        # It dials whom it has heard of even with all watermarks at 0 (T11), also those whom we dropped.
+        swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint
         self._library_accept = swarm.upgrade_inbound_raw_conn
         swarm.upgrade_inbound_raw_conn = self._accept
         self._library_serve = swarm.common_stream_handler
@@ -331,8 +324,6 @@ class Libp2pTransport:
         self._abort(peer, "we dropped the connection")
         await trio.lowlevel.checkpoint()
 
-    # -- dialing and opening ------------------------------------------------------------------------------------
-
     async def _open_once(self, peer: str, protocol: str) -> Stream:
         if not self.is_connected(peer):
             await self._redial(peer)
@@ -348,16 +339,14 @@ class Libp2pTransport:
         return ProtocolStream(peer, stream)
 
     async def _redial(self, peer: str) -> None:
-        addresses = list(self._known.get(peer, ()))
-        if not addresses:
-            raise Unreachable(f"not connected to {peer}, and no address of it is known")
-        for address in addresses[:-1]:
+        failure = Unreachable(f"not connected to {peer}, and no address of it is known")
+        for address in list(self._known.get(peer, ())):
             try:
                 await self.dial(address)
                 return
             except Unreachable as error:
-                log.debug("redial: %s", error)
-        await self.dial(addresses[-1])
+                failure = error
+        raise failure
 
     async def _run_dial(self, peer: str, attempt: _Dial) -> None:
         """Make one attempt in the transport's own nursery, so that an impatient caller does not end it for others."""
@@ -416,9 +405,8 @@ class Libp2pTransport:
             await raw.close()
             raise SwarmException("handshake dropped in favor of others")
         await connection.session.ended.wait()
-        raise SwarmException(
-            "connection ended"
-        )  # frees the library's slot, which it otherwise holds for ever
+        # Frees the library's slot, which it otherwise holds until the host ends.
+        raise SwarmException("connection ended")
 
     def _on_registered(self, conn: INetConn) -> None:
         """Called when the swarm has taken a connection up."""
@@ -498,8 +486,6 @@ class Libp2pTransport:
                 await stream.reset()
 
         return serve
-
-    # -- addresses ----------------------------------------------------------------------------------------------
 
     def _own_addresses(self, port: int) -> tuple[str, ...]:
         if self._options.announce:

@@ -293,9 +293,8 @@ class _Pipe:
     def end(self, reason: str, *, drop: bool) -> None:
         if self.broken is None:
             self.broken = reason
-            if drop:
+            if drop and not self.finished:  # what is complete stays readable
                 self.buffer.clear()
-                self.finished = False
             self.changed.unpark_all()
 
 
@@ -321,8 +320,8 @@ class MemoryStream:
     async def _send_chunk(self, chunk: memoryview) -> None:
         pipe = self._outgoing
         while True:
-            if pipe.refused and pipe.broken is None:
-                await self.reset()
+            if pipe.refused:
+                pipe.end("the peer closed the stream", drop=True)
             if pipe.broken is not None:
                 raise Unreachable(pipe.broken)
             if pipe.finished:
@@ -373,6 +372,8 @@ class MemoryStream:
         """Drop the stream at once."""
         for pipe in (self._incoming, self._outgoing):
             pipe.end("the stream was reset", drop=True)
+        self._incoming.buffer.clear()
+        self._incoming.finished = False
 
     def forget(self) -> None:
         """Called when nobody serves the stream any more; what was sent can still be read at the other end."""

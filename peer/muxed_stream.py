@@ -63,6 +63,10 @@ class Carrier(Protocol):
         """Queue the end of a stream behind its data; the event tells when the socket has taken it."""
         ...
 
+    def queue_reset(self, stream: MuxedStream) -> None:
+        """Queue a reset behind all data of the stream."""
+        ...
+
     def send_window(self, stream_id: int, increment: int) -> None:
         """Allow the remote ``increment`` more bytes."""
         ...
@@ -94,6 +98,7 @@ class MuxedStream:
         self.receive_window = WINDOW_FIRST  # bytes that the remote may still send: enforced
         self._window_most = WINDOW_FIRST
         self._granted = 0  # of the session's credit
+        self._refused = False  # whether the remote was told that nobody reads any more
         self._consumed = 0  # read by us, not yet granted anew
         self._pieces: deque[bytes | bytearray | memoryview] = deque()
         self._readable = trio.lowlevel.ParkingLot()
@@ -193,20 +198,29 @@ class MuxedStream:
             self.finish_sent = True
             self.session.queue_finish(self)
         self.closed_at = trio.current_time()
+        if self._pieces and not self.finish_received:
+            self._refuse()  # the remote may have used up its window, and would wait for more
         self._pieces.clear()
         self._release_if_done()
+
+    def _refuse(self) -> None:
+        """Say that nobody reads any more, behind our own data and end: a refusal sent before can still be read."""
+        if not self._refused and self.broken is None:
+            self._refused = True
+            self.session.queue_reset(self)
+            self._release()
 
     def reset(self) -> None:
         """Drop the stream at both ends, data in flight included."""
         if self.broken is None and not (self.finish_sent and self.finish_received):
             self.session.send_reset(self.stream_id)
+        self.finish_received = False  # also what is complete is dropped here: nobody wants it
         self.on_broken("we reset the stream")
 
     def on_data(self, piece: memoryview) -> None:
         """Called by the session with what arrived."""
         if self.closed_at is not None:
-            # We said that we are done, yet more comes: a writer there would wait for window for ever.
-            self.reset()
+            self._refuse()
             return
         if len(piece) >= SMALL_BYTES:
             self._pieces.append(piece if len(piece) * 2 >= len(piece.obj) else bytes(piece))
@@ -232,12 +246,14 @@ class MuxedStream:
         self._writable.unpark_all()
 
     def on_broken(self, reason: str, *, drop: bool = True) -> None:
-        """Called when the stream is reset (unread data are dropped) or the connection ends (they can be read)."""
+        """Called when the stream is reset or the connection ends.
+
+        A reset drops unread data, unless they are complete: then it only says that the remote reads no more.
+        """
         if self.broken is None:
             self.broken = reason
-            if drop:
+            if drop and not self.finish_received:
                 self._pieces.clear()
-                self.finish_received = False
             self._readable.unpark_all()
             self._writable.unpark_all()
             self._release()

@@ -25,8 +25,9 @@ class Unreachable(RemoteError):
 class Stream(Protocol):
     """One bidirectional byte stream to an authenticated peer.
 
-    All methods raise ``Unreachable`` when the connection breaks or the other side resets. A broken connection can
-    look like a clean end (libp2p reports a killed peer as EOF): callers always carry length and digest.
+    All methods raise ``Unreachable`` when the connection breaks or the other side resets. A killed peer is told from
+    a finished stream as long as the remote runs our transport; other libp2p programs may end cleanly halfway, so
+    callers always carry length and digest. One task sends and one receives at a time.
     """
 
     @property
@@ -35,7 +36,9 @@ class Stream(Protocol):
         ...
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of ``data``. Safe to cancel: a cancel takes effect between chunks, never inside one.
+        """Send all of ``data``; returns when the socket has it, which is not when the peer has.
+
+        Safe to cancel at any point: the connection stays usable, how much was sent is unknown (reset the stream).
 
         Raises:
             Unreachable: broken, or the peer took no byte for ``stall_s`` (then the whole connection is closed).
@@ -43,7 +46,11 @@ class Stream(Protocol):
         ...
 
     async def receive(self, bytes_max: int) -> bytes | bytearray:
-        """Return 1 to ``bytes_max`` bytes, or ``b""`` once the other side has finished. Safe to cancel."""
+        """Return 1 to ``bytes_max`` bytes, or ``b""`` once the other side has finished. Safe to cancel.
+
+        Waits for ever if nothing comes: set a time limit round it. Asking for 64 KiB or more says that a bulk transfer
+        is under way and allows the peer up to 16 MiB ahead.
+        """
         ...
 
     async def finish(self) -> None:
@@ -51,22 +58,29 @@ class Stream(Protocol):
         ...
 
     async def close(self) -> None:
-        """End both directions; never raises, returns within 2 s."""
+        """End both directions; what was sent still arrives, what still comes resets. Never raises, at once."""
         ...
 
     async def reset(self) -> None:
-        """Drop the stream at once, unread bytes included; never raises, returns within 2 s."""
+        """Drop the stream at once, unread bytes at both ends included; never raises."""
         ...
 
 
 Handler = Callable[[Stream], Awaitable[None]]
-"""Serves one incoming stream. Whatever it raises ends that stream only; the transport closes the stream after it."""
+"""Serves one incoming stream. Whatever it raises ends that stream only; the transport closes the stream after it.
+
+It may be cancelled at any await when the transport ends."""
 
 Announced = Callable[[str, bytes], None]
-"""Called with (author's peer id, frame) for each announcement of another peer. Must be quick and not raise."""
+"""Called with (author's peer id, frame) for each announcement of another peer. Must be quick and not raise.
+
+The author is proven by its signature, also when others relayed the frame. Each frame comes once within two minutes;
+after that a stranger may replay it: frames carry their own time or count."""
 
 ConnectionChanged = Callable[[str, bool], None]
-"""Called with (peer id, is connected now), once per change, however many connections there are to that peer."""
+"""Called with (peer id, is connected now), once per change, however many connections there are to that peer.
+
+Comes from inside the transport's own calls (``drop`` for one): must be quick, not raise and not call back."""
 
 
 class Transport(Protocol):

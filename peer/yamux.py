@@ -186,6 +186,12 @@ class Session:
             self._unsent.unpark_all()
         return handed
 
+    def queue_reset(self, stream: MuxedStream) -> None:
+        """Queue a reset behind all data of the stream."""
+        if not self.ended.is_set():
+            self._queue.append(_Queued(stream, HEADER.pack(0, WINDOW, RST, stream.stream_id, 0), None))
+            self._unsent.unpark_all()
+
     async def _write_all(self) -> None:
         try:
             while True:

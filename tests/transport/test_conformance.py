@@ -145,15 +145,18 @@ def test_reset_is_seen_at_the_other_end(net: Net, side: str) -> None:
     run(main)
 
 
-def test_closing_early_ends_a_sender(net: Net) -> None:
+def test_a_refusal_ends_the_sender_and_can_be_read(net: Net) -> None:
     async def refuse(stream: Stream) -> None:
         await stream.receive(10)
+        await stream.send(b"too large")
 
     async def main() -> None:
         async with pair(net, {ECHO: refuse}) as (server, client):
             stream = await client.open(server.peer_id, ECHO)
             with pytest.raises(Unreachable):
                 await stream.send(bytes(64 << 20))
+            assert await receive_exactly(stream, 9, 5.0) == b"too large"
+            assert await stream.receive(1) == b""
             assert client.is_connected(server.peer_id)
 
     run(main)
