@@ -55,14 +55,18 @@ class RunManifest:
         return hashlib.sha256(canonical.encode()).digest()[:16]
 
 
-def first_difference(ours: RunManifest, theirs: Mapping[str, str | int]) -> str | None:
-    """Return a sentence naming the first field that differs and both values, or None if all are equal."""
-    for name, value in ours.fields().items():
-        other = theirs.get(name)
-        if other != value:
-            return f"{name} differs: ours is {_short(value)}, theirs is {_short(other)}"
-    surplus = sorted(set(theirs) - set(ours.fields()))
-    return f"{surplus[0]} is not a field of ours" if surplus else None
+def first_difference(ours: Mapping[str, str | int], theirs: Mapping[str, str | int]) -> str | None:
+    """Return a sentence naming the first field that differs and both values, or None if all are equal.
+
+    Args:
+        ours, theirs: ``RunManifest.fields()`` of two peers; either may come from the network. A refusal is written from
+            the refused peer's point of view, so that "ours" means the reader's in both their terminals.
+    """
+    names = [field.name for field in dataclasses.fields(RunManifest)]
+    for name in [*names, *sorted((set(ours) | set(theirs)) - set(names))]:
+        if ours.get(name) != theirs.get(name):
+            return f"{name} differs: ours is {_short(ours.get(name))}, theirs is {_short(theirs.get(name))}"
+    return None
 
 
 def _short(value: object) -> str:

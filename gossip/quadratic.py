@@ -22,6 +22,7 @@ from gossip.events import RoundReport
 from gossip.node import GossipNode, NodeSettings
 from gossip.simulation import LinkModel, LocalSteps, Simulation
 from topology.links import parse_topology
+from topology.quadratic import fixed_point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +106,8 @@ class Quadratic:
 
     def stationary_point(self) -> NDArray[np.float64]:
         """Return x* = (I - aW)^-1 (1 - a) W b, float64[n, P], for a static topology."""
-        matrix = parse_topology(self.topology, seed=self.seed).matrix(self.names).toarray()
-        b = self.optima().numpy().astype(np.float64)
-        system = np.eye(self.peers) - self.shrink * matrix
-        return np.asarray(np.linalg.solve(system, (1 - self.shrink) * matrix @ b))
+        matrix = parse_topology(self.topology, seed=self.seed).matrix(self.names)
+        return fixed_point(matrix, self.optima().double().numpy(), self.step_size, self.local_steps)
 
 
 def positions(simulation: Simulation, names: tuple[str, ...]) -> Tensor:

@@ -11,6 +11,7 @@ import difflib
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ ENVIRONMENT_PREFIX = "PEER_"
 app = App(
     name="peer",
     help="Fine-tune one language model together: peers exchange adapters, no server, no text leaves.",
-    default_parameter=Parameter(negative_iterable=(), show_env_var=False),
+    default_parameter=Parameter(negative_iterable=(), consume_multiple=True, show_env_var=False),
     config=[Env(ENVIRONMENT_PREFIX, command=False)],
 )
 app.meta.default_parameter = Parameter(show_env_var=False)
@@ -164,11 +165,15 @@ def check_environment(environment: dict[str, str]) -> None:
             raise LocalError(f"the environment variable {name} is not an option of peer.{hint}")
 
 
-def main() -> None:
-    """Run the command line and exit with its code; our own bugs leave a traceback and exit code 1."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code; our own bugs leave a traceback and exit code 1.
+
+    Args:
+        words: the command; default: this process's arguments.
+    """
     try:
         check_environment(dict(os.environ))
-        code = app.meta()
+        code = app.meta(sys.argv[1:] if words is None else words)
     except* LocalError as group:
         error = _first(group)
         print(f"error: {error}", file=sys.stderr)

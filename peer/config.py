@@ -85,6 +85,10 @@ class PeerConfig:
     # -- gossip
     topology: str = "epidemic:3"
     """Who reads whom. Source: Epidemic Learning (NeurIPS 2023), s = ceil(log2 n) for up to 8 peers."""
+    weights: str = "metropolis-hastings"
+    """Weights of static graphs. Source: need only the neighbors' degrees and keep the mean; topology/weights.py."""
+    roster: tuple[str, ...] = ()
+    """Peer ids of a fixed group: owners of a matrix file's rows (in sorted order) where the file names none."""
     mixing: str = "average"
     """Mixing rule. Source: Dec-LoRA (arXiv 2501.15361); see gossip/mixing.py for the catalogue."""
     codec: str = "float32"
@@ -148,7 +152,7 @@ class PeerConfig:
         raw: dict[str, Any] = json.loads(text)
         for field in ("data", "eval_data"):
             raw[field] = tuple(Path(path) for path in raw[field])
-        for field in ("join", "announce", "lora_target_modules"):
+        for field in ("join", "announce", "lora_target_modules", "roster"):
             raw[field] = tuple(raw[field])
         raw["home"] = Path(raw["home"]) if raw["home"] else None
         return PeerConfig(**raw)

@@ -6,19 +6,27 @@ table all read the same events. The events and their fields are listed in docs/e
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import queue
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+WAITING_MAX = 10_000
+"""Lines kept for a reader that does not read. Source: guess, some 3 MB."""
+CLOSE_S = 2.0
+"""How long the end waits for such a reader, seconds; leaving may take 10 s in all."""
+
 Formatter = Callable[[dict[str, Any]], str | None]
 
 
 class Journal:
-    """Writes events.
+    """Writes events, from a thread of its own: a terminal that is held must not hold the network loop.
 
     Args:
         path: file to append JSON lines to, or None.
@@ -30,23 +38,37 @@ class Journal:
         self._file = path.open("a", encoding="utf-8") if path else None
         self._as_json = as_json
         self._out = out or sys.stdout
+        self._lines: queue.Queue[tuple[str | None, str | None] | None] = queue.Queue(WAITING_MAX)
+        self._writer = threading.Thread(target=self._write_all, daemon=True)
+        self._writer.start()
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Write one event; NaN and infinities become null, because JSON has none."""
+        """Queue one event; NaN and infinities become null, because JSON has none. Never blocks, never raises."""
         record = {"event": event, "at": round(time.time(), 3), **{k: _plain(v) for k, v in fields.items()}}
         line = json.dumps(record, ensure_ascii=False)
-        if self._file and event not in TRANSIENT:
-            self._file.write(line + "\n")
-            self._file.flush()
-        if self._as_json:
-            print(line, file=self._out, flush=True)
-        elif (text := SENTENCES[event](record)) is not None:
-            print(text, file=self._out, flush=True)
+        said = line if self._as_json else SENTENCES[event](record)
+        # Beyond the limit nobody has been reading for a long time: the newest lines are then not kept.
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait((None if event in TRANSIENT else line, said))
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file:
+        """Write what is left, waiting ``CLOSE_S`` for whoever reads it, and close the file."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=CLOSE_S)
+        self._writer.join(CLOSE_S)
+        if self._file and not self._writer.is_alive():
             self._file.close()
+
+    def _write_all(self) -> None:
+        while lines := self._lines.get():
+            kept, said = lines
+            if self._file and kept is not None:
+                self._file.write(kept + "\n")
+                self._file.flush()
+            # A reader that has gone (peer run | head) ends the printing, not the peer.
+            with contextlib.suppress(BrokenPipeError):
+                if said is not None:
+                    print(said, file=self._out, flush=True)
 
 
 def _plain(value: Any) -> Any:

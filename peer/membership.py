@@ -273,11 +273,11 @@ class Membership:
     def _answer(self, peer: str, question: Message) -> Message:
         match question:
             case Hello():
-                difference = first_difference(self._manifest, question.manifest)
-                if difference:
+                ours = self._manifest.fields()
+                if difference := first_difference(ours, question.manifest):
                     self._traffic.rejected["manifest"] += 1
-                    self._tell(f"refused peer {peer}: {difference} (as seen from here)")
-                    return Refusal("manifest", difference[: wire.TEXT_BYTES_MAX])
+                    self._tell(f"refused peer {peer} of another run: {difference}")
+                    return Refusal("manifest", first_difference(question.manifest, ours) or "")
                 answer = self._hello()
                 self._welcome(peer, question)
                 return answer
@@ -299,13 +299,11 @@ class Membership:
         answer = await ask(self._transport, peer, self._hello(), self._traffic)
         match answer:
             case Hello():
-                difference = first_difference(self._manifest, answer.manifest)
-                if difference:
+                if difference := first_difference(self._manifest.fields(), answer.manifest):
                     raise Incompatible(f"peer {peer} takes part in another run: {difference}")
                 self._welcome(peer, answer)
             case Refusal():
-                # The refusing side names the difference from its own point of view.
-                raise Incompatible(f"peer {peer} refused us, it takes part in another run: {answer.detail}")
+                raise Incompatible(f"peer {peer} takes part in another run: {answer.detail}")
             case _:
                 raise RemoteError("malformed", "a hello was expected")
 

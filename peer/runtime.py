@@ -54,7 +54,7 @@ from peer.store import ADAPTER_CONFIG, TRAINER_STATE, Checkpoint, Home, HomeErro
 from peer.trainer import TrainerDied, TrainerProcess
 from peer.transport import Stream, Transport, TransportFactory, Unreachable
 from topology.errors import TopologyError
-from topology.links import parse_topology
+from topology.links import Topology, parse_topology
 
 FAULTS = frozenset({"malformed", "oversized", "shape", "digest"})
 """Reasons that no honest peer of our run ever gives: they count as strikes."""
@@ -202,7 +202,7 @@ class Peer:
     def _make_node(self, ready: Ready) -> GossipNode:
         config, checkpoint = self._config, self._checkpoint
         settings = NodeSettings(
-            topology=parse_topology(config.topology, seed=config.seed),
+            topology=make_topology(config),
             mixing=config.mixing,
             codec=config.codec,
             rounds=config.rounds,
@@ -450,8 +450,24 @@ def check_config(config: PeerConfig) -> None:
             close = difflib.get_close_matches(name, catalogue, 1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise LocalError(f"unknown --{option} {name!r}; known: {', '.join(catalogue)}.{hint}")
+    topology = make_topology(config)
+    if config.roster:
+        try:
+            topology.check(config.roster)
+        except TopologyError as error:
+            raise LocalError(f"--topology {config.topology} does not fit the roster: {error}") from error
+
+
+def make_topology(config: PeerConfig) -> Topology:
+    """Return the topology of the configuration.
+
+    Raises:
+        LocalError: unknown, impossible, or its file cannot be used; the message says what would be valid.
+    """
     try:
-        parse_topology(config.topology, seed=config.seed)
+        return parse_topology(
+            config.topology, seed=config.seed, weights=config.weights, roster=config.roster or None
+        )
     except TopologyError as error:
         raise LocalError(f"--topology {config.topology}: {error}") from error
 

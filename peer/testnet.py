@@ -24,6 +24,7 @@ from typing import Any
 import trio
 
 from gossip.errors import LocalError
+from peer.config import PeerConfig
 from peer.identity import load_or_create_identity, peer_id
 
 LEAVE_S = 12.0
@@ -147,9 +148,9 @@ def plan(config: TestnetConfig, regime: str, shards: Mapping[str, Path]) -> list
     if regime == "central":
         view = PeerView("central", regime, base, len(shards))
         files = list(shards.values())
-        batch = len(shards) * _option(config, "batch-size", _default("batch_size"))
         flags = [*_shared_flags(config, 0), *_many("data", files), *_many("eval-data", files)]
-        return [(view, [*flags, "--batch-size", str(batch), "--listen", "/ip4/127.0.0.1/tcp/0"])]
+        flags = _with_batch_times(flags, len(shards))
+        return [(view, [*flags, "--listen", "/ip4/127.0.0.1/tcp/0"])]
     threads = max(1, (os.cpu_count() or 1) // len(shards))
     views, addresses = [], []
     for name, port in zip(shards, _free_ports(len(shards)), strict=True):
@@ -164,6 +165,7 @@ def plan(config: TestnetConfig, regime: str, shards: Mapping[str, Path]) -> list
         flags = [*_shared_flags(config, threads), *_many("data", [shards[view.name]]), *_many("eval-data", others)]
         flags += ["--listen", addresses[index]]
         if regime == "gossip":
+            flags += [word for each in views for word in ("--roster", each.peer_id)]
             flags += ["--wait-peers", str(len(shards) - 1), "--wait-peers-s", str(JOIN_S)]
             if index:
                 flags += ["--join", f"{addresses[0]}/p2p/{views[0].peer_id}", "--join-timeout-s", str(JOIN_S)]
@@ -188,15 +190,14 @@ def _many(flag: str, paths: Sequence[Path]) -> list[str]:
     return [word for path in paths for word in (f"--{flag}", str(path))]
 
 
-def _option(config: TestnetConfig, name: str, default: int) -> int:
-    options = list(config.options)
-    return int(options[options.index(f"--{name}") + 1]) if f"--{name}" in options else default
-
-
-def _default(name: str) -> Any:
-    from peer.config import PeerConfig
-
-    return getattr(PeerConfig(), name)
+def _with_batch_times(flags: Sequence[str], factor: int) -> list[str]:
+    """Return the flags with the batch size, given or default, times ``factor``."""
+    flags = list(flags)
+    if "--batch-size" not in flags:
+        flags += ["--batch-size", str(PeerConfig().batch_size)]
+    place = flags.index("--batch-size") + 1
+    flags[place] = str(factor * int(flags[place]))
+    return flags
 
 
 def _free_ports(count: int) -> list[int]:

@@ -173,7 +173,8 @@ _M = (Parameter("M", "shifts drawn, 1 to 10000", whole(1, 10_000)),)
 _ETA = (Parameter("ETA", "step, above 0 to 1, default 0.5", fraction(zero=False), required=False),)
 
 SCHEDULES: dict[str, Schedule] = {
-    "epidemic": Schedule(epidemic, never, _S, _sample_problem, doubly_stochastic=False, own_draws=True),
+    # Never refused for a small group: with no more than S others it reads them all, which is what was meant.
+    "epidemic": Schedule(epidemic, never, _S, doubly_stochastic=False, own_draws=True),
     "epidemic-local": Schedule(epidemic_local, never, _S, _sample_problem, doubly_stochastic=False),
     "epidemic-oracle": Schedule(epidemic_oracle, never, _S, _sample_problem),
     "base": Schedule(base, _base_period, _K, symmetric=True),

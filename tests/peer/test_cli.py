@@ -11,7 +11,7 @@ import pytest
 
 import peer.config
 from gossip.errors import LocalError
-from peer.cli import check_environment
+from peer.cli import check_environment, main
 from peer.config import PeerConfig
 
 
@@ -44,6 +44,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["run"], "--data is missing"),
         (["run", "--data", "{data}", "--topology", "rng"], "Did you mean 'ring'"),
         (["run", "--data", "{data}", "--topology", "matrix:none.csv"], "none.csv"),
+        (["run", "--data", "{data}", "--topology", "matrix:{matrix}"], "0.9"),
+        (["run", "--data", "{data}", "--topology", "hypercube", "--roster", "a", "b", "c"], "does not fit the roster"),
+        (["run", "--data", "{data}", "--weights", "metropolys"], "metropolis-hastings"),
         (["run", "--data", "{data}", "--codec", "int9"], "float32, bfloat16, int8"),
         (["run", "--data", "{data}", "--mixing", "averag"], "Did you mean average?"),
         (["run", "--data", "{data}", "--join", "/ip4/1.2.3"], "malformed address"),
@@ -56,13 +59,22 @@ def test_help_imports_nothing_heavy() -> None:
         (["eval", "--adapter", "{home}", "--data", "{data}"], "not an adapter"),
     ],
 )
-def test_bad_input_is_refused_with_what_would_be_right(tmp_path: Path, words: list[str], said: str) -> None:
+def test_bad_input_is_refused_with_what_would_be_right(
+    tmp_path: Path,
+    words: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text('{"text": "one row of text that is long enough"}\n' * 20)
-    result = peer_command(*(word.format(data=data, home=tmp_path) for word in words))
-    assert result.returncode in (2, 6)
-    assert said in result.stderr + result.stdout
-    assert "Traceback" not in result.stderr
+    matrix = tmp_path / "w.csv"
+    matrix.write_text("0.5,0.4\n0.5,0.5\n")
+    with pytest.raises(SystemExit) as exit:
+        main([word.format(data=data, home=tmp_path, matrix=matrix) for word in words])
+    printed = capsys.readouterr()
+    assert exit.value.code in (2, 6)
+    assert said in printed.err + printed.out
+    assert "Traceback" not in printed.err
 
 
 def test_init_and_id(tmp_path: Path) -> None:

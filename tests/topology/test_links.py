@@ -96,7 +96,7 @@ def test_weight_rules_are_named() -> None:
         ("watts-strogatz:4:0.1", 4, "at least 5 peers"),
         ("barabasi-albert:5", 5, "at least 6 peers"),
         ("erdos-renyi:0.001", 50, "at least 2 ln n / n = 0.156"),
-        ("epidemic:3", 3, "take S up to 2"),
+        ("epidemic-oracle:3", 3, "take S up to 2"),
         ("hyper-hypercube:2", 10, "'base:2' is exact"),
         ("round-robin:ring+hypercube", 12, "power of two"),
         ("ring", 0, "at least 1, not 0"),
