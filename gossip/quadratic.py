@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Quadratic:
     local_steps: int = 3
     train_s: float = 0.5
     train_jitter: float = 0.1
-    links: LinkModel = LinkModel()
+    links: LinkModel = field(default_factory=LinkModel)
     seed: int = 0
 
     @property

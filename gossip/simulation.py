@@ -145,7 +145,7 @@ class Simulation:
         return self._hosts[peer].node
 
     def run(self, until_s: float = float("inf")) -> None:
-        """Start all nodes (at the first call); go on until nothing is left to happen or the clock passes ``until_s``."""
+        """Start all nodes (at the first call); go on until nothing is left or the clock passes ``until_s``."""
         if not self._started:
             self._started = True
             for peer in self._hosts:

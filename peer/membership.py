@@ -108,10 +108,13 @@ class Membership:
     async def run(self, transport: Transport) -> None:
         """Announce, listen for heartbeats and redial until cancelled; say goodbye at the end."""
         self._transport = transport
-        async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(self._announce_forever)
-            self._nursery.start_soon(self._heartbeat_forever)
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._announce_forever)
+                self._nursery.start_soon(self._heartbeat_forever)
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None  # connections that end from now on are ours to end
 
     async def join(
         self, transport: Transport, addresses: tuple[str, ...], within_s: float, *, required: bool
@@ -312,7 +315,8 @@ class Membership:
         self._up(peer, hello.round)
         for address in hello.known:
             other = address.rpartition("/p2p/")[2]
-            if other and not self._is_us(other):
+            # Whoever is up already has been greeted: greeting it again would never end.
+            if other and not self._is_us(other) and not (other in self.members and self.members[other].is_up):
                 self._remember(other, "", (address,), 0)
                 self._seek(other)
 

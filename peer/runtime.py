@@ -1,8 +1,8 @@
 """One peer at work: one nursery, one inbox, one loop that gives events to the node and carries out its actions.
 
 The node decides, this file performs: training in its process, pulls and serving over the transport, timers and
-checkpoints. A bug of ours raises in the loop and stops the peer loudly; whatever another peer does is data. It knows no libp2p (any
-``TransportFactory`` will do) and no peft.
+checkpoints. A bug of ours raises in the loop and stops the peer loudly; whatever another peer does is data. It knows
+no libp2p (any ``TransportFactory`` will do) and no peft.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def plan(config: TestnetConfig, regime: str, shards: Mapping[str, Path]) -> list
         return [(view, [*flags, "--listen", "/ip4/127.0.0.1/tcp/0"])]
     threads = max(1, (os.cpu_count() or 1) // len(shards))
     views, addresses = [], []
-    for name, port in zip(shards, _free_ports(len(shards)), strict=True):
+    for name, port in zip(shards, free_ports(len(shards)), strict=True):
         home = base / name
         home.mkdir(parents=True, exist_ok=True)
         view = PeerView(name, regime, home, len(shards), peer_id(load_or_create_identity(home)))
@@ -200,7 +200,7 @@ def _with_batch_times(flags: Sequence[str], factor: int) -> list[str]:
     return flags
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return TCP ports that are free now; all are held at once, so they differ."""
     sockets = [socket.socket() for _ in range(count)]
     try:

@@ -61,8 +61,8 @@ class Screen:
             )
         elif event["event"] == "eval":
             console.print(
-                f"{view.regime:8} {view.name:12} after round {event['round']}: held-out loss own {view.evals[-1][1]:.3f}, "
-                f"over all {view.evals[-1][2]:.3f}"
+                f"{view.regime:8} {view.name:12} after round {event['round']}: held-out loss "
+                f"own {view.evals[-1][1]:.3f}, over all {view.evals[-1][2]:.3f}"
             )
 
     def table(self, regime: str) -> Table:

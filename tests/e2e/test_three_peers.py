@@ -52,8 +52,9 @@ def test_gossip_beats_alone_and_central_beats_gossip(
         topology=f"matrix:{matrix}",
         out=tmp_path / "run",
         codec="int8",
-        options=("--local-steps", "10", "--learning-rate", "0.01", "--eval-every", "20", "--batch-size", "8")
-        + ("--eval-blocks-max", "64"),
+        options=tuple(
+            "--local-steps 10 --learning-rate 0.01 --eval-every 20 --batch-size 8 --eval-blocks-max 64".split()
+        ),
     )
     summary, _ = run_testnet(config, lambda view, event: None)
     with capsys.disabled():
@@ -200,6 +201,7 @@ def test_another_run_is_refused_with_the_field_that_differs(shards: Path, tmp_pa
     first = PeerProcess("first", tmp_path / "first", shards / "german.jsonl", ["--rounds", "100000"])
     try:
         address = first.until("listening")["addresses"][0]
+        port = address.split("/")[4]
         other = PeerProcess(
             "other", tmp_path / "other", shards / "french.jsonl", ["--join", address, "--codec", "int8"]
         )
@@ -209,12 +211,10 @@ def test_another_run_is_refused_with_the_field_that_differs(shards: Path, tmp_pa
             "stranger",
             tmp_path / "stranger",
             shards / "french.jsonl",
-            ["--join", address.rpartition("/tcp/")[0] + "/tcp/9/p2p/" + address.rpartition("/")[2]]
-            + ["--join-timeout-s", "1"],
+            ["--join", address.replace(f"/tcp/{port}/", "/tcp/9/"), "--join-timeout-s", "1"],
         )
         assert stranger.end() == 3
         assert "is the peer running" in stranger.stderr()
-        port = address.split("/")[4]
         squatter = PeerProcess(
             "squatter", tmp_path / "squatter", shards / "french.jsonl", ["--listen", f"/ip4/127.0.0.1/tcp/{port}"]
         )
@@ -247,5 +247,6 @@ def child_of(pid: int) -> int:
     """Return the training process of a peer."""
     import psutil
 
-    (child,) = [child for child in psutil.Process(pid).children() if "peer.training_process" in " ".join(child.cmdline())]
+    children = psutil.Process(pid).children()
+    (child,) = [child for child in children if "peer.training_process" in " ".join(child.cmdline())]
     return int(child.pid)

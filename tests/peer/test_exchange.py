@@ -111,7 +111,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped() -> None:
 
         async def serve(stream: Stream) -> None:
             if len(attempts) < 2:  # break off in the middle, twice
-                request = wire.decode((await _frame(stream)))
+                request = wire.decode(await _frame(stream))
                 assert isinstance(request, Pull)
                 attempts.append(request.offset)
                 await stream.send(wire.framed(Parcel(0, 1, "float32", PAYLOAD).offer(request.offset)))
@@ -141,6 +141,14 @@ async def _frame(stream: Stream) -> bytes:
         assert piece
         received += piece
     return received[4:]
+
+
+async def _say_and_read_to_the_end(stream: Stream, said: bytes) -> None:
+    await stream.send(said)
+    await stream.finish()
+    while await stream.receive(100):
+        pass
+    raise Unreachable("ended")
 
 
 HONEST = Parcel(0, 1, "float32", PAYLOAD)
@@ -202,11 +210,7 @@ def test_a_server_survives_what_is_not_a_pull(request_bytes: bytes, reason: str)
         async with reader_of(serve) as reader:
             stream = await reader.open("server", ADAPTER)
             with pytest.raises(Unreachable):
-                await stream.send(request_bytes)
-                await stream.finish()
-                while True:
-                    if not await stream.receive(100):
-                        raise Unreachable("ended")
+                await _say_and_read_to_the_end(stream, request_bytes)
         assert seen == [reason]
 
     run(body)

@@ -146,12 +146,13 @@ def test_no_whole_checkpoint_left_is_an_error_not_a_fresh_start(tmp_path: Path) 
 
 
 def test_a_second_process_is_refused_with_the_first_one_s_pid(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from peer.store import open_home\nwith open_home(Path(sys.argv[1])): pass"
+    code = "import sys, pathlib, peer.store\nwith peer.store.open_home(pathlib.Path(sys.argv[1])): pass"
+    command = [sys.executable, "-c", code, str(tmp_path)]
     with open_home(tmp_path):
-        second = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode != 0
     assert f"in use by process {os.getpid()}" in second.stderr
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    subprocess.run(command, check=True)
 
 
 def test_a_home_that_cannot_be_written_says_so(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""Whole rounds without training: four processes over real libp2p, on a ring, with 4.4 MB of float32 each.
+
+Everything else is real: node, wire, pulls, guards, mixing, checkpoints on disk. The trainer is an idle one that hands
+the adapter back moved a little. Then one peer is killed -9, and the others' rounds are measured again.
+``scripts/bench.py rounds`` prints the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+import trio
+
+from gossip.adapter import AdapterSpec, AdapterState
+from peer.config import PeerConfig
+from peer.frames import Evaluated, OnStep, Progress, Ready, Trained
+from peer.identity import load_or_create_identity, peer_id
+from peer.journal import Journal
+from peer.runtime import run_peer
+from peer.store import open_home
+from peer.testnet import free_ports
+
+VALUES = 1_100_000  # 4.4 MB of float32, what hivemind was measured with
+PEERS = 4
+WARM_UP, MEASURED = 3, 15
+
+
+class IdleTrainer:
+    """Hands the adapter back at once, moved by a hair, so that every round's payload is new."""
+
+    async def train(self, state: AdapterState, round: int, save_to: Path, on_step: OnStep) -> Trained:
+        """Return the moved adapter; the state file is empty."""
+        save_to.write_bytes(b"")
+        await trio.lowlevel.checkpoint()
+        return Trained(AdapterState(state.spec, state.flat + 1e-3), 1.0, 1, 1, 1, 0.0)
+
+    async def evaluate(self, state: AdapterState) -> Evaluated:
+        """Return nothing of interest."""
+        return Evaluated(0.0, None, {})
+
+    async def stop(self) -> None:
+        """There is nothing to stop."""
+
+
+async def start_idle(
+    config: PeerConfig, resume: Path | None, on_progress: Progress
+) -> tuple[IdleTrainer, Ready]:
+    """Start at once."""
+    spec = AdapterSpec((("w", (VALUES,)),))
+    initial = AdapterState(spec, torch.randn(VALUES, generator=torch.Generator().manual_seed(0)))
+    manifest = {
+        "base_digest": "none",
+        "base_dtype": "none",
+        "tokenizer_digest": "none",
+        "adapter_digest": initial.digest(),
+        "adapter_spec": spec.fingerprint,
+    }
+    adapter_config = json.dumps({"base_model_name_or_path": "none"})
+    ready = Ready(initial, adapter_config, manifest, "none", "cpu", "no data", 0, 0, 0, 0, 0.0)
+    return IdleTrainer(), ready
+
+
+def serve(home: str, options: str) -> None:
+    """Be one peer."""
+    from peer.libp2p_transport import libp2p_transport
+
+    torch.set_num_threads(1)
+    config = PeerConfig(**{**json.loads(options), "join": tuple(json.loads(options)["join"])})
+    with open_home(Path(home)) as opened:
+        key = load_or_create_identity(opened.path)
+        factory = libp2p_transport(private_key=key, listen=config.listen)
+        journal = Journal(None, as_json=True)
+        trio.run(run_peer, config, opened, key, factory, journal, start_idle)
+        journal.close()
+
+
+def rows() -> list[dict[str, Any]]:
+    """Run the network and return its figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        homes = [Path(folder) / str(index) for index in range(PEERS)]
+        processes = list(_start(homes))
+        try:
+            return _measure(processes)
+        finally:
+            for process in processes:
+                process.kill()
+                process.communicate()
+
+
+def _start(homes: list[Path]) -> Iterator[subprocess.Popen[str]]:
+    addresses = [f"/ip4/127.0.0.1/tcp/{port}" for port in free_ports(PEERS)]
+    first = ""
+    for home, address in zip(homes, addresses, strict=True):
+        home.mkdir()
+        first = first or f"{address}/p2p/{peer_id(load_or_create_identity(home))}"
+        options = {
+            "topology": "ring",
+            "rounds": 100_000,
+            "listen": address,
+            "join": [] if home == homes[0] else [first],
+            "join_timeout_s": 60.0,
+            "wait_peers": PEERS - 1,
+            "eval_every": 1_000_000,
+        }
+        command = [sys.executable, __file__, "serve", str(home), json.dumps(options)]
+        yield subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def _round_times(process: subprocess.Popen[str], count: int) -> list[float]:
+    """Return the seconds between the next reports of a peer."""
+    assert process.stdout
+    ends: list[float] = []
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "round":
+            ends.append(event["at"])
+            if len(ends) == count + 1:
+                return [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    raise RuntimeError("a peer of the bench ended early")
+
+
+def _measure(processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
+    _round_times(processes[0], WARM_UP)
+    before = _round_times(processes[0], MEASURED)
+    for process in processes[1:]:
+        _round_times(process, WARM_UP + MEASURED)  # read what has piled up, or the pipes fill
+    processes[2].send_signal(signal.SIGKILL)  # on a ring of sorted ids everybody is near
+    # Reports from before the kill may still lie in the pipe; the round that meets it is the slowest after it.
+    after = _round_times(processes[0], 3 * MEASURED)
+    slowest = max(range(len(after)), key=lambda index: after[index])
+    usual, settled = statistics.median(before), statistics.median(after[slowest + 2 :] or after[-MEASURED:])
+    return [
+        _row("rounds: publish, fetch, mix, checkpoint (median)", usual, "s", 0.8),
+        _row("rounds: the slowest of them", max(before), "s", None),
+        _row("rounds: the one in which a neighbor was killed", after[slowest], "s", None),
+        _row("rounds: two rounds later / before", settled / usual, "x", 1.2),
+    ]
+
+
+def _row(name: str, value: float, unit: str, limit: float | None) -> dict[str, Any]:
+    met = None if limit is None else value <= limit
+    return {"name": name, "value": value, "unit": unit, "target": f"<= {limit}" if limit else "", "met": met}
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[2:4])
