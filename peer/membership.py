@@ -209,8 +209,8 @@ class Membership:
         if message.leaving:
             self._down(author, "left")
             return
-        self._remember(author, message.name, message.addresses, message.round)
-        if self.members[author].is_up:
+        member = self._remember(author, message.name, message.addresses, message.round)
+        if member and member.is_up:
             self._up(author, message.round)
         else:
             self._seek(author)
@@ -274,6 +274,8 @@ class Membership:
         )
 
     def _answer(self, peer: str, question: Message) -> Message:
+        if self._is_banned(peer):
+            return Refusal("busy", "cut off for a while after repeated faults")
         match question:
             case Hello():
                 ours = self._manifest.fields()
@@ -305,6 +307,8 @@ class Membership:
                 if difference := first_difference(self._manifest.fields(), answer.manifest):
                     raise Incompatible(f"peer {peer} takes part in another run: {difference}")
                 self._welcome(peer, answer)
+            case Refusal(reason) if reason != "manifest":
+                raise RemoteError(reason, answer.detail)
             case Refusal():
                 raise Incompatible(f"peer {peer} takes part in another run: {answer.detail}")
             case _:
@@ -320,10 +324,11 @@ class Membership:
                 self._remember(other, "", (address,), 0)
                 self._seek(other)
 
-    def _remember(self, peer: str, name: str, addresses: tuple[str, ...], round: int) -> None:
+    def _remember(self, peer: str, name: str, addresses: tuple[str, ...], round: int) -> Member | None:
+        """Note what a peer says of itself; None if the table is full and it is not in it."""
         if peer not in self.members:
             if len(self.members) >= PEERS_MAX:
-                return
+                return None
             self.members[peer] = Member(away_since=trio.current_time())
         member = self.members[peer]
         member.name = name[:32] or member.name
@@ -331,6 +336,7 @@ class Membership:
         own = tuple(address for address in addresses if address.endswith(f"/p2p/{peer}"))
         member.addresses = own[:ADDRESSES_PER_PEER] or member.addresses
         member.round = max(member.round, round) if member.is_up else round
+        return member
 
     # -- up and down
 
@@ -368,10 +374,14 @@ class Membership:
             self._nursery.start_soon(self._seek_until_found, peer, member)
 
     async def _seek_until_found(self, peer: str, member: Member) -> None:
+        assert self._transport
         pause_s = REDIAL_S[0]
         try:
             while True:
-                if await self._reach(peer, member):
+                # A connection lost again in the meantime was not told to anybody else: this search goes on.
+                if await self._reach(peer, member) and (
+                    peer not in self.members or self._transport.is_connected(peer)
+                ):
                     return
                 self._down(peer, "connection lost")
                 if trio.current_time() - member.away_since > FORGET_S:

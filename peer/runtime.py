@@ -12,12 +12,14 @@ import json
 import random
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import trio
 
+from gossip.adapter import AdapterState
 from gossip.codecs import CODECS
 from gossip.errors import LocalError, RemoteError
 from gossip.events import (
@@ -46,7 +48,8 @@ from peer import addresses
 from peer.config import PeerConfig
 from peer.data import DataError
 from peer.exchange import ADAPTER, CONTROL, Publisher, Traffic, pull
-from peer.frames import Ready, Step
+from peer.frames import Evaluated, OnStep, Progress, Ready, Step
+from peer.frames import Trained as RoundTrained
 from peer.identity import peer_id
 from peer.journal import Journal
 from peer.membership import Membership
@@ -78,8 +81,26 @@ class Stopped:
     round: int
 
 
+class Trainer(Protocol):
+    """What the loop needs of a training process; ``TrainerProcess`` is the real one (see there)."""
+
+    async def train(self, state: AdapterState, round: int, save_to: Path, on_step: OnStep) -> RoundTrained: ...
+
+    async def evaluate(self, state: AdapterState) -> Evaluated: ...
+
+    async def stop(self) -> None: ...
+
+
+StartTrainer = Callable[[PeerConfig, Path | None, Progress], Awaitable[tuple[Trainer, Ready]]]
+
+
 async def run_peer(
-    config: PeerConfig, home: Home, key: bytes, factory: TransportFactory, journal: Journal
+    config: PeerConfig,
+    home: Home,
+    key: bytes,
+    factory: TransportFactory,
+    journal: Journal,
+    start_trainer: StartTrainer = TrainerProcess.start,
 ) -> Stopped:
     """Run a peer until its rounds are done or it is told to stop.
 
@@ -89,6 +110,7 @@ async def run_peer(
         key: the identity's 32 private key bytes; ``factory`` was made with the same.
         factory: starts the transport.
         journal: where everything is reported.
+        start_trainer: starts the training process; measurements of everything else put an idle one in its place.
 
     Raises:
         LocalError: whatever makes going on impossible; what was saved stays.
@@ -99,7 +121,7 @@ async def run_peer(
     checkpoint, complaints = home.newest()
     for complaint in complaints:
         journal.emit("note", text=complaint)
-    peer = Peer(config, home, me, name, journal, checkpoint)
+    peer = Peer(config, home, me, name, journal, checkpoint, start_trainer)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(peer.watch_signals, signals)
@@ -121,6 +143,7 @@ class Peer:
         name: str,
         journal: Journal,
         checkpoint: Checkpoint | None,
+        start_trainer: StartTrainer,
     ) -> None:
         self.stopped_by: int | None = None
         self.round = checkpoint.round if checkpoint else 0
@@ -131,7 +154,8 @@ class Peer:
         self._journal = journal
         self._checkpoint = checkpoint
         self._traffic = Traffic()
-        self._trainer: TrainerProcess | None = None
+        self._start = start_trainer
+        self._trainer: Trainer | None = None
         self._trainer_deaths = 0
         # Unbounded on purpose: every source is bounded by itself (one event per fetch, timer, round or announcement),
         # and posting must never wait, because the network loop does it.
@@ -283,7 +307,7 @@ class Peer:
         def preparing(stage: str, done: float | None) -> None:
             self._journal.emit("preparing", stage=stage, done=done)
 
-        self._trainer, ready = await TrainerProcess.start(self._config, resume, preparing)
+        self._trainer, ready = await self._start(self._config, resume, preparing)
         return ready
 
     async def _train(self, action: Train) -> None:
@@ -320,7 +344,7 @@ class Peer:
             "eval", round=round, own=result.own, all=result.all, per_file=dict(result.per_file)
         )
 
-    def _on_step(self, round: int):  # type: ignore[no-untyped-def]
+    def _on_step(self, round: int) -> OnStep:
         last = -STEP_EVENT_S
 
         def on_step(step: Step) -> None:

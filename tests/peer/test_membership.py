@@ -1,0 +1,266 @@
+"""Peers find each other from one address, greet once, notice deaths, and cut off whoever misbehaves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from gossip import wire
+from gossip.errors import RemoteError
+from gossip.events import Event, PeerDown, PeerUp
+from gossip.manifest import RunManifest
+from gossip.messages import Presence
+from peer.exchange import CONTROL, Traffic
+from peer.membership import STRIKES, Incompatible, Membership, NobodyThere
+from peer.memory_transport import MemoryNetwork
+from peer.transport import Stream, Transport
+
+
+def manifest(codec: str = "float32") -> RunManifest:
+    return RunManifest(
+        base_model="b", dtype="d", tokenizer="t", adapter="a", layout="l", seed=0, initial="i", mixing="m", codec=codec
+    )
+
+
+class Node:
+    """One membership on the in-memory network, and what it reported."""
+
+    def __init__(self, name: str, codec: str = "float32") -> None:
+        self.name = name
+        self.events: list[Event] = []
+        self.told: list[str] = []
+        self.answered = 0
+        self.traffic = Traffic()
+        self.membership = Membership(manifest(codec), name, self.events.append, self.told.append, self.traffic)
+        self.transport: Transport
+
+    async def serve(self, stream: Stream) -> None:
+        self.answered += 1
+        try:
+            await self.membership.serve_control(stream)
+        except RemoteError:
+            await stream.reset()
+
+    @property
+    def up(self) -> set[str]:
+        return {peer for peer, member in self.membership.members.items() if member.is_up}
+
+
+@asynccontextmanager
+async def group(network: MemoryNetwork, *nodes: Node) -> AsyncIterator[trio.Nursery]:
+    async with AsyncExitStack() as stack:
+        for node in nodes:
+            node.transport = await stack.enter_async_context(
+                network.factory(node.name)(
+                    handlers={CONTROL: node.serve},
+                    topic=node.membership.topic,
+                    on_announced=node.membership.on_announced,
+                    on_connection=node.membership.on_connection,
+                )
+            )
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                nursery.start_soon(node.membership.run, node.transport)
+            yield nursery
+            nursery.cancel_scope.cancel()
+
+
+def run(body: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        with trio.fail_after(1000):  # virtual seconds
+            await body()
+
+    trio.run(limited, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def join(node: Node, other: Node) -> None:
+    await node.membership.join(node.transport, other.transport.addresses, 15.0, required=True)
+
+
+def test_one_address_is_enough_to_find_everybody() -> None:
+    async def body() -> None:
+        nodes = [Node(name) for name in "abcd"]
+        async with group(MemoryNetwork(), *nodes):
+            for node in nodes[1:]:
+                await join(node, nodes[0])
+            for node in nodes:
+                assert await node.membership.wait_for(3, 30.0) == 3
+                assert node.up == set("abcd") - {node.name}
+                assert {e.peer for e in node.events if isinstance(e, PeerUp)} == node.up
+
+    run(body)
+
+
+def test_peers_that_know_each_other_do_not_greet_for_ever() -> None:
+    """Two members that named each other in their hellos once kept greeting, thousands of times a second."""
+
+    async def body() -> None:
+        nodes = [Node(name) for name in "abcd"]
+        async with group(MemoryNetwork(), *nodes):
+            for node in nodes[1:]:
+                await join(node, nodes[0])
+            for node in nodes:
+                await node.membership.wait_for(3, 30.0)
+            await trio.sleep(5.0)  # virtual; before the first heartbeat
+            assert sum(node.answered for node in nodes) <= 2 * 6
+
+    run(body)
+
+
+def test_another_run_is_refused_by_both_sides_in_their_own_words() -> None:
+    async def body() -> None:
+        ours, theirs = Node("a"), Node("b", codec="int8")
+        async with group(MemoryNetwork(), ours, theirs):
+            with pytest.raises(Incompatible, match="codec differs: ours is int8, theirs is float32"):
+                await join(theirs, ours)
+            assert ours.up == set()
+            assert any("codec differs: ours is float32, theirs is int8" in line for line in ours.told)
+            assert ours.traffic.rejected["manifest"] == 1
+
+    run(body)
+
+
+def test_nobody_there_is_said_within_the_time_given() -> None:
+    async def body() -> None:
+        node = Node("a")
+        async with group(MemoryNetwork(), node):
+            started = trio.current_time()
+            with pytest.raises(NobodyThere, match="/memory/z/p2p/z"):
+                await node.membership.join(node.transport, ("/memory/z/p2p/z",), 15.0, required=True)
+            assert trio.current_time() - started <= 15.0
+            await node.membership.join(node.transport, ("/memory/z/p2p/z",), 1.0, required=False)
+            assert any("going on without it" in line for line in node.told)
+
+    run(body)
+
+
+def test_a_death_is_noticed_at_once_and_a_return_too() -> None:
+    async def body() -> None:
+        network = MemoryNetwork()
+        a, b = Node("a"), Node("b")
+        async with group(network, a):
+            async with group(network, b):
+                await join(b, a)
+                assert a.up == {"b"}
+                network.kill("b")
+            await a.membership.wait_for(0, 1.0)
+            with trio.fail_after(2.0):
+                while a.up:
+                    await a.membership._changed.wait()
+            assert PeerDown("b") in a.events
+            again = Node("b")
+            async with group(network, again):
+                assert await a.membership.wait_for(1, 120.0) == 1  # a keeps looking for it by itself
+
+    run(body)
+
+
+def test_a_goodbye_is_believed_at_once() -> None:
+    async def body() -> None:
+        a, b = Node("a"), Node("b")
+        async with group(MemoryNetwork(), a, b):
+            await join(b, a)
+            await b.membership.say_goodbye()
+            with trio.fail_after(1.0):
+                while a.up:
+                    await a.membership._changed.wait()
+            assert any("left" in line for line in a.told)
+
+    run(body)
+
+
+def test_a_silent_peer_misses_two_heartbeats_and_is_down() -> None:
+    async def body() -> None:
+        a, b = Node("a"), Node("b")
+
+        async def answers_once(stream: Stream) -> None:
+            if b.answered:
+                await trio.sleep_forever()
+            await b.serve(stream)
+
+        network = MemoryNetwork()
+        b_factory = network.factory("b")(  # it runs no membership of its own: it only listens
+            handlers={CONTROL: answers_once},
+            topic=b.membership.topic,
+            on_announced=lambda *_: None,
+            on_connection=lambda *_: None,
+        )
+        async with b_factory as b.transport, group(network, a):
+            b.membership._transport = b.transport
+            await join(a, b)
+            started = trio.current_time()
+            while a.up:
+                await a.membership._changed.wait()
+            assert trio.current_time() - started < 65.0
+            assert any("heartbeats missed" in line for line in a.told)
+
+    run(body)
+
+
+def test_announcements_keep_rounds_up_to_date_and_strangers_are_ignored() -> None:
+    async def body() -> None:
+        a, b = Node("a"), Node("b")
+        async with group(MemoryNetwork(), a, b):
+            await join(b, a)
+            b.membership.progressed(7)
+            await trio.sleep(6.0)
+            assert a.membership.members["b"].round == 7
+            assert PeerUp("b", 7) in a.events
+            before = dict(a.membership.members)
+            a.membership.on_announced("x", b"\xff" * 50)
+            a.membership.on_announced("x", wire.encode(Presence(bytes(16), "x", 3, (), False)))
+            assert a.membership.members == before
+            assert a.traffic.rejected["malformed"] == 1
+
+    run(body)
+
+
+def test_a_peer_cannot_point_us_at_somebody_elses_address() -> None:
+    async def body() -> None:
+        a = Node("a")
+        async with group(MemoryNetwork(), a):
+            fingerprint = manifest().fingerprint
+            lie = Presence(fingerprint, "x", 0, ("/memory/b/p2p/b", "/ip4/10.0.0.1/tcp/80", "/memory/x/p2p/x"), False)
+            a.membership.on_announced("x", wire.encode(lie))
+            assert a.membership.members["x"].addresses == ("/memory/x/p2p/x",)
+
+    run(body)
+
+
+def test_five_strikes_and_a_peer_is_cut_off() -> None:
+    async def body() -> None:
+        a, b = Node("a"), Node("b")
+        async with group(MemoryNetwork(), a, b):
+            await join(b, a)
+            for _ in range(STRIKES - 1):
+                a.membership.strike("b", "malformed")
+            assert a.up == {"b"}
+            a.membership.strike("b", "malformed")
+            assert a.up == set()
+            await trio.sleep(60.0)
+            assert a.up == set()
+            assert not a.transport.is_connected("b")
+            await trio.sleep(900.0)  # after ten minutes it may try again
+            assert a.up == {"b"}
+
+    run(body)
+
+
+def test_the_table_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peer.membership.PEERS_MAX", 10)
+
+    async def body() -> None:
+        a = Node("a")
+        async with group(MemoryNetwork(), a):
+            for index in range(100):
+                frame = wire.encode(Presence(manifest().fingerprint, f"x{index}", 0, (), False))
+                a.membership.on_announced(f"x{index}", frame)
+            assert len(a.membership.members) == 10
+            assert Counter(type(event).__name__ for event in a.events)["PeerUp"] == 0
+
+    run(body)
