@@ -79,21 +79,22 @@ class Quadratic:
             collect_s=self.collect_s,
             norm_cap=1e6,  # the origin has no norm to measure against
         )
-        return self._node(name, settings)
+        return self._node(name, settings, self.names)
 
-    def _node(self, name: str, settings: NodeSettings) -> GossipNode:
+    def _node(self, name: str, settings: NodeSettings, members: tuple[str, ...]) -> GossipNode:
         spec = AdapterSpec((("x", (self.dimension,)),))
         origin = AdapterState(spec, torch.zeros(self.dimension))
-        return GossipNode(name, origin, settings, random.Random(f"{self.seed}/{name}"), self.names)
+        return GossipNode(name, origin, settings, random.Random(f"{self.seed}/{name}"), members)
 
     def simulation(
         self, on_report: Callable[[float, str, RoundReport], None] | None = None
     ) -> Simulation:
         """Return the network, ready to run."""
-        shared = self.make_node(self.names[0]).settings  # one topology, so its rows are computed once
-        nodes = {name: self._node(name, shared) for name in self.names}
-        optima = dict(zip(self.names, self.optima(), strict=True))
-        clocks = {name: random.Random(f"{self.seed}/clock/{name}") for name in self.names}
+        names = self.names  # one tuple for all, and one topology, so that its rows are computed once
+        shared = self.make_node(names[0]).settings
+        nodes = {name: self._node(name, shared, names) for name in names}
+        optima = dict(zip(names, self.optima(), strict=True))
+        clocks = {name: random.Random(f"{self.seed}/clock/{name}") for name in names}
         a = self.shrink
 
         def train(name: str, state: AdapterState, round: int) -> LocalSteps:

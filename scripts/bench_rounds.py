@@ -7,6 +7,7 @@ the adapter back moved a little. Then one peer is killed -9, and the others' rou
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,35 +122,56 @@ def _start(homes: list[Path]) -> Iterator[subprocess.Popen[str]]:
         yield subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def _round_times(process: subprocess.Popen[str], count: int) -> list[float]:
-    """Return the seconds between the next reports of a peer."""
+def _events(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
     assert process.stdout
-    ends: list[float] = []
     for line in process.stdout:
-        event = json.loads(line)
-        if event["event"] == "round":
-            ends.append(event["at"])
-            if len(ends) == count + 1:
-                return [b - a for a, b in zip(ends, ends[1:], strict=False)]
+        yield json.loads(line)
     raise RuntimeError("a peer of the bench ended early")
 
 
+def _round_ends(process: subprocess.Popen[str], count: int) -> list[float]:
+    """Return the times of the next reports of a peer."""
+    ends = (event["at"] for event in _events(process) if event["event"] == "round")
+    return list(itertools.islice(ends, count))
+
+
 def _measure(processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
-    _round_times(processes[0], WARM_UP)
-    before = _round_times(processes[0], MEASURED)
-    for process in processes[1:]:
-        _round_times(process, WARM_UP + MEASURED)  # read what has piled up, or the pipes fill
-    processes[2].send_signal(signal.SIGKILL)  # on a ring of sorted ids everybody is near
-    # Reports from before the kill may still lie in the pipe; the round that meets it is the slowest after it.
-    after = _round_times(processes[0], 3 * MEASURED)
-    slowest = max(range(len(after)), key=lambda index: after[index])
-    usual, settled = statistics.median(before), statistics.median(after[slowest + 2 :] or after[-MEASURED:])
+    witness, victim = processes[0], _ring_neighbor_of_first(processes)
+    for process in processes:
+        if process not in (witness, victim):
+            threading.Thread(target=_drain, args=[process], daemon=True).start()
+    _round_ends(witness, WARM_UP)
+    before = _durations(_round_ends(witness, MEASURED))
+    killed_at = time.time()
+    victim.send_signal(signal.SIGKILL)
+    ends = _round_ends(witness, 3 * MEASURED)  # some from before the kill may still have lain in the pipe
+    meeting = next(index for index, end in enumerate(ends) if end >= killed_at)
+    after = _durations(ends[max(0, meeting - 1) :])
+    usual = statistics.median(before)
     return [
         _row("rounds: publish, fetch, mix, checkpoint (median)", usual, "s", 0.8),
         _row("rounds: the slowest of them", max(before), "s", None),
-        _row("rounds: the one in which a neighbor was killed", after[slowest], "s", None),
-        _row("rounds: two rounds later / before", settled / usual, "x", 1.2),
+        _row("rounds: the one in which a neighbor was killed", after[0], "s", None),
+        _row("rounds: from the second after it on / before", statistics.median(after[2:]) / usual, "x", 1.2),
     ]
+
+
+def _durations(ends: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in itertools.pairwise(ends)]
+
+
+def _drain(process: subprocess.Popen[str]) -> None:
+    """Read what nobody looks at: a full pipe would drop its lines."""
+    assert process.stdout
+    for _ in process.stdout:
+        pass
+
+
+def _ring_neighbor_of_first(processes: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """Return the process that follows the first on the ring, which runs in order of peer ids."""
+    ids = [next(event["peer_id"] for event in _events(process)) for process in processes]
+    order = sorted(range(len(ids)), key=lambda index: ids[index])
+    return processes[order[(order.index(0) + 1) % len(order)]]
 
 
 def _row(name: str, value: float, unit: str, limit: float | None) -> dict[str, Any]:

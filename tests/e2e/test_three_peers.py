@@ -38,6 +38,9 @@ SLOW_MIXING = "0.8,0.1,0.1\n0.1,0.8,0.1\n0.1,0.1,0.8\n"
 matrix that keeps most of one's own shows all three regimes apart, and is the same whatever the peers' ids."""
 
 
+MEASURE = ("--eval-every", "20", "--eval-blocks-max", "64")
+
+
 @pytest.mark.timeout(400)
 def test_gossip_beats_alone_and_central_beats_gossip(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -52,9 +55,7 @@ def test_gossip_beats_alone_and_central_beats_gossip(
         topology=f"matrix:{matrix}",
         out=tmp_path / "run",
         codec="int8",
-        options=tuple(
-            "--local-steps 10 --learning-rate 0.01 --eval-every 20 --batch-size 8 --eval-blocks-max 64".split()
-        ),
+        options=("--local-steps", "10", "--learning-rate", "0.01", "--batch-size", "8", *MEASURE),
     )
     summary, _ = run_testnet(config, lambda view, event: None)
     with capsys.disabled():
