@@ -33,7 +33,8 @@ class Quadratic:
         peers: n >= 1; they are called p0000, p0001, ...
         dimension: values per adapter (P).
         rounds: rounds per peer.
-        topology, mixing, codec, collect_s: as in ``peer run``.
+        topology, weights, mixing, codec, collect_s: as in ``peer run``.
+        heterogeneity: how far the optima lie from their mean, times standard normal; 0 = all peers want the same.
         step_size: eta in (0, 1).
         local_steps: H >= 1.
         train_s: virtual seconds of local steps; every round draws up to ``train_jitter`` more of it.
@@ -44,11 +45,13 @@ class Quadratic:
     dimension: int = 8
     rounds: int = 20
     topology: str = "ring"
+    weights: str = "metropolis-hastings"
     mixing: str = "average"
     codec: str = "float32"
     collect_s: float = 60.0
     step_size: float = 0.1
     local_steps: int = 3
+    heterogeneity: float = 1.0
     train_s: float = 0.5
     train_jitter: float = 0.1
     links: LinkModel = field(default_factory=LinkModel)
@@ -65,14 +68,18 @@ class Quadratic:
         return float((1 - self.step_size) ** self.local_steps)
 
     def optima(self) -> Tensor:
-        """Return b, float32[n, P], standard normal."""
+        """Return b, float32[n, P]: standard normal, spread around their mean by ``heterogeneity``."""
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.randn(self.peers, self.dimension, generator=generator)
+        normal = torch.randn(self.peers, self.dimension, generator=generator)
+        if self.heterogeneity == 1.0:
+            return normal
+        center = normal.mean(dim=0)
+        return center + self.heterogeneity * (normal - center)
 
     def make_node(self, name: str) -> GossipNode:
         """Return a fresh node at the origin."""
         settings = NodeSettings(
-            topology=parse_topology(self.topology, seed=self.seed),
+            topology=parse_topology(self.topology, seed=self.seed, weights=self.weights),
             mixing=self.mixing,
             codec=self.codec,
             rounds=self.rounds,
@@ -107,7 +114,7 @@ class Quadratic:
 
     def stationary_point(self) -> NDArray[np.float64]:
         """Return x* = (I - aW)^-1 (1 - a) W b, float64[n, P], for a static topology."""
-        matrix = parse_topology(self.topology, seed=self.seed).matrix(self.names)
+        matrix = parse_topology(self.topology, seed=self.seed, weights=self.weights).matrix(self.names)
         return fixed_point(matrix, self.optima().double().numpy(), self.step_size, self.local_steps)
 
 

@@ -78,7 +78,8 @@ def run(
     from peer.identity import load_or_create_identity
     from peer.journal import Journal
     from peer.libp2p_transport import libp2p_transport
-    from peer.runtime import check_config, run_peer
+    from peer.runtime import run_peer
+    from peer.settings import check_config
     from peer.store import open_home
 
     check_config(config)

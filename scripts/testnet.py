@@ -23,7 +23,7 @@ from rich.table import Table
 
 from gossip.errors import LocalError
 from peer.journal import megabytes
-from peer.runtime import load_line_of
+from peer.settings import load_line_of
 from peer.testnet import PeerView, TestnetConfig, run_testnet
 
 app = App(name="testnet.py", help=__doc__, default_parameter=Parameter(show_env_var=False))

@@ -95,7 +95,7 @@ def test_flags_beat_environment_beats_file_beats_defaults(tmp_path: Path, monkey
     seen: list[PeerConfig] = []
     from peer import cli
 
-    monkeypatch.setattr("peer.runtime.check_config", lambda config: seen.append(config) or stop())
+    monkeypatch.setattr("peer.settings.check_config", lambda config: seen.append(config) or stop())
     with pytest.raises(Stopped):
         cli.app.meta(["--config", str(file), "run", "--rounds", "9"], exit_on_error=False)
     assert (seen[0].codec, seen[0].lora_r, seen[0].rounds, seen[0].data) == ("int8", 4, 9, (Path("a.jsonl"),))
