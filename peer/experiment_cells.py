@@ -30,14 +30,18 @@ COLUMNS = (
     "round",
     "peers",
     "consensus_distance",
-    "mean_drift",
+    "mean_error",
     "distance_to_optimum",
     "distance_to_stationary",
     "loss",
     "bytes_per_peer",
     "seconds",
 )
-"""Columns of the table of rounds; NaN where a kind does not have one."""
+"""Columns of the table of rounds; NaN where a kind does not have one.
+
+``peers`` took part in the row. ``mean_error`` is how far the mean lies from where it belongs: the first mean, or the
+mean of the optima. Distances are roots of means over peers; ``bytes_per_peer`` and ``seconds`` count from the start.
+"""
 
 OUTCOMES = (
     "rounds_done",
@@ -45,7 +49,7 @@ OUTCOMES = (
     "bytes_per_peer_to_tolerance",
     "seconds_to_tolerance",
     "final_distance",
-    "final_mean_drift",
+    "final_mean_error",
     "final_distance_to_optimum",
     "final_distance_to_stationary",
     "final_loss",
@@ -79,9 +83,13 @@ def run_cell(cell: Cell) -> CellResult:
     with topology_errors():
         if cell.kind == "consensus":
             return _consensus(cell)
-        from peer.experiment_learning import run_quadratic, run_tiny
+        if cell.kind == "quadratic":
+            from peer.experiment_learning import run_quadratic
 
-        return run_quadratic(cell) if cell.kind == "quadratic" else run_tiny(cell)
+            return run_quadratic(cell)
+        from peer.experiment_tiny import run_tiny
+
+        return run_tiny(cell)
 
 
 class _Rounds:
@@ -139,7 +147,7 @@ def _consensus(cell: Cell) -> CellResult:
         count,
         peers=np.full(count, float(cell.peers)),
         consensus_distance=run.distance,
-        mean_drift=run.drift,
+        mean_error=run.drift,
         bytes_per_peer=costs[:, 0] / cell.peers,
         seconds=costs[:, 1],
     )
@@ -185,7 +193,7 @@ def outcome(rounds: dict[str, Column], reached: int | None, **known: Any) -> dic
         "bytes_per_peer_to_tolerance": at("bytes_per_peer", reached),
         "seconds_to_tolerance": at("seconds", reached),
         "final_distance": at("consensus_distance", -1),
-        "final_mean_drift": at("mean_drift", -1),
+        "final_mean_error": at("mean_error", -1),
         "final_distance_to_optimum": at("distance_to_optimum", -1),
         "final_distance_to_stationary": at("distance_to_stationary", -1),
         "final_loss": at("loss", -1),

@@ -155,6 +155,7 @@ class Peer:
         # and posting must never wait, because the network loop does it.
         self._post_to, self._inbox = trio.open_memory_channel[Event](float("inf"))
         self._interrupt = trio.CancelScope()
+        self._is_looping = False
         self._finished = trio.Event()
 
     # -- life
@@ -181,8 +182,8 @@ class Peer:
                 self.stopped_by = number
                 self._journal.emit("note", text="leaving (once more to leave at once)")
                 self._post(Stop())
-                if self._finished.is_set() or self._trainer is None or not hasattr(self, "_node"):
-                    self._interrupt.cancel()
+                if not self._is_looping:
+                    self._interrupt.cancel()  # nothing has begun, or all is done: there is no round to end
             else:
                 self._interrupt.cancel()
 
@@ -212,7 +213,9 @@ class Peer:
                 )
                 await self._gather(transport)
                 self._post(Start())
+                self._is_looping = True
                 await self._loop()
+                self._is_looping = False
                 await self._linger()
                 await self._membership.say_goodbye()
                 nursery.cancel_scope.cancel()
@@ -370,12 +373,13 @@ class Peer:
             await self._rejected(stream, error)
 
     async def _rejected(self, stream: Stream, error: RemoteError) -> None:
-        """Count what came over a stream that we were serving, and end the stream."""
+        """Count what came over a stream that we were serving; end the stream, and for a fault the connection."""
+        await stream.reset()
         if error.reason in FAULTS:
             self._membership.strike(stream.peer, error.reason)
+            await self._transport.drop(stream.peer)
         elif not isinstance(error, Unreachable):
             self._traffic.rejected[error.reason] += 1
-        await stream.reset()
 
     async def _time(self, action: SetTimer) -> None:
         await trio.sleep(action.delay_s)

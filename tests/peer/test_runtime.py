@@ -1,0 +1,229 @@
+"""The shell around the node, on the in-memory network and on libp2p, with a trainer that theory can follow."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trio
+
+from gossip import wire
+from gossip.adapter import AdapterSpec, AdapterState
+from gossip.errors import LocalError
+from gossip.messages import Ping
+from peer.config import PeerConfig
+from peer.frames import Evaluated, OnStep, Progress, Ready, Trained
+from peer.identity import peer_id
+from peer.journal import Journal
+from peer.libp2p_transport import libp2p_transport
+from peer.memory_transport import MemoryNetwork
+from peer.runtime import Peer
+from peer.store import Home, HomeError, open_home
+from peer.trainer import TrainerDied
+from peer.transport import TransportFactory, Unreachable
+
+SPEC = AdapterSpec((("x", (4,)),))
+
+
+class Quadratic:
+    """A training process that pulls halfway toward its own optimum; may be told to die."""
+
+    def __init__(self, optimum: float, deaths: list[int] | None = None) -> None:
+        self.optimum = optimum
+        self.deaths = deaths or []
+        self.starts = 0
+
+    async def start(self, config: PeerConfig, resume: Path | None, progress: Progress) -> tuple[Quadratic, Ready]:
+        self.starts += 1
+        await trio.lowlevel.checkpoint()
+        manifest = dict.fromkeys(
+            ("base_digest", "base_dtype", "tokenizer_digest", "adapter_digest", "adapter_spec"), "same"
+        )
+        base = json.dumps({"base_model_name_or_path": "none"})
+        initial = AdapterState(SPEC, torch.zeros(4))
+        return self, Ready(initial, base, manifest, "none", "cpu", "none", 2, 1, 1, 0, 0.0)
+
+    async def train(self, state: AdapterState, round: int, save_to: Path, on_step: OnStep) -> Trained:
+        await trio.lowlevel.checkpoint()
+        if self.deaths and round == self.deaths[0]:
+            self.deaths.pop(0)
+            raise TrainerDied("killed by SIGKILL")
+        save_to.write_bytes(b"state")
+        return Trained(AdapterState(SPEC, (state.flat + self.optimum) / 2), 0.0, 1, 1, 1, 0.0)
+
+    async def evaluate(self, state: AdapterState) -> Evaluated:
+        await trio.lowlevel.checkpoint()
+        return Evaluated(float(state.flat.mean()), None, {})
+
+    async def stop(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class Running:
+    """A peer of the test and what it has told."""
+
+    def __init__(self, seed: int, home: Home, optimum: float, **settings: Any) -> None:
+        self.key = bytes([seed]) * 32
+        self.id = peer_id(self.key)
+        self.out = io.StringIO()
+        self.trainer = Quadratic(optimum, settings.pop("deaths", None))
+        defaults: dict[str, Any] = {"rounds": 12, "topology": "complete", "eval_every": 100}
+        config = PeerConfig(**(defaults | settings))
+        self.journal = Journal(None, as_json=True, out=self.out)
+        checkpoint, _ = home.newest()
+        self.peer = Peer(config, home, self.id, f"p{seed}", self.journal, checkpoint, self.trainer.start)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        self.journal.close()
+        told = [json.loads(line) for line in self.out.getvalue().splitlines()]
+        return [event for event in told if event["event"] == kind]
+
+
+def memory() -> Callable[[bytes], TransportFactory]:
+    return MemoryNetwork().factory
+
+
+def libp2p() -> Callable[[bytes], TransportFactory]:
+    return lambda key: libp2p_transport(private_key=key, listen="/ip4/127.0.0.1/tcp/0")
+
+
+@pytest.fixture
+def homes(tmp_path: Path) -> Any:
+    with ExitStack() as stack:
+
+        def home(name: str) -> Home:
+            manager: AbstractContextManager[Home] = open_home(tmp_path / name)
+            return stack.enter_context(manager)
+
+        yield home
+
+
+def limited(body: Callable[[], Any]) -> None:
+    async def main() -> None:
+        with trio.fail_after(60):
+            await body()
+
+    trio.run(main)
+
+
+async def address_of(running: Running) -> tuple[str, ...]:
+    """Return where a peer listens, once it does."""
+    while not hasattr(running.peer, "_transport"):
+        await trio.sleep(0.01)
+    return running.peer._transport.addresses[:1]
+
+
+@pytest.mark.parametrize("network", [memory, libp2p])
+def test_three_peers_meet_at_the_mean_of_their_optima(homes: Any, network: Any) -> None:
+    async def body() -> None:
+        make = network()
+        first = Running(1, homes("a"), 0.0, wait_peers=2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.peer.run, make(first.key))
+            joining = {"wait_peers": 2, "join": await address_of(first)}
+            rest = [Running(2, homes("b"), 3.0, **joining), Running(3, homes("c"), 6.0, **joining)]
+            for running in rest:
+                nursery.start_soon(running.peer.run, make(running.key))
+        for running in (first, *rest):
+            rounds = running.events("round")
+            assert len(rounds) == 12
+            assert all(len(event["mixed"]) == 2 and not event["failed"] for event in rounds)
+            assert rounds[-1]["fetches_ok"] == 24
+            # 24 parcels of 16 bytes and frames of some 100; presence and greetings are a few more
+            assert 24 * 16 < rounds[-1]["bytes_in"] < 24 * 300 + 10_000
+            (finished,) = running.events("finished")
+            assert finished["complete"]
+            assert running.events("eval")[-1]["own"] == pytest.approx(3.0, abs=1e-3)
+
+    limited(body)
+
+
+def test_a_restart_goes_on_and_refuses_other_settings(homes: Any, tmp_path: Path) -> None:
+    async def body() -> None:
+        make = memory()
+        home = homes("a")
+        await Running(1, home, 1.0, rounds=3).peer.run(make(bytes([1]) * 32))
+        again = Running(1, home, 1.0, rounds=5)
+        await again.peer.run(make(again.key))
+        assert again.events("resumed")[0]["round"] == 3
+        assert [event["round"] for event in again.events("round")] == [3, 4]
+        assert float(home.newest()[0].state.flat[0]) == pytest.approx(1 - 0.5**5)
+        with pytest.raises(HomeError, match="whose codec is 'float32', now it would be 'int8'"):
+            await Running(1, home, 1.0, codec="int8").peer.run(make(bytes([1]) * 32))
+
+    limited(body)
+
+
+def test_one_death_of_the_trainer_is_survived_and_the_second_is_an_error(homes: Any) -> None:
+    async def body() -> None:
+        make = memory()
+        once = Running(1, homes("a"), 1.0, rounds=5, deaths=[2])
+        await once.peer.run(make(once.key))
+        assert once.trainer.starts == 2
+        assert len(once.events("round")) == 5
+        twice = Running(2, homes("b"), 1.0, rounds=5, deaths=[1, 3])
+        with pytest.raises(ExceptionGroup) as caught:
+            await twice.peer.run(make(twice.key))
+        (error,) = [e for e in flat(caught.value) if isinstance(e, LocalError)]
+        assert error.exit_code == 8
+        assert "round 3" in str(error)
+
+    limited(body)
+
+
+def flat(error: BaseException) -> list[BaseException]:
+    return [e for part in error.exceptions for e in flat(part)] if isinstance(error, BaseExceptionGroup) else [error]
+
+
+GARBAGE = {
+    "random bytes": b"\x00\x00\x00\x20" + bytes(range(200, 232)),
+    "an oversized frame": b"\xff\xff\xff\xff",
+    "a frame that is no question": wire.framed(Ping(1))[:4] + b"\x80" * 18,
+}
+
+
+@pytest.mark.parametrize("network", [memory, libp2p])
+@pytest.mark.parametrize("protocol", ["/gossip-peer/1/control", "/gossip-peer/1/adapter"])
+def test_garbage_is_counted_the_connection_is_closed_and_the_peer_lives(
+    homes: Any, network: Any, protocol: str
+) -> None:
+    async def body() -> None:
+        make = network()
+        victim = Running(1, homes("a"), 1.0, rounds=3, wait_peers=1)
+        attacker = make(bytes([9]) * 32)
+        silent: dict[str, Any] = {"topic": "t", "on_announced": lambda *_: None, "on_connection": lambda *_: None}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(victim.peer.run, make(victim.key))
+            address = await address_of(victim)
+            async with attacker(handlers={}, **silent) as transport:
+                for garbage in GARBAGE.values():
+                    await transport.dial(address[0])
+                    stream = await transport.open(victim.id, protocol)
+                    with pytest.raises(Unreachable):
+                        await say_and_read(stream, garbage)
+                    while transport.is_connected(victim.id):
+                        await trio.sleep(0.01)
+                # and one that stops in the middle of a frame
+                await transport.dial(address[0])
+                stream = await transport.open(victim.id, protocol)
+                await stream.send(b"\x00\x00")
+            friend = Running(2, homes("b"), 1.0, rounds=3, wait_peers=1, join=address)
+            nursery.start_soon(friend.peer.run, make(friend.key))
+        rejected = victim.events("round")[-1]["rejected"]
+        assert rejected["malformed"] + rejected["oversized"] == len(GARBAGE)
+        assert len(friend.events("round")) == 3
+
+    limited(body)
+
+
+async def say_and_read(stream: Any, said: bytes) -> None:
+    await stream.send(said)
+    while await stream.receive(100):
+        pass
+    raise Unreachable("ended")
