@@ -154,7 +154,12 @@ def _consensus(cell: Cell) -> CellResult:
     measured = measured_rate(run.distance) if run.distance[0] > 0 else None
     return CellResult(
         rounds,
-        outcome(rounds, run.rounds_to(cell.tolerance), measured_rate=measured, predicted_rate=_predicted(cell, topology)),
+        outcome(
+            rounds,
+            run.rounds_to(cell.tolerance),
+            measured_rate=measured,
+            predicted_rate=_predicted(cell, topology),
+        ),
     )
 
 

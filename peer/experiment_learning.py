@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -95,7 +96,9 @@ class Watch:
         peers, mean = totals["peers"], self._sum[:rows] / totals["peers"][:, None]
         columns: dict[str, Column] = {
             "peers": peers,
-            "consensus_distance": np.sqrt(np.maximum(totals["square"] / peers - np.square(mean).sum(axis=1), 0.0)),
+            "consensus_distance": np.sqrt(
+                np.maximum(totals["square"] / peers - np.square(mean).sum(axis=1), 0.0)
+            ),
             "bytes_per_peer": totals["bytes"].cumsum() / self._cell.peers,
             "seconds": totals["seconds"] / peers,
             "loss": totals["loss"] / peers,
@@ -155,15 +158,15 @@ def run_quadratic(cell: Cell) -> CellResult:
     return watch.result()
 
 
-class one_thread:  # noqa: N801 - reads as a statement
+@contextmanager
+def one_thread() -> Iterator[None]:
     """Compute on one torch thread inside a ``with``: sums then do not depend on the machine's cores."""
-
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._before)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_to_the_end(cell: Cell, simulation: Simulation, watch: Watch, names: tuple[str, ...]) -> None:

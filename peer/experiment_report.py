@@ -1,14 +1,12 @@
-"""The report of a sweep: tables, plots against rounds, bytes and simulated seconds, and one HTML file that holds it all.
+"""The report of a sweep: tables, plots against rounds, bytes and simulated seconds, one HTML file with all of it.
 
-Figures are drawn without a display and without global state. What the numbers mean is said in
-``experiment_statistics.py``.
+What the numbers mean is said in ``experiment_statistics.py``.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gossip.errors import LocalError
 from peer.experiment_statistics import (
     METRICS,
     OUTCOMES_SHOWN,
@@ -26,12 +23,16 @@ from peer.experiment_statistics import (
     paired_difference,
     read_results,
 )
-from peer.models import write_atomically
+from peer.figures import new_figure, png, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-AXES = (("round", "rounds", 1.0), ("bytes_per_peer", "MB read per peer", 1e-6), ("seconds", "simulated seconds", 1.0))
+AXES = (
+    ("round", "rounds", 1.0),
+    ("bytes_per_peer", "MB read per peer", 1e-6),
+    ("seconds", "simulated seconds", 1.0),
+)
 """(column, label, factor) of the three abscissae every metric is drawn against."""
 CURVES_MAX = 12
 """Curves of one figure; more could not be told apart."""
@@ -63,9 +64,9 @@ def write_report(folder: Path) -> tuple[Path, list[str]]:
     images: dict[str, bytes] = {}
     for name, figure in figures(results):
         images[name] = png(figure)
-        write_atomically(folder / f"{name}.png", images[name])
+        write_file(folder / f"{name}.png", images[name])
     target = folder / "report.html"
-    write_atomically(target, _page(results, table, images).encode())
+    write_file(target, _page(results, table, images).encode())
     return target, text_table(table)
 
 
@@ -95,7 +96,9 @@ def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows as aligned lines."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
-        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(each))
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(each)
+        )
         for each in (list(zip(row, widths, strict=True)) for row in rows)
     ]
 
@@ -119,7 +122,9 @@ def figures(results: Results) -> list[tuple[str, Figure]]:
     return made
 
 
-def curves_figure(groups: Sequence[Group], varied: Sequence[str], metric: str, label: str, title: str = "") -> Figure:
+def curves_figure(
+    groups: Sequence[Group], varied: Sequence[str], metric: str, label: str, title: str = ""
+) -> Figure:
     """Draw one metric of some groups against rounds, bytes and seconds, with 95 % bands over seeds."""
     figure, axes = new_figure(13.5, 4.2, columns=3)
     for place, (column, x_label, factor) in enumerate(AXES):
@@ -139,31 +144,6 @@ def curves_figure(groups: Sequence[Group], varied: Sequence[str], metric: str, l
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
-
-
-def new_figure(width: float, height: float, *, columns: int = 1, rows: int = 1) -> tuple[Figure, list]:  # type: ignore[type-arg]
-    """Return an empty figure, inches, and its axes in reading order.
-
-    Raises:
-        LocalError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise LocalError("pictures need the package matplotlib: pip install 'gossip-peer[research]'") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.25, linewidth=0.6)
-    return figure, list(axes.flat)
-
-
-def png(figure: Figure, dpi: int = 110) -> bytes:
-    """Return a figure as PNG bytes; equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _page(results: Results, table: list[list[str]], images: dict[str, bytes]) -> str:

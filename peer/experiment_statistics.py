@@ -104,7 +104,8 @@ class Group:
     def label(self, varied: Sequence[str]) -> str:
         """Return what tells this group from the others."""
         named = [
-            str(self.fields[name]) if name in ("topology", "kind") else f"{name} {self.fields[name]}" for name in varied
+            str(self.fields[name]) if name in ("topology", "kind") else f"{name} {self.fields[name]}"
+            for name in varied
         ]
         return ", ".join(named) or str(self.fields["topology"])
 
@@ -148,7 +149,9 @@ def read_results(folder: Path) -> Results:
     for key, members in grouped.items():
         ordered = tuple(sorted(members, key=lambda run: int(run["seed"])))
         groups.append(
-            Group(dict(zip(names, key, strict=True)), ordered, _stack([curves[run["cell"]] for run in ordered]))
+            Group(
+                dict(zip(names, key, strict=True)), ordered, _stack([curves[run["cell"]] for run in ordered])
+            )
         )
     varied = tuple(name for name in names if len({group.fields[name] for group in groups}) > 1)
     return Results(manifest, tuple(groups), varied)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from gossip.errors import LocalError
 from peer.experiment_cells import COLUMNS, OUTCOMES, CellResult
 from peer.experiments import DEFAULTS, FORMAT, Cell
-from peer.models import write_atomically
+from peer.figures import write_file
 
 PARTIAL = ".partial-"
 WHOLE = {"round", "peers", "rounds_done", "rounds_to_tolerance", "events"}
@@ -69,7 +69,9 @@ class ResultFolder:
         try:
             self._cells.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LocalError(f"cannot make the folder {path}: {error.strerror}; choose another --out") from error
+            raise LocalError(
+                f"cannot make the folder {path}: {error.strerror}; choose another --out"
+            ) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -115,7 +117,7 @@ class ResultFolder:
             raise LocalError(f"cannot write the results of cell {name}: {error.strerror or error}") from error
 
     def collect(self, cells: Sequence[Cell], spec: dict[str, Any]) -> None:
-        """Join the finished ones of these cells, in their order, to ``rounds.parquet``, ``runs.parquet`` and a manifest."""
+        """Join the finished ones of these cells, in their order: ``rounds.parquet``, ``runs.parquet``, manifest."""
         names = [name for name in (cell.name() for cell in cells) if self.is_finished(name)]
         partial = self.path / f"{PARTIAL}rounds.parquet"
         with pq.ParquetWriter(partial, ROUNDS_SCHEMA) as writer:
@@ -132,7 +134,7 @@ class ResultFolder:
             "seeds": sorted({cell.seed for cell in cells}),
             **origin(),
         }
-        write_atomically(self.path / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+        write_file(self.path / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
 
     def _record(self, name: str) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((self._cells / name / "run.json").read_text())
@@ -156,7 +158,8 @@ def _table_of(name: str, result: CellResult) -> pa.Table:
 
 def _runs(records: Iterable[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(
-        [{"cell": record["cell"], **record["spec"], **record["outcome"]} for record in records], schema=RUNS_SCHEMA
+        [{"cell": record["cell"], **record["spec"], **record["outcome"]} for record in records],
+        schema=RUNS_SCHEMA,
     )
 
 

@@ -68,7 +68,9 @@ def run_sweep(
         on_cell(done, len(cells), None)
         try:
             if missing:
-                for cell, result in ENGINES[engine](missing, min(workers or os.cpu_count() or 1, len(missing))):
+                for cell, result in ENGINES[engine](
+                    missing, min(workers or os.cpu_count() or 1, len(missing))
+                ):
                     folder.add(cell, result)
                     done += 1
                     on_cell(done, len(cells), cell)
@@ -115,7 +117,7 @@ def ray_cluster(cells: Sequence[Cell], workers: int) -> Iterator[Finished]:
     if owned:
         address = os.environ.get("RAY_ADDRESS")
         sizes: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
-        environment = {"env_vars": {name: "1" for name in THREADS}}
+        environment = {"env_vars": dict.fromkeys(THREADS, "1")}
         ray.init(address=address, runtime_env=environment, log_to_driver=False, **sizes)
     try:
         task = ray.remote(num_cpus=1, max_retries=3)(_work)
@@ -131,7 +133,8 @@ def ray_cluster(cells: Sequence[Cell], workers: int) -> Iterator[Finished]:
 def _begin_worker() -> None:
     for name in THREADS:  # before numpy is imported, which is in the first cell
         os.environ[name] = "1"
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C reaches us too; the parent says what it means
+    # Ctrl-C reaches us too; the parent says what it means
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -197,7 +197,11 @@ def topology_errors() -> Iterator[None]:
 
 def _file_digests(topology: str) -> list[str]:
     """Return SHA-256 (hex) of the files that a topology's name refers to, so that an edited file is another cell."""
-    parts = topology.removeprefix("round-robin:").split("+") if topology.startswith("round-robin:") else [topology]
+    parts = (
+        topology.removeprefix("round-robin:").split("+")
+        if topology.startswith("round-robin:")
+        else [topology]
+    )
     digests = []
     for part in parts:
         kind, _, file = part.strip().partition(":")

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from gossip.errors import LocalError
-from peer.experiment_report import new_figure, png
-from peer.models import write_atomically
+from peer.figures import new_figure, png, write_file
 from topology.analysis import DRAWS
 from topology.links import Topology
 from topology.spectral import SPECTRUM_MAX, spectrum
@@ -156,16 +154,3 @@ def write_graph(topology: Topology, n: int, target: Path, kind: str) -> None:
             data["spells"] = [(float(round), float(round) + 1.0) for round in data["rounds"].split()]
     (nx.write_graphml if kind == "graphml" else nx.write_gexf)(graph, buffer)
     write_file(target, buffer.getvalue())
-
-
-def write_file(target: Path, content: bytes) -> None:
-    """Write a file, making its folder.
-
-    Raises:
-        LocalError: it cannot be written.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, content)
-    except OSError as error:
-        raise LocalError(f"cannot write {target}: {error.strerror or error}") from error
