@@ -49,7 +49,13 @@ async def receive_all(receive: Receive) -> bytes:
             raise EOFError(f"{filled} of {count} bytes")
         buffer[filled : filled + len(piece)] = piece
         filled += len(piece)
-    return _SIZE.pack(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return _SIZE.pack(peak_memory_kib())
+
+
+def peak_memory_kib() -> int:
+    """Return this process's peak resident memory; ``ru_maxrss`` would begin with its parent's at the fork."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 async def receive_count(receive: Receive, count: int) -> bytes:
