@@ -1,4 +1,4 @@
-"""The command line: ``peer init``, ``id``, ``run``, ``eval`` and ``chat``.
+"""The command line: ``peer init``, ``id``, ``run``, ``eval``, ``chat`` and ``topology``.
 
 Flags beat ``PEER_*`` environment variables, which beat the TOML file of ``--config``, which beats the defaults of
 ``PeerConfig``. Nothing heavy is imported until a command needs it, so that ``--help`` answers at once. Every expected
@@ -21,6 +21,7 @@ from platformdirs import user_state_path
 
 from gossip.errors import LocalError
 from peer.config import PeerConfig
+from peer.topology_cli import topology
 
 ENVIRONMENT_PREFIX = "PEER_"
 
@@ -39,6 +40,9 @@ AdapterOption = Annotated[Path, Parameter(help="Folder of a PEFT adapter, e.g. H
 def home_path(home: Path | None) -> Path:
     """Return the home folder that was asked for, or the user's default one."""
     return home or user_state_path("gossip-peer", appauthor=False)
+
+
+app.command(topology)
 
 
 @app.command

@@ -34,7 +34,7 @@ def optimal_weights(n: int, edges: Edges, *, allow_negative: bool) -> WeightedEd
         import mixingmatrix  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise TopologyError(
-            "weights 'fmmc' and 'fdla' need the package mixingmatrix: pip install 'mixingmatrix>=0.2,<0.3'; "
+            "weights 'fmmc' and 'fdla' need the package mixingmatrix: pip install 'gossip-peer[mixingmatrix]'; "
             "without it take 'best-constant' or 'metropolis-hastings'"
         ) from error
     import networkx as nx
