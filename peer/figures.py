@@ -35,11 +35,19 @@ def new_figure(width: float, height: float, *, columns: int = 1, rows: int = 1) 
     return figure, list(axes.flat)
 
 
-def png(figure: Figure, dpi: int = 110) -> bytes:
-    """Return a figure as PNG bytes."""
+def png(figure: Figure, dpi: int = 110, colors: int | None = None) -> bytes:
+    """Return a figure as PNG bytes, with a palette of at most ``colors`` (a third of the size) if that is given."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
+    if colors is None:
+        return buffer.getvalue()
+    from PIL import Image  # matplotlib needs it too
+
+    small = io.BytesIO()
+    Image.open(buffer).convert("RGB").quantize(colors, dither=Image.Dither.NONE).save(
+        small, "png", optimize=True
+    )
+    return small.getvalue()
 
 
 def write_file(target: Path, content: bytes) -> None:

@@ -58,8 +58,15 @@ def draw_matrix(ax: Any, sweep: list[csr_array], n: int) -> None:
     ax.set_ylabel("reader")
 
 
-def draw_graph(ax: Any, topology: Topology, n: int, *, size: float = 45.0) -> None:
-    """Draw who reads whom; arcs of a schedule are colored by the first round in which they are used."""
+def draw_graph(
+    ax: Any, topology: Topology, n: int, *, size: float = 45.0, random_rounds: int = DRAWS
+) -> None:
+    """Draw who reads whom; arcs of a schedule are colored by the first round in which they are used.
+
+    Args:
+        size: of a node, points squared, at most.
+        random_rounds: rounds drawn of a schedule that never repeats.
+    """
     import networkx as nx
     from matplotlib.collections import LineCollection
 
@@ -67,9 +74,12 @@ def draw_graph(ax: Any, topology: Topology, n: int, *, size: float = 45.0) -> No
     if n > DRAWN_MAX:
         ax.set_title(f"{n} nodes are too many to draw", fontsize=10)
         return
-    graph = union_graph(topology, n)
+    graph = union_graph(topology, n, random_rounds)
     plain = nx.Graph(graph)
-    if plain.number_of_edges() == n * (n - 1) // 2 or graph.is_directed() or topology.period(n) != 1:
+    hubs = [node for node, degree in plain.degree if degree == n - 1]
+    if len(hubs) == 1:
+        place = nx.shell_layout(plain, [hubs, [node for node in plain if node != hubs[0]]])
+    elif plain.number_of_edges() == n * (n - 1) // 2 or graph.is_directed() or topology.period(n) != 1:
         place = nx.circular_layout(plain)
     elif n <= LAYOUT_MAX:
         place = nx.kamada_kawai_layout(plain)
@@ -114,13 +124,13 @@ def _draw_spectrum(ax: Any, sweep: list[csr_array], period: int) -> None:
     ax.set_ylabel("imaginary")
 
 
-def union_graph(topology: Topology, n: int) -> Any:
+def union_graph(topology: Topology, n: int, random_rounds: int = DRAWS) -> Any:
     """Return the networkx graph of one sweep: edges with ``weight`` (mean over the sweep) and, for schedules, the
     ``rounds`` in which they are used, as text.
     """
     import networkx as nx
 
-    count = topology.period(n) or DRAWS
+    count = topology.period(n) or random_rounds
     graphs = [topology.graph(n, round) for round in range(count)]
     directed = any(graph.is_directed() for graph in graphs)
     union = (nx.DiGraph if directed else nx.Graph)(name=topology.name)
