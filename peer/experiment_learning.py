@@ -42,6 +42,7 @@ class Watch:
         optimum: float64[P], the best single adapter, if known.
         stationary: peer -> float64[P], where each would come to rest, if known.
         loss: ``(peer, state) -> nats``, measured after each round; None = the loss that training reports.
+        start_loss: of the adapter that all begin with, if measured.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class Watch:
         optimum: Vector | None = None,
         stationary: dict[str, Vector] | None = None,
         loss: Callable[[str, AdapterState], float] | None = None,
+        start_loss: float = math.nan,
     ) -> None:
         rows = cell.rounds_max + 1
         self.checkpoints: dict[str, tuple[AdapterState, NodeSnapshot]] = {}
         self.simulation: Simulation | None = None
         self._cell, self._optimum, self._stationary, self._loss = cell, optimum, stationary, loss
+        self._start_loss = start_loss
         self._sum = np.zeros((rows, len(start)))
         self._totals = {
             name: np.zeros(rows)
@@ -103,8 +106,7 @@ class Watch:
             "seconds": totals["seconds"] / peers,
             "loss": totals["loss"] / peers,
         }
-        if self._loss is None:
-            columns["loss"][0] = math.nan
+        columns["loss"][0] = self._start_loss
         reached = None
         if self._optimum is not None:
             columns["mean_error"] = np.linalg.norm(mean - self._optimum, axis=1)
