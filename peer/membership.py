@@ -105,9 +105,12 @@ class Membership:
 
     # -- life
 
-    async def run(self, transport: Transport) -> None:
-        """Announce, listen for heartbeats and redial until cancelled; say goodbye at the end."""
+    def use(self, transport: Transport) -> None:
+        """Take the transport; before anything else."""
         self._transport = transport
+
+    async def run(self) -> None:
+        """Announce, listen for heartbeats and redial until cancelled."""
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._announce_forever)
@@ -116,9 +119,7 @@ class Membership:
         finally:
             self._nursery = None  # connections that end from now on are ours to end
 
-    async def join(
-        self, transport: Transport, addresses: tuple[str, ...], within_s: float, *, required: bool
-    ) -> None:
+    async def join(self, addresses: tuple[str, ...], within_s: float, *, required: bool) -> None:
         """Dial all addresses at once, for up to ``within_s`` seconds, and greet whoever answers.
 
         Args:
@@ -127,12 +128,11 @@ class Membership:
         Raises:
             LocalError: an address is malformed; nobody was reached; the one reached takes part in another run.
         """
-        self._transport = transport
         problems: dict[str, LocalError] = {}
 
         async def attempt(address: str) -> None:
             try:
-                problem = await self._join_one(transport, address, within_s)
+                problem = await self._join_one(address, within_s)
             except LocalError as error:
                 problem = error
             if problem:
@@ -149,13 +149,14 @@ class Membership:
         for error in problems.values():
             self._tell(f"{error} (going on without it)")
 
-    async def _join_one(self, transport: Transport, address: str, within_s: float) -> NobodyThere | None:
+    async def _join_one(self, address: str, within_s: float) -> NobodyThere | None:
         """Reach and greet one peer; return what was wrong last if it did not succeed in time."""
+        assert self._transport
         problem = NobodyThere(f"cannot join {address}: no answer within {within_s:g} s")
         with trio.move_on_after(within_s):
             while True:
                 try:
-                    peer = await transport.dial(address)
+                    peer = await self._transport.dial(address)
                     self._remember(peer, "", (address,), 0)
                     await self._greet(peer)
                 except RemoteError as error:
@@ -185,6 +186,14 @@ class Membership:
     def all_reached(self, round: int) -> bool:
         """Whether every peer that is up has completed ``round`` rounds, by its own word."""
         return all(member.round >= round for member in self.members.values() if member.is_up)
+
+    def addresses_up(self) -> tuple[str, ...]:
+        """Return one address of every peer that is up, in order of peer ids."""
+        return tuple(
+            member.addresses[0]
+            for _, member in sorted(self.members.items())
+            if member.is_up and member.addresses
+        )
 
     def display_name(self, peer: str) -> str:
         """Return the peer's name, or the last letters of its id."""
@@ -260,17 +269,12 @@ class Membership:
 
     def _hello(self) -> Hello:
         assert self._transport
-        known = [
-            member.addresses[0]
-            for _, member in sorted(self.members.items())
-            if member.is_up and member.addresses
-        ]
         return Hello(
             self._manifest.fields(),
             self._name,
             self.round,
             self._transport.addresses[:ADDRESSES_PER_PEER],
-            tuple(known[: wire.LIST_ITEMS_MAX]),
+            self.addresses_up()[: wire.LIST_ITEMS_MAX],
         )
 
     def _answer(self, peer: str, question: Message) -> Message:

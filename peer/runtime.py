@@ -51,7 +51,7 @@ from peer.membership import Membership
 from peer.settings import join_line, load_line_of, manifest_of, node_settings, ready_fields
 from peer.store import TRAINER_STATE, Checkpoint, Home, HomeError
 from peer.trainer import TrainerDied, TrainerProcess
-from peer.transport import Stream, Transport, TransportFactory, Unreachable
+from peer.transport import Stream, TransportFactory, Unreachable
 
 FAULTS = frozenset({"malformed", "oversized", "shape", "digest"})
 """Reasons that no honest peer of our run ever gives: they count as strikes."""
@@ -156,6 +156,8 @@ class Peer:
         self._post_to, self._inbox = trio.open_memory_channel[Event](float("inf"))
         self._interrupt = trio.CancelScope()
         self._is_looping = False
+        self._remembered: tuple[str, ...] = ()
+        self._listening = trio.Event()
         self._finished = trio.Event()
 
     # -- life
@@ -203,15 +205,17 @@ class Peer:
             on_connection=self._membership.on_connection,
         ) as transport:
             self._transport = transport
+            self._membership.use(transport)
+            self._listening.set()
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._membership.run, transport)
+                nursery.start_soon(self._membership.run)
                 self._journal.emit(
                     "listening",
                     addresses=list(transport.addresses),
                     join=join_line(config, transport.addresses),
                 )
-                await self._gather(transport)
+                await self._gather()
                 self._post(Start())
                 self._is_looping = True
                 await self._loop()
@@ -230,13 +234,14 @@ class Peer:
             self._me, state, node_settings(config), rng, snapshot=checkpoint.snapshot if checkpoint else None
         )
 
-    async def _gather(self, transport: Transport) -> None:
+    async def _gather(self) -> None:
         """Join the peers we were given and wait for as many as wanted."""
         config = self._config
-        if config.join:
+        remembered = self._home.remembered_peers() if self._checkpoint else ()
+        if addresses := tuple(dict.fromkeys((*config.join, *remembered))):
             # A restarted peer's friends may be away just now: only a first start insists.
             required = self._checkpoint is None
-            await self._membership.join(transport, config.join, config.join_timeout_s, required=required)
+            await self._membership.join(addresses, config.join_timeout_s, required=required)
         if config.wait_peers:
             found = await self._membership.wait_for(config.wait_peers, config.wait_peers_s)
             if found < config.wait_peers:
@@ -361,6 +366,7 @@ class Peer:
             self._post(Fetched(action.peer, parcel))
 
     async def _serve_control(self, stream: Stream) -> None:
+        await self._listening.wait()  # the first knock can come before we know our own transport
         try:
             await self._membership.serve_control(stream)
         except RemoteError as error:
@@ -399,6 +405,9 @@ class Peer:
             config.keep_checkpoints,
         )
         self.round = snapshot.round
+        if (others := membership.addresses_up()) and others != self._remembered:
+            self._home.remember_peers(others)
+            self._remembered = others
         membership.progressed(snapshot.round)
         for peer, reason in report.failed:
             if reason == "late":

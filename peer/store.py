@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 TRAINER_STATE = "trainer.safetensors"
 NODE_STATE = "node.json"
 MANIFEST = "MANIFEST.json"
+PEERS = "peers.json"
 
 
 class HomeError(LocalError):
@@ -70,6 +71,18 @@ class Home:
         self._checkpoints.mkdir(exist_ok=True)
         for leftover in self._checkpoints.glob("*.tmp"):
             shutil.rmtree(leftover)  # of a process that was killed while writing: never complete, never used
+
+    def remember_peers(self, addresses: Sequence[str]) -> None:
+        """Keep addresses of the run's other peers: after a restart they may not know where we are, so we look."""
+        write_atomically(self.path / PEERS, json.dumps(list(addresses)).encode())
+
+    def remembered_peers(self) -> tuple[str, ...]:
+        """Return the addresses kept last; nothing if there are none or the file is damaged (they are only hints)."""
+        try:
+            kept = json.loads((self.path / PEERS).read_text())
+        except (FileNotFoundError, ValueError):
+            return ()
+        return tuple(address for address in kept if isinstance(address, str))
 
     def begin(self, round: int) -> Path:
         """Return a fresh, invisible folder for the checkpoint after ``round`` rounds; the trainer writes into it."""

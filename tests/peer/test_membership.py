@@ -65,7 +65,8 @@ async def group(network: MemoryNetwork, *nodes: Node) -> AsyncIterator[trio.Nurs
             )
         async with trio.open_nursery() as nursery:
             for node in nodes:
-                nursery.start_soon(node.membership.run, node.transport)
+                node.membership.use(node.transport)
+                nursery.start_soon(node.membership.run)
             yield nursery
             nursery.cancel_scope.cancel()
 
@@ -79,7 +80,7 @@ def run(body: Callable[[], Awaitable[None]]) -> None:
 
 
 async def join(node: Node, other: Node) -> None:
-    await node.membership.join(node.transport, other.transport.addresses, 15.0, required=True)
+    await node.membership.join(other.transport.addresses, 15.0, required=True)
 
 
 def test_one_address_is_enough_to_find_everybody() -> None:
@@ -131,9 +132,9 @@ def test_nobody_there_is_said_within_the_time_given() -> None:
         async with group(MemoryNetwork(), node):
             started = trio.current_time()
             with pytest.raises(NobodyThere, match="/memory/z/p2p/z"):
-                await node.membership.join(node.transport, ("/memory/z/p2p/z",), 15.0, required=True)
+                await node.membership.join(("/memory/z/p2p/z",), 15.0, required=True)
             assert trio.current_time() - started <= 15.0
-            await node.membership.join(node.transport, ("/memory/z/p2p/z",), 1.0, required=False)
+            await node.membership.join(("/memory/z/p2p/z",), 1.0, required=False)
             assert any("going on without it" in line for line in node.told)
 
     run(body)
@@ -191,7 +192,7 @@ def test_a_silent_peer_misses_two_heartbeats_and_is_down() -> None:
             on_connection=lambda *_: None,
         )
         async with b_factory as b.transport, group(network, a):
-            b.membership._transport = b.transport
+            b.membership.use(b.transport)
             await join(a, b)
             started = trio.current_time()
             while a.up:

@@ -160,6 +160,30 @@ def test_a_restart_goes_on_and_refuses_other_settings(homes: Any, tmp_path: Path
     limited(body)
 
 
+def test_a_restarted_peer_finds_the_others_though_its_own_address_has_changed(homes: Any) -> None:
+    """The first peer of a group joins nobody; after a restart on another port nobody else could find it."""
+
+    async def body() -> None:
+        make = libp2p()
+        home = homes("a")
+        first = Running(1, home, 0.0, rounds=4, wait_peers=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.peer.run, make(first.key))
+            joining = {"wait_peers": 1, "join": await address_of(first)}
+            endless = Running(2, homes("c"), 1.0, rounds=10**6, **joining)
+            nursery.start_soon(endless.peer.run, make(endless.key))
+            while first.peer.round < 4:
+                await trio.sleep(0.01)
+            first.peer._interrupt.cancel()
+            again = Running(1, home, 0.0, rounds=6, wait_peers=1)
+            await again.peer.run(make(again.key))
+            endless.peer._interrupt.cancel()
+        assert again.events("listening")[0]["addresses"] != first.events("listening")[0]["addresses"]
+        assert [len(event["mixed"]) for event in again.events("round")] == [1, 1]
+
+    limited(body)
+
+
 def test_one_death_of_the_trainer_is_survived_and_the_second_is_an_error(homes: Any) -> None:
     async def body() -> None:
         make = memory()
