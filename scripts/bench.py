@@ -134,6 +134,13 @@ def transport() -> Iterator[Row]:
     yield from bench_transport.rows()
 
 
+def topology() -> Iterator[Row]:
+    """Consensus and spectra of 10,000 peers, and the real protocol with 256; see bench_topology.py."""
+    import bench_topology
+
+    yield from bench_topology.rows()
+
+
 def rounds() -> Iterator[Row]:
     """Four peers' processes on a ring, 4.4 MB of float32 each, no training: a round, before and after a kill -9."""
     import bench_rounds
@@ -168,11 +175,12 @@ SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
     "codecs": codecs,
     "simulation": simulation,
     "transport": transport,
+    "topology": topology,
     "rounds": rounds,
     "memory": memory,
     "learning": learning,
 }
-SLOW = {"memory", "learning"}
+SLOW = {"topology", "memory", "learning"}
 
 
 def machine() -> dict[str, Any]:
