@@ -38,6 +38,8 @@ CURVES_MAX = 12
 """Curves of one figure; more could not be told apart."""
 FIGURES_MAX = 24
 """Figures of one report. Source: guess; the table holds everything."""
+PAIRED = "rounds_to_tolerance"
+"""What is compared seed by seed."""
 STYLES = ("-", "--", ":")
 FLOOR = 1e-12
 """Distances below this share of the first are rounding, and are not drawn."""
@@ -71,25 +73,46 @@ def write_report(folder: Path) -> tuple[Path, list[str]]:
 
 
 def outcome_table(results: Results) -> list[list[str]]:
-    """Return heading and rows: each group with mean ± half of the 95 % interval, and paired against the first."""
+    """Return heading and rows: each group with mean ± half of the 95 % interval.
+
+    The last column compares rounds, seed by seed, with the first topology of the same setting; where nothing but the
+    setting varies, with the first setting.
+    """
     shown = [
         column
         for column in OUTCOMES_SHOWN
         if any(run[column[0]] is not None for group in results.groups for run in group.runs)
     ]
-    paired = "rounds_to_tolerance" if any(column[0] == "rounds_to_tolerance" for column in shown) else ""
-    many = len(results.groups) > 1 and bool(paired)
-    first = results.groups[0]
     rows = [["setting", "seeds", *(heading for _, heading, _ in shown)]]
-    if many:
-        rows[0].append(f"rounds against {first.label(results.varied)}, paired")
+    paired = any(column == PAIRED for column, _, _ in shown) and len(results.groups) > 1
+    facets, together = facets_of(results)
+    baselines = {id(group): groups[0] for groups in facets.values() for group in groups}
+    if paired:
+        rows[0].append(f"rounds against {results.groups[0].label(together)}, paired")
     for group in results.groups:
         row = [group.label(results.varied), str(len(group.runs))]
-        row += [str(group.outcome(name, factor)) for name, _, factor in shown]
-        if many:
-            row.append("" if group is first else str(paired_difference(group, first, paired)))
+        row += [str(group.outcome(name, factor)) if group.has(name) else "" for name, _, factor in shown]
+        if paired:
+            difference = paired_difference(group, baselines[id(group)], PAIRED)
+            compared = baselines[id(group)] is not group and difference.mean is not None
+            row.append(str(difference) if compared else "")
         rows.append(row)
     return rows
+
+
+def facets_of(results: Results) -> tuple[dict[str, list[Group]], tuple[str, ...]]:
+    """Cut groups into facets that are compared within, and return what varies inside of them.
+
+    A facet is one combination of all that varies but topology and weights; one for all where that leaves nothing to
+    compare.
+    """
+    apart = tuple(name for name in results.varied if name not in ("topology", "weights"))
+    facets: dict[str, list[Group]] = {}
+    for group in results.groups:
+        facets.setdefault(group.label(apart) if apart else "", []).append(group)
+    if all(len(groups) == 1 for groups in facets.values()):
+        return {"": list(results.groups)}, results.varied
+    return facets, tuple(name for name in results.varied if name not in apart)
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -105,13 +128,7 @@ def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def figures(results: Results) -> list[tuple[str, Figure]]:
     """Return (name, figure) for every metric that was measured and every combination of the other fields varied."""
-    apart = tuple(name for name in results.varied if name not in ("topology", "weights"))
-    facets: dict[str, list[Group]] = {}
-    for group in results.groups:
-        facets.setdefault(group.label(apart) if apart else "", []).append(group)
-    together = tuple(name for name in results.varied if name not in apart)
-    if all(len(groups) == 1 for groups in facets.values()):  # nothing to compare within: compare across
-        facets, together = {"": [group for groups in facets.values() for group in groups]}, results.varied
+    facets, together = facets_of(results)
     made = []
     for metric, label in METRICS:
         for number, (title, groups) in enumerate(facets.items()):

@@ -63,8 +63,11 @@ class Interval:
 
     def __str__(self) -> str:
         if self.mean is None:
-            return "" if not self.reached else f"reached by {self.reached} of {self.runs}"
-        return f"{self.mean:.4g}" if self.half is None else f"{self.mean:.4g} ± {self.half:.2g}"
+            return f"reached by {self.reached} of {self.runs}"
+        if self.half is None:
+            return f"{self.mean:.4g}"
+        half = 0.0 if self.half < 1e-9 * abs(self.mean) else self.half  # equal but for rounding
+        return f"{self.mean:.4g} ± {half:.2g}"
 
 
 def interval(values: Sequence[float | None]) -> Interval:
@@ -100,6 +103,14 @@ class Group:
     def outcome(self, column: str, factor: float = 1.0) -> Interval:
         """Return one outcome over the seeds."""
         return interval([None if run[column] is None else factor * run[column] for run in self.runs])
+
+    def has(self, column: str) -> bool:
+        """Tell whether an outcome has a meaning here: what was never reached has one, what is not known has none."""
+        if column.endswith("to_tolerance") and self.fields["kind"] == "quadratic":
+            column = (
+                "final_distance_to_stationary"  # the target; not known where W changes from round to round
+            )
+        return column.endswith("to_tolerance") or any(run[column] is not None for run in self.runs)
 
     def label(self, varied: Sequence[str]) -> str:
         """Return what tells this group from the others."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peer.experiment_report import write_report
+from peer.experiment_report import outcome_table, write_report
 from peer.experiment_statistics import band, interval, paired_difference, read_results
 from peer.experiment_sweep import run_sweep
 from peer.experiments import product
@@ -30,7 +30,8 @@ def test_intervals_are_student_s() -> None:
     censored = interval([3.0, None])
     assert censored.mean is None
     assert str(censored) == "reached by 1 of 2"
-    assert str(interval([None, None])) == ""
+    assert str(interval([None, None])) == "reached by 0 of 2"
+    assert str(interval([1e6, 1e6 + 1e-9])) == "1e+06 ± 0"
 
 
 def test_bands_are_of_the_logarithm() -> None:
@@ -68,7 +69,7 @@ def test_runs_that_never_arrive_are_counted_not_dropped(tmp_path: Path) -> None:
     assert path.outcome("rounds_to_tolerance").reached == 0
     assert star.outcome("rounds_to_tolerance").reached == 2
     _, table = write_report(tmp_path)
-    assert len(table) == 3
+    assert "reached by 0 of 2" in table[1]
 
 
 def test_facets_for_what_else_was_varied(tmp_path: Path) -> None:
@@ -76,6 +77,19 @@ def test_facets_for_what_else_was_varied(tmp_path: Path) -> None:
     run_sweep(product(grid), tmp_path, engine="here")
     write_report(tmp_path)
     assert len(list(tmp_path.glob("consensus-distance-*.png"))) == 4
+
+
+def test_comparison_is_with_the_first_topology_of_the_same_setting(tmp_path: Path) -> None:
+    run_sweep(product({"topology": ["ring", "star"], "peers": [6, 12], "seeds": 2}), tmp_path, engine="here")
+    results = read_results(tmp_path)
+    table = outcome_table(results)
+    assert table[0][-1] == "rounds against ring, paired"
+    compared = {(group.fields["topology"], group.fields["peers"]): row[-1] for group, row in
+                zip(results.groups, table[1:], strict=True)}  # fmt: skip
+    assert compared["ring", 6] == compared["ring", 12] == ""
+    by_name = {(group.fields["topology"], group.fields["peers"]): group for group in results.groups}
+    expected = paired_difference(by_name["star", 12], by_name["ring", 12], "rounds_to_tolerance")
+    assert compared["star", 12] == str(expected)
 
 
 def test_learning_is_drawn_by_every_metric(tmp_path: Path) -> None:
