@@ -7,7 +7,6 @@ anything.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from gossip.errors import LocalError
 from peer.experiment_cells import COLUMNS, OUTCOMES, CellResult
@@ -80,16 +80,19 @@ class ResultFolder:
         Raises:
             LocalError: another sweep writes into it.
         """
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise LocalError(
-                    f"another sweep is writing into {self.path}; wait for it, or choose another --out"
-                ) from error
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise LocalError(
+                f"another sweep is writing into {self.path}; wait for it, or choose another --out"
+            ) from error
+        try:
             for left in self._cells.glob(f"{PARTIAL}*"):
                 shutil.rmtree(left)
             yield
+        finally:
+            lock.release()
 
     def is_finished(self, name: str) -> bool:
         """Tell whether the cell of this name is there."""
