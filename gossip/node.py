@@ -18,6 +18,7 @@ import bisect
 import enum
 import math
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple, assert_never
 
@@ -52,6 +53,9 @@ from gossip.messages import Parcel
 from gossip.mixing import MIXERS, Contribution
 from topology.links import Links, Topology
 
+FETCHES_MAX = 2
+"""Fetches from one peer at a time, when we wait for them (peer/exchange.py admits as many). An asynchronous node waits
+for none and so cannot tell a lost fetch from a slow one: it has one at a time, which ends by itself."""
 HOLD_SHARE = 0.9
 """A neighbor is asked to hold our request for this share of the deadline: its answer must still reach us in time."""
 
@@ -151,14 +155,17 @@ class GossipNode:
         self._mixer_state = self._mixer.init(state.spec)
         self._progress: dict[str, int] = {}  # peer -> rounds completed, by its word; absent = none heard of
         self._mixed_round: dict[str, int] = {}  # peer -> round of the last parcel mixed
-        self._in_flight: dict[str, float] = {}  # peer -> weight of the fetch under way
+        self._in_flight: Counter[str] = Counter()  # peer -> fetches under way
+        self._weights: dict[str, float] = {}  # peer -> its weight in the row for which it was asked last
         self._inbox: dict[str, _Arrived] = {}  # peer -> newest parcel not mixed yet
+        self._fetches_max = FETCHES_MAX if settings.collect_s > 0 else 1
         self._waiting_for: set[str] = set()
         self._failed: list[tuple[str, str]] = []
         self._links = Links((), 1.0)
         self._loss = float("nan")
         self._phase_since = 0.0
         self._deadline_s = 0.0
+        self._train_s = 0.0
 
     @property
     def spec(self) -> AdapterSpec:
@@ -226,10 +233,10 @@ class GossipNode:
         self.age += event.steps
         self._loss = event.loss
         payload, self._codec_state = self._codec.encode(self.state, self._codec_state)
-        train_s = now - self._phase_since
+        self._train_s = now - self._phase_since
         self.phase = Phase.COLLECTING
         self._phase_since = now
-        self._deadline_s = self._deadline.seconds(self.settings.collect_s, train_s)
+        self._deadline_s = self._deadline.seconds(self.settings.collect_s, self._train_s)
         self._failed = []
         publish = Publish(Parcel(self.round, self.age, self.settings.codec, payload))
         return [publish, *self._collect(now)]
@@ -242,17 +249,17 @@ class GossipNode:
         for peer, weight in self._links.read_from:
             # Waited for even if a late parcel of it is here: a neighbor late once would stay a round late for ever.
             self._waiting_for.add(peer)
-            if peer not in self._in_flight:
+            self._weights[peer] = weight
+            # A fetch that is late may be slow (then it goes on) or lost (then only a second one brings anything).
+            if self._in_flight[peer] < self._fetches_max:
+                self._in_flight[peer] += 1
                 actions.append(self._fetch(peer))
-            self._in_flight[peer] = weight
         if not self._waiting_for or self.settings.collect_s == 0:
             return actions + self._mix(now)
         return [*actions, SetTimer(self.round, self._deadline_s)]
 
     def _fetch(self, peer: str) -> Fetch:
-        newer_than = self._mixed_round.get(peer, -1)
-        if peer in self._inbox:
-            newer_than = max(newer_than, self._inbox[peer].parcel.round)
+        newer_than = self._newest_seen(peer)
         # A peer more than a round behind cannot have this round in time: take its newest and do not wait. Progress
         # is the peer's own word; a lie costs the liar (it is read at an older round) or us one deadline.
         progress = max(self._progress.get(peer, 0), newer_than + 1)
@@ -260,11 +267,15 @@ class GossipNode:
             return Fetch(peer, None, newer_than, 0.0)
         return Fetch(peer, self.round, newer_than, HOLD_SHARE * self._deadline_s)
 
+    def _newest_seen(self, peer: str) -> int:
+        """Return the round of the newest parcel of a peer that was mixed or waits to be; -1 if there is none."""
+        waiting = self._inbox.get(peer)
+        return max(self._mixed_round.get(peer, -1), waiting.parcel.round if waiting else -1)
+
     # -- what comes back
 
     def _fetched(self, event: Fetched, now: float) -> list[Action]:
-        weight = self._in_flight.pop(event.peer, None)
-        if weight is None:
+        if not self._landed(event.peer):
             return []
         waited_for = self._settled(event.peer)
         if event.parcel.codec != self.settings.codec:
@@ -272,14 +283,33 @@ class GossipNode:
             return [Penalize(event.peer, "codec"), *self._mix_if_complete(now)]
         if waited_for:
             self._deadline.arrived(now - self._phase_since)
-        self._inbox[event.peer] = _Arrived(event.parcel, weight)
-        return self._mix_if_complete(now)
+        waiting = self._inbox.get(event.peer)
+        if waiting is None or event.parcel.round >= waiting.parcel.round:  # of two fetches the newer one counts
+            self._inbox[event.peer] = _Arrived(event.parcel, self._weights[event.peer])
+        return self._mix_if_complete(now) or self._first_deadline(now)
+
+    def _first_deadline(self, now: float) -> list[Action]:
+        """Where nothing had been seen yet, set the deadline once half of the neighbors are here: the rest may be lost."""
+        first = self._deadline_s == self.settings.collect_s and self.phase is Phase.COLLECTING
+        if not first or 2 * len(self._waiting_for) > len(self._links.read_from):
+            return []
+        self._deadline_s = self._deadline.seconds(self.settings.collect_s, self._train_s)
+        return [SetTimer(self.round, max(0.0, self._phase_since + self._deadline_s - now))]
 
     def _fetch_failed(self, event: FetchFailed, now: float) -> list[Action]:
-        self._in_flight.pop(event.peer, None)
-        if self._settled(event.peer):
+        if not self._landed(event.peer):
+            return []
+        # With a second fetch under way there is still somebody to wait for.
+        if not self._in_flight[event.peer] and self._settled(event.peer):
             self._failed.append((event.peer, event.reason))
         return self._mix_if_complete(now)
+
+    def _landed(self, peer: str) -> bool:
+        """Note that a fetch has ended; False if it was of a peer that has gone since."""
+        if not self._in_flight[peer]:
+            return False
+        self._in_flight[peer] -= 1
+        return True
 
     def _timer_fired(self, event: TimerFired, now: float) -> list[Action]:
         if self.phase is not Phase.COLLECTING or event.round != self.round:
@@ -318,7 +348,7 @@ class GossipNode:
         if event.peer == self.me or not self._is_member(event.peer):
             return []
         self.members = tuple(peer for peer in self.members if peer != event.peer)
-        for memory in (self._progress, self._mixed_round, self._in_flight):
+        for memory in (self._progress, self._mixed_round, self._in_flight, self._weights):
             memory.pop(event.peer, None)
         if self._settled(event.peer):
             self._failed.append((event.peer, "down"))

@@ -31,8 +31,9 @@ class Shelf:
     def find(self, pull: Pull, *, waited: bool) -> Parcel | None:
         """Return the parcel that answers a request now, or None if it should be held (or, ``waited``, refused).
 
-        The rule, in order: the very bytes being resumed; the round asked for; if that round is past, the newest;
-        if it is still to come, nothing until the wait is over, and then the newest that is news to the reader.
+        The rule, in order: the very bytes being resumed; the round asked for; if that round is past, the newest, seen
+        before or not (a reader behind us still averages with where we are, also when we have finished); if it is still
+        to come, nothing until the wait is over, and then the newest that is news to the reader.
         """
         newest = self.newest
         if newest is None:
@@ -43,6 +44,8 @@ class Shelf:
             for parcel in self._parcels:
                 if parcel.round == pull.round:
                     return parcel
-            if newest.round < pull.round and not waited:
+            if newest.round > pull.round:
+                return newest
+            if not waited:
                 return None
         return newest if newest.round > pull.newer_than else None

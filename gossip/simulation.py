@@ -92,7 +92,7 @@ class _Host:
     node: GossipNode
     shelf: Shelf = field(default_factory=Shelf)
     held: dict[tuple[str, int], Pull] = field(default_factory=dict)
-    open_fetches: dict[str, int] = field(default_factory=dict)
+    open_fetches: set[int] = field(default_factory=set)
     alive: bool = True
     life: int = 0
 
@@ -230,7 +230,7 @@ class Simulation:
     def _ask(self, reader: str, host: _Host, fetch: Fetch) -> None:
         self._sequence += 1
         ticket = self._sequence
-        host.open_fetches[fetch.peer] = ticket
+        host.open_fetches.add(ticket)
         pull = Pull(self._run, fetch.round, fetch.newer_than, fetch.wait_s)
         give_up_s = fetch.wait_s + self._links.give_up_s
         self._after(give_up_s, partial(self._answer, reader, fetch.peer, ticket, None, "timeout"))
@@ -289,9 +289,9 @@ class Simulation:
     def _answer(self, reader: str, server: str, ticket: int, parcel: Parcel | None, reason: str) -> None:
         """End a fetch once: whatever comes second (a late answer, the give-up timer) is ignored."""
         host = self._hosts[reader]
-        if host.open_fetches.get(server) != ticket:
+        if ticket not in host.open_fetches:
             return
-        del host.open_fetches[server]
+        host.open_fetches.remove(ticket)
         self._deliver(
             reader, host.life, Fetched(server, parcel) if parcel else FetchFailed(server, reason)
         )

@@ -89,7 +89,8 @@ def test_a_round_trains_publishes_asks_and_sets_a_timer() -> None:
 def test_mixing_happens_when_the_last_neighbor_has_come_and_uses_the_row_of_w() -> None:
     node = make()
     collecting(node)
-    assert node.handle(Fetched("c", parcel(0, 0, 0, 0, 0)), 1.2) == []
+    # half of the neighbors are here: the first deadline ever is set by what has been seen
+    assert node.handle(Fetched("c", parcel(0, 0, 0, 0, 0)), 1.2) == [SetTimer(0, pytest.approx(0.8))]
     actions = node.handle(Fetched("a", parcel(0, 6, 6, 6, 6)), 1.5)
     assert kinds(actions) == ["Report", "Train"]
     (report,) = reports(actions)
@@ -126,10 +127,26 @@ def test_a_late_parcel_is_mixed_in_the_next_round() -> None:
     node.handle(TimerFired(0), 11.0)
     assert node.handle(Fetched("c", parcel(0, 9, 9, 9, 9)), 11.5) == []
     actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 12.0)
-    # a is still under way; from c only something newer will do
-    assert [(a.peer, a.newer_than) for a in actions if isinstance(a, Fetch)] == [("c", 0)]
+    # a may be lost, so it is asked a second time; from c only something newer will do
+    assert [(a.peer, a.newer_than) for a in actions if isinstance(a, Fetch)] == [("a", -1), ("c", 0)]
     (report,) = reports(node.handle(TimerFired(1), 30.0))
     assert report.mixed == (("c", 0, pytest.approx(1 / 3)),)
+
+
+def test_from_one_neighbor_there_are_two_fetches_at_most_and_both_count() -> None:
+    node = make(rounds=9)
+    collecting(node)
+    asked = []
+    for round in range(3):
+        node.handle(TimerFired(round), 100.0)
+        actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 101.0)
+        asked.append([action.peer for action in actions if isinstance(action, Fetch)])
+    assert asked == [["a", "c"], [], []]
+    assert node.handle(FetchFailed("a", "timeout"), 102.0) == []  # the second one may still bring it
+    node.handle(Fetched("a", parcel(1, 6, 6, 6, 6)), 102.0)
+    assert node.handle(Fetched("a", parcel(7, 9, 9, 9, 9)), 102.0) == []  # a third never was under way
+    (report,) = reports(node.handle(TimerFired(3), 110.0))
+    assert [(peer, round) for peer, round, _ in report.mixed] == [("a", 1)]
 
 
 def test_a_failed_fetch_or_a_death_ends_the_wait() -> None:

@@ -26,6 +26,7 @@ def ask(round: int | None, newer_than: int = -1, offset: int = 0, digest: bytes 
         (ask(5), False, 5),
         (ask(4), False, 4),
         (ask(1), False, 5),  # no longer kept: the newest instead
+        (ask(1, newer_than=5), False, 5),  # seen before or not
         (ask(6), False, None),  # still to come: hold
         (ask(6), True, 5),  # the wait is over: what there is
         (ask(6, newer_than=5), True, None),  # but only if it is news
