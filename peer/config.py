@@ -14,6 +14,16 @@ from typing import Any, Literal
 
 from gossip.errors import LocalError
 
+ADAPTER_KINDS = ("lora", "rslora", "dora", "ia3", "loha", "vera", "oft", "prompt-tuning", "prefix-tuning", "layernorm")
+"""Kinds of adapter, in the order of ``peer/adapter_kinds.py``, which says what each is."""
+
+UNMIXABLE = {
+    "p-tuning": "what it saves is computed by an encoder, and the encoder that trains is not saved, so that mixing "
+    "would never reach it; use prompt-tuning",
+    "adalora": "each peer would prune to ranks of its own, so that no two adapters have the same tensors; use lora",
+}
+"""Kinds that peft has and that cannot be mixed, with the reason."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerConfig:
@@ -50,8 +60,8 @@ class PeerConfig:
     """Torch threads; 0 = all cores. Give 1 to each of several peers on one machine (oversubscription costs 3-10x)."""
 
     # -- the adapter
-    adapter: Literal["lora", "rslora", "dora"] = "lora"
-    """Kind of PEFT adapter."""
+    adapter: str = "lora"
+    """Kind of PEFT adapter: lora, rslora, dora, ia3, loha, vera, oft, prompt-tuning, prefix-tuning or layernorm."""
     lora_r: int = 8
     """Rank. Source: LoRA paper (arXiv 2106.09685), table 6: 4-8 suffice."""
     lora_alpha: int = 16
@@ -60,6 +70,11 @@ class PeerConfig:
     """Dropout on the adapter's input. Source: guess; short runs do not overfit."""
     lora_target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """Module names to adapt. Source: our bench on SmolLM2 (docs/results.md)."""
+    virtual_tokens: int = 16
+    """Length of the prompt of prompt-tuning and prefix-tuning. Source: prompt tuning paper (arXiv 2104.08691), section
+    3.2: little is gained beyond 20."""
+    oft_block_size: int = 32
+    """Width of the rotated blocks of oft; must divide the adapted modules' inputs. Source: PEFT's default."""
     lora_layers: str = ""
     """Layers to adapt, as "18-29" or "0,5,7"; empty = all. Source: our bench on SmolLM2: the upper 12 of 30 take
     a third less time a step and 60 % fewer bytes, but learn less in the same time (4.18 against 4.06 nats)."""
@@ -121,11 +136,15 @@ class PeerConfig:
     """Complete checkpoints kept. Source: one may be found corrupt."""
 
     def __post_init__(self) -> None:
-        positive = ("rounds", "local_steps", "batch_size", "max_length", "lora_r", "lora_alpha", "eval_every",
-                    "eval_blocks_max", "keep_checkpoints", "learning_rate", "max_grad_norm", "norm_cap")  # fmt: skip
+        positive = ("rounds", "local_steps", "batch_size", "max_length", "lora_r", "lora_alpha", "virtual_tokens",
+                    "oft_block_size", "eval_every", "eval_blocks_max", "keep_checkpoints", "learning_rate",
+                    "max_grad_norm", "norm_cap")  # fmt: skip
         for field in positive:
             if not getattr(self, field) > 0:
                 raise LocalError(f"{field} must be greater than 0, not {getattr(self, field)!r}")
+        if self.adapter not in ADAPTER_KINDS:
+            reason = f" {self.adapter} cannot be mixed: {UNMIXABLE[self.adapter]}." if self.adapter in UNMIXABLE else ""
+            raise LocalError(f"unknown --adapter {self.adapter!r}; known: {', '.join(ADAPTER_KINDS)}.{reason}")
         for field in (
             "collect_s",
             "join_timeout_s",

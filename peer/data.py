@@ -210,6 +210,7 @@ def collate(sequences: Sequence[Tokens], pad: int) -> dict[str, Any]:
         ids[index, :length] = torch.tensor(one.ids)
         mask[index, :length] = 1
         labels[index, one.prompt : length] = ids[index, one.prompt : length]
+    labels[:, 0] = IGNORED  # only a learned prompt would predict it: losses of all kinds stay comparable
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
@@ -496,5 +497,4 @@ READERS: dict[str, Callable[[Path], Lines]] = {
     ".parquet": _read_parquet,
     ".txt": _read_txt,
 }
-"""Readers by ending: each yields (line, parsed row or ``BadRow``). To add a kind: a generator and a line
-here."""
+"""Readers by ending: each yields (line, parsed row or ``BadRow``). To add a kind: a generator and a line here."""

@@ -90,7 +90,8 @@ class Ready:
         initial: the seeded adapter that every peer of the run starts from (also after a resume).
         adapter_config_json: adapter_config.json of the exported adapter, for ``PeftModel.from_pretrained``.
         manifest: base_digest, base_dtype, tokenizer_digest, adapter_digest (of the seeded values),
-            adapter_spec: what must be equal among peers for mixing to make sense.
+            adapter_spec, adapter_frozen (of what peers draw alike and do not send): what must be equal among peers
+            for mixing to make sense.
         model_name: how to name the base model to a human.
         device: "cpu", "cuda" or "mps".
         data_report: the rows read, the bad ones, one rendered sample: text to print.

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from gossip.errors import LocalError
-from peer import data, models
+from peer import adapter_kinds, data, models
 
 BATCH = 8
 """Sequences measured at a time. Source: guess; memory stays under 1 GB with the default model."""
@@ -35,6 +35,7 @@ def load_adapter(folder: Path) -> tuple[Any, Any]:
     transformers_logging.set_verbosity_error()
     # transformers warns of its own deprecated attribute, which its own code reads; nothing a user can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    adapter_kinds.ignore_remarks()
     try:
         base_name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     except FileNotFoundError:

@@ -86,6 +86,9 @@ def manifest_of(config: PeerConfig, ready: Ready) -> RunManifest:
         "alpha": config.lora_alpha,
         "target_modules": sorted(config.lora_target_modules),
         "layers": config.lora_layers,
+        "virtual_tokens": config.virtual_tokens,
+        "oft_block_size": config.oft_block_size,
+        "frozen": told["adapter_frozen"],
     }
     return RunManifest(
         base_model=told["base_digest"],
@@ -119,7 +122,7 @@ def ready_fields(config: PeerConfig, ready: Ready) -> dict[str, object]:
 
 RUN_FLAGS = (
     "model", "dtype", "load_in_4bit", "adapter", "lora_r", "lora_alpha", "lora_target_modules", "lora_layers",
-    "seed", "mixing", "codec", "rounds",
+    "virtual_tokens", "oft_block_size", "seed", "mixing", "codec", "rounds",
 )  # fmt: skip
 """Settings that a friend needs to repeat to be of the same run (and, for rounds, to end with us)."""
 

@@ -8,19 +8,19 @@ nothing of peers, rounds or mixing.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
-from peft.utils import get_peft_model_state_dict
+from peft import PeftConfig, get_peft_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
-from peer import data, models
+from peer import adapter_kinds, data, models
 from peer.config import PeerConfig
 from peer.data import IGNORED, BatchSampler, DataError, Tokens
 from peer.frames import Evaluated, OnStep, Progress, Step, Trained
@@ -68,6 +68,7 @@ class LocalTrainer:
         transformers_logging.set_verbosity_error()
         # transformers warns of its own deprecated attribute, which peft reads: nothing a user can act on
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        adapter_kinds.ignore_remarks()
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
         self.device = _device(config)
         self.source = models.resolve(config.model, cache, progress)
@@ -116,23 +117,22 @@ class LocalTrainer:
 
     def _build_adapter(self, base: Any) -> None:
         config = self.config
-        peft_config = ADAPTERS[config.adapter](config, base)
+        peft_config = adapter_kinds.ADAPTERS[config.adapter](config, base)
         torch.manual_seed(config.seed)  # right here: every peer then draws the same lora_A, on the CPU
-        self._model = get_peft_model(base, peft_config)
+        try:
+            self._model = get_peft_model(base, peft_config)
+        except ValueError as error:
+            raise LocalError(
+                f"adapter {config.adapter} does not fit {self.source.name}: {error}. The kind that fits most models "
+                "is lora."
+            ) from error
         if not config.load_in_4bit:  # which bitsandbytes has put onto its device already
             self._model.to(self.device)
         self._parameters = {
             name: parameter for name, parameter in self._model.named_parameters() if parameter.requires_grad
         }
         # These tensors share memory with the parameters, under the names that files and peers use.
-        self._tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(
-            self._model, save_embedding_layers=False
-        )
-        trained = {parameter.data_ptr() for parameter in self._parameters.values()}
-        if {tensor.data_ptr() for tensor in self._tensors.values()} != trained:
-            raise LocalError(
-                f"adapter {config.adapter!r} trains other tensors than it saves: it cannot be mixed"
-            )
+        self._tensors = adapter_kinds.trained_tensors(self._model)
         self.spec = AdapterSpec.of(self._tensors)
         self.initial = self.adapter_state()
         self._optimizer = torch.optim.AdamW(
@@ -146,6 +146,7 @@ class LocalTrainer:
             "tokenizer_digest": models.tokenizer_digest(self._tokenizer),
             "adapter_digest": self.initial.digest(),
             "adapter_spec": self.spec.fingerprint,
+            "adapter_frozen": adapter_kinds.frozen_digest(self._model),
         }
 
     def adapter_state(self) -> AdapterState:
@@ -343,69 +344,13 @@ def _load_base(source: models.ModelSource, config: PeerConfig, device: str) -> A
 
 def _adapter_config_json(peft_config: PeftConfig, source: models.ModelSource) -> str:
     """Return adapter_config.json as peft writes it, with lists in a fixed order."""
+    peft_config = copy.copy(peft_config)  # the model reads its own, which is being trained
     peft_config.base_model_name_or_path = source.reference
     peft_config.inference_mode = True
     with tempfile.TemporaryDirectory() as folder:
         peft_config.save_pretrained(folder)
         written = json.loads((Path(folder) / "adapter_config.json").read_text())
-    if isinstance(written.get("target_modules"), list):
-        written["target_modules"].sort()
+    for modules in ("target_modules", "feedforward_modules"):
+        if isinstance(written.get(modules), list):
+            written[modules].sort()
     return json.dumps(written, indent=2, sort_keys=True)
-
-
-# -- kinds of adapter
-
-
-def _layers(text: str, base: Any) -> list[int] | None:
-    """Read "18-29" or "0,5,7-9"; None for the empty text (all layers)."""
-    if not text:
-        return None
-    count = base.config.get_text_config().num_hidden_layers
-    layers: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            layers += range(int(first), int(last or first) + 1)
-    except ValueError:
-        raise LocalError(f'lora_layers must look like "18-29" or "0,5,7", not {text!r}') from None
-    if not layers or max(layers) >= count:
-        raise LocalError(f"lora_layers {text!r}: the model has layers 0 to {count - 1}")
-    return sorted(set(layers))
-
-
-def _lora(config: PeerConfig, base: Any, **kind: bool) -> LoraConfig:
-    linear = {name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
-    endings = {name.rpartition(".")[2] for name in linear}
-    everywhere = config.lora_target_modules == ("all-linear",)
-    for target in () if everywhere else config.lora_target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            raise LocalError(
-                f"lora_target_modules: the model has no linear module {target!r}; it has "
-                f"{', '.join(sorted(endings))}. Use some of these, or all-linear."
-            )
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules="all-linear" if everywhere else list(config.lora_target_modules),
-        layers_to_transform=_layers(config.lora_layers, base),
-        **kind,
-    )
-
-
-def _rslora(config: PeerConfig, base: Any) -> LoraConfig:
-    return _lora(config, base, use_rslora=True)
-
-
-def _dora(config: PeerConfig, base: Any) -> LoraConfig:
-    return _lora(config, base, use_dora=True)
-
-
-ADAPTERS: dict[str, Callable[[PeerConfig, Any], PeftConfig]] = {
-    "lora": _lora,
-    "rslora": _rslora,
-    "dora": _dora,
-}
-"""Kinds of adapter: (config, base model) -> peft config. A new one must train the very tensors that it
-saves."""

@@ -190,7 +190,7 @@ def test_padding_is_masked_by_length_even_where_pad_is_the_end_token(tokenizer: 
     batch = data.collate(sequences, pad=end)
     assert batch["input_ids"].tolist() == [[1, 2, 3, end], [5, end, end, end]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [[1, 2, 3, end], [IGNORED, end, IGNORED, IGNORED]]
+    assert batch["labels"].tolist() == [[IGNORED, 2, 3, end], [IGNORED, end, IGNORED, IGNORED]]
 
 
 @pytest.mark.parametrize("as_messages", [False, True])

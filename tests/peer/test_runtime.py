@@ -43,7 +43,8 @@ class Quadratic:
         self.starts += 1
         await trio.lowlevel.checkpoint()
         manifest = dict.fromkeys(
-            ("base_digest", "base_dtype", "tokenizer_digest", "adapter_digest", "adapter_spec"), "same"
+            ("base_digest", "base_dtype", "tokenizer_digest", "adapter_digest", "adapter_spec", "adapter_frozen"),
+            "same",
         )
         base = json.dumps({"base_model_name_or_path": "none"})
         initial = AdapterState(SPEC, torch.zeros(4))

@@ -16,7 +16,7 @@ HEAVY = {
     "libp2p": re.compile(r"peer/libp2p_\w+\.py|scripts/bench_transport\.py"),
     "multiaddr": re.compile(r"peer/libp2p_\w+\.py|scripts/bench_transport\.py"),
     "transformers": re.compile(r"peer/(training|training_process|models|tiny|data|inference|experiment\w*)\.py"),
-    "peft": re.compile(r"peer/(training|inference|experiment\w*)\.py"),
+    "peft": re.compile(r"peer/(training|adapter_kinds|inference|experiment\w*)\.py"),
     "torch": re.compile(r"(gossip|peer|scripts)/.*"),
 }
 FUNCTION_LINES_MAX = 70
