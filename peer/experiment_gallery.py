@@ -1,4 +1,4 @@
-"""The pictures and the table of docs/topology.md, made again from real runs by one command.
+"""The pictures and the table of docs/topology.md and the README, made again from real runs by one command.
 
 Ten topologies at 64 peers: drawings, linear consensus against rounds and bytes, learning with real nodes. It decides
 nothing that a reader would have to know besides what the page says.
@@ -60,13 +60,13 @@ Axes = Sequence[tuple[str, str, float]]
 BEGIN, END = "<!-- table: made by scripts/convergence.py gallery -->", "<!-- end of table -->"
 
 
-def make_gallery(out: Path, page: Path, seeds: int) -> Iterator[Path]:
-    """Write the pictures into ``out``, put the table into ``page``, and yield each file written.
+def make_gallery(out: Path, pages: Sequence[Path], seeds: int) -> Iterator[Path]:
+    """Write the pictures into ``out``, put the table into each of ``pages``, and yield each file written.
 
     Raises:
-        LocalError: the page has no place for the table, or a file cannot be written.
+        LocalError: a page has no place for the table, or a file cannot be written.
     """
-    before, after = _around_table(page)
+    around = {page: _around_table(page) for page in pages}
     drawings = _drawings()
     write_file(out / "topologies.png", drawings)
     yield out / "topologies.png"
@@ -78,8 +78,9 @@ def make_gallery(out: Path, page: Path, seeds: int) -> Iterator[Path]:
             _curves(consensus, "consensus_distance", "consensus distance / first", axes),
         )
         yield out / "consensus.png"
-        write_file(page, (before + "\n".join(["", *_table(consensus), ""]) + after).encode())
-        yield page
+        for page, (before, after) in around.items():
+            write_file(page, (before + "\n".join(["", *_table(consensus), ""]) + after).encode())
+            yield page
         learning = _run(product({**LEARNING, "seeds": LEARNING_SEEDS}), Path(scratch) / "learning")
         axes = (("round", "rounds", 1.0), ("bytes_per_peer", "MB read per peer", 1e-6))
         # alone, each ends at its own optimum: standard normal, so on average this far from the mean of all

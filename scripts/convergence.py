@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "docs" / "topology.md", ROOT / "README.md")
 sys.path.insert(0, str(ROOT))
 
 from cyclopts import App, Parameter
@@ -159,13 +160,13 @@ def report(folder: Path) -> None:
 def gallery(
     *,
     out: Annotated[Path, Parameter(help="Folder of the pictures.")] = ROOT / "docs" / "images",
-    page: Annotated[Path, Parameter(help="Page whose table is replaced.")] = ROOT / "docs" / "topology.md",
+    pages: Annotated[tuple[Path, ...], Parameter(help="Pages whose table is replaced.")] = PAGES,
     seeds: SeedsOption = 10,
 ) -> None:
-    """Make the pictures and the table of docs/topology.md again."""
+    """Make the pictures and the table of docs/topology.md and the README again."""
     from peer.experiment_gallery import make_gallery
 
-    for written in make_gallery(out, page, seeds):
+    for written in make_gallery(out, pages, seeds):
         note(f"written to {written}")
 
 

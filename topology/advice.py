@@ -24,6 +24,9 @@ from topology.structure import remove_nodes
 
 ROUNDS_MAX = 3000
 """Rounds after which a candidate counts as too slow. Source: guess."""
+DRAWS = 5
+"""Draws of loss and start values per candidate; the median counts. Source: ours: with one draw, a schedule of 6 rounds
+that happened to lose nothing beat everything. Odd, so that a median is one of them."""
 VALUES = 32
 """Values averaged at once, so that the start is generic. Source: guess."""
 
@@ -34,7 +37,7 @@ class Advice:
 
     Args:
         name: as ``parse_topology`` reads it.
-        rounds: until the consensus distance fell below the tolerance.
+        rounds: until the consensus distance fell below the tolerance, the median of ``DRAWS`` draws.
         bytes_per_peer: read by each on average until then.
         bytes_busiest: read or sent by the busiest until then.
         seconds: until then, under the link model.
@@ -113,9 +116,12 @@ def advise(
         topology = _possible(text, n, degree_max, seed)
         if topology is None:
             continue
-        outcome = _simulate(topology, n, loss, tolerance, seed)
-        if (rounds := outcome.rounds_to(tolerance)) is None:
+        runs = [_simulate(topology, n, loss, tolerance, seed + draw) for draw in range(DRAWS)]
+        reached = sorted((rounds, draw) for draw, run in enumerate(runs) if (rounds := run.rounds_to(tolerance)))
+        if 2 * len(reached) <= DRAWS:
             continue
+        rounds, middle = reached[DRAWS // 2]
+        outcome = runs[middle]
         total, busiest, seconds = consensus_cost(topology, n, rounds, payload_bytes, link)
         error = float(outcome.drift[-1] / outcome.distance[0])
         share = _connected_share(topology, n, churn, seed)

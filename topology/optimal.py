@@ -31,7 +31,7 @@ def optimal_weights(n: int, edges: Edges, *, allow_negative: bool) -> WeightedEd
     if not is_connected(n, edges):
         raise TopologyError("optimal weights need a connected graph")
     try:
-        import mixingmatrix  # type: ignore[import-not-found,unused-ignore]
+        import mixingmatrix
     except ImportError as error:
         raise TopologyError(
             "weights 'fmmc' and 'fdla' need the package mixingmatrix: pip install 'gossip-peer[mixingmatrix]'; "
