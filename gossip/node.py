@@ -289,7 +289,7 @@ class GossipNode:
         return self._mix_if_complete(now) or self._first_deadline(now)
 
     def _first_deadline(self, now: float) -> list[Action]:
-        """Where nothing had been seen yet, set the deadline once half of the neighbors are here: the rest may be lost."""
+        """Set the first deadline once half of the neighbors are here; before, only the user's bound is known."""
         first = self._deadline_s == self.settings.collect_s and self.phase is Phase.COLLECTING
         if not first or 2 * len(self._waiting_for) > len(self._links.read_from):
             return []
