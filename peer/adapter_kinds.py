@@ -21,6 +21,7 @@ from peft import (
     LoraConfig,
     OFTConfig,
     PeftConfig,
+    PeftType,
     PrefixTuningConfig,
     PromptTuningConfig,
     VeraConfig,
@@ -34,6 +35,11 @@ from peer.config import PeerConfig
 EMBEDDINGS = "prompt_embeddings"
 """The one name under which peft saves a learned prompt or prefix."""
 
+PREFIX_SCALE = 0.02
+"""Standard deviation of a prefix's first keys and values. Source: our bench on SmolLM2 (base 4.85 nats, 8 steps at
+5e-2): peft's 1 starts at 11.76, 0.3 ends at 5.10, 0.1 at 4.81, 0.02 at 4.46, and 0, where all virtual tokens stay
+alike, at 4.52."""
+
 
 def ignore_remarks() -> None:
     """Silence what peft says of choices made here on purpose; nothing a user can act on."""
@@ -43,6 +49,13 @@ def ignore_remarks() -> None:
         "Position ids are not supported for parameter efficient tuning",  # generating after a prompt: it counts them
     ):
         warnings.filterwarnings("ignore", message=remark)
+
+
+@torch.no_grad()
+def settle(model: Any) -> None:
+    """Make a random prefix small, so that it does not begin by drowning what the model knows."""
+    if model.active_peft_config.peft_type == PeftType.PREFIX_TUNING:
+        model.prompt_encoder[model.active_adapter].embedding.weight.mul_(PREFIX_SCALE)
 
 
 def trained_tensors(model: Any) -> dict[str, torch.Tensor]:

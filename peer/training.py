@@ -126,6 +126,7 @@ class LocalTrainer:
                 f"adapter {config.adapter} does not fit {self.source.name}: {error}. The kind that fits most models "
                 "is lora."
             ) from error
+        adapter_kinds.settle(self._model)
         if not config.load_in_4bit:  # which bitsandbytes has put onto its device already
             self._model.to(self.device)
         self._parameters = {
