@@ -32,7 +32,7 @@ def test_a_page_without_a_place_for_the_table_is_refused(
 ) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing here\n")
-    said = convergence("gallery", "--out", tmp_path, "--page", page, "--seeds", 1)
+    said = convergence("gallery", "--out", tmp_path, "--pages", page, "--seeds", 1)
     assert said.code == 2
     assert "has no place for the table" in said.err
     assert page.read_text() == "nothing here\n"
