@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gossip.errors import LocalError
-from peer.models import write_atomically
+from peer.durable import write_atomically
 
 LANGUAGES = ("spanish", "german", "french", "italian")
 """Languages of the demo, one per peer: each has 89 to 562 conversations."""

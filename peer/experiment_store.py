@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from gossip.errors import LocalError
+from peer.durable import sync
 from peer.experiment_cells import COLUMNS, OUTCOMES, CellResult
 from peer.experiments import DEFAULTS, FORMAT, Cell
 from peer.figures import write_file
@@ -113,9 +113,9 @@ class ResultFolder:
             (partial / "run.json").write_text(json.dumps(record, indent=1) + "\n")
             (partial / "manifest.json").write_text(json.dumps(origin(), indent=1) + "\n")
             for file in (*partial.iterdir(), partial):
-                _sync(file)
+                sync(file)
             partial.rename(self._cells / name)
-            _sync(self._cells)
+            sync(self._cells)
         except OSError as error:
             raise LocalError(f"cannot write the results of cell {name}: {error.strerror or error}") from error
 
@@ -164,14 +164,6 @@ def _runs(records: Iterable[dict[str, Any]]) -> pa.Table:
         [{"cell": record["cell"], **record["spec"], **record["outcome"]} for record in records],
         schema=RUNS_SCHEMA,
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @lru_cache(maxsize=1)

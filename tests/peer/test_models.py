@@ -13,6 +13,7 @@ import pytest
 
 from gossip.errors import LocalError
 from peer import models
+from peer.durable import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,14 +140,14 @@ def test_a_model_that_is_nowhere_names_all_that_was_tried(monkeypatch: pytest.Mo
 
 def test_a_write_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    models.write_atomically(path, b"old")
+    write_atomically(path, b"old")
 
     def stops(handle: int) -> None:
         raise OSError("stopped")
 
     monkeypatch.setattr(os, "fsync", stops)
     with pytest.raises(OSError, match="stopped"):
-        models.write_atomically(path, b"new")
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

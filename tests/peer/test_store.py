@@ -12,7 +12,7 @@ import torch
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.node import NodeSnapshot
-from peer import store
+from peer import durable, store
 from peer.store import Home, HomeError, open_home
 
 SPEC = AdapterSpec((("base.lora_A.weight", (2, 3)), ("base.lora_B.weight", (4,))))
@@ -79,8 +79,8 @@ def operations(monkeypatch: pytest.MonkeyPatch, stop_at: int | None) -> list[str
 
     for name in STEPS:
         monkeypatch.setattr(Path, name, counted(name, getattr(Path, name)))
-    for name in ("_fsync",):
-        monkeypatch.setattr(store, name, counted(name, getattr(store, name)))
+    for module in (store, durable):
+        monkeypatch.setattr(module, "sync", counted("sync", durable.sync))
     monkeypatch.setattr(store.shutil, "rmtree", counted("rmtree", store.shutil.rmtree))
     return seen
 
@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_alone(tmp_path: Path, monkeypatc
     with open_home(tmp_path) as home:
         save(home, 1)
         with monkeypatch.context() as patch:
-            patch.setattr(store, "_fsync", full)
+            patch.setattr(store, "sync", full)
             with pytest.raises(HomeError, match="No space left"):
                 save(home, 2)
         assert home.newest()[0].round == 1  # type: ignore[union-attr]
