@@ -206,7 +206,6 @@ class Publisher:
         self._published = trio.Event()
         self._uploads = trio.CapacityLimiter(UPLOADS)
         self._open: Counter[str] = Counter()
-        self.last_served = trio.current_time()
 
     def publish(self, parcel: Parcel) -> None:
         """Add a parcel and wake every held request."""
@@ -265,4 +264,3 @@ class Publisher:
             await stream.send(memoryview(parcel.payload)[offset:])
         # No finish(): the reader knows the length and may have closed already; the transport ends our side.
         self._traffic.bytes_out += len(parcel.payload) - offset
-        self.last_served = trio.current_time()
