@@ -8,17 +8,15 @@ and datasets are imported only for their own formats. This file knows nothing of
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gossip.errors import LocalError
+from peer.readers import BadRow, DataError, read
 
 PARTIAL_BLOCK_MIN = 8
 """Shorter rests of packed text are dropped, tokens. Source: guess; they would weigh as much as a full
@@ -34,12 +32,6 @@ Message = dict[str, str]
 Content = str | tuple[Message, ...]
 
 
-class DataError(LocalError):
-    """The user's data is missing, unreadable, or holds rows we were told to refuse."""
-
-    exit_code = 6
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """One usable row. ``prompt`` is empty but for prompt/completion rows, where only ``content`` is
@@ -50,18 +42,6 @@ class Row:
     format: Literal["text", "messages", "prompt/completion"]
     content: Content
     prompt: Content = ""
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """One row that cannot be used, and why. ``line`` counts from 1 (rows, for formats without lines)."""
-
-    file: Path
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +87,7 @@ def load(paths: Sequence[Path], *, bad_rows: Literal["skip", "refuse"] = "skip")
     for path in paths:
         usable = len(rows)
         try:
-            for line, value in _reader(path)(path):
+            for line, value in read(path):
                 row = value if isinstance(value, BadRow) else _row(path, line, value)
                 (bad if isinstance(row, BadRow) else rows).append(row)
         except OSError as error:
@@ -370,131 +350,3 @@ def _tokens(row: Row, tokenizer: Any, max_length: int) -> Tokens:
     completion = completion[: max_length - min(len(prompt), max_length // 2)]
     prompt = prompt[max(0, len(prompt) + len(completion) - max_length) :]
     return Tokens(array("i", prompt + completion), len(prompt))
-
-
-# -- files
-
-Lines = Iterator[tuple[int, Any]]
-
-
-def _reader(path: Path) -> Callable[[Path], Lines]:
-    if not path.exists():
-        raise DataError(f"no data at {path} (looked in {Path.cwd()}). Check the path given as data.")
-    if path.is_dir():
-        return _read_folder
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(
-            f"data {path} is of unknown kind {path.suffix!r}; known: {', '.join(READERS)}, folders"
-        )
-    return reader
-
-
-def _read_jsonl(path: Path) -> Lines:
-    with path.open("rb") as opened:
-        for line, raw in enumerate(opened, start=1):
-            if line == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if not raw.strip():
-                continue
-            try:
-                yield line, json.loads(raw.decode())
-            except UnicodeDecodeError as error:
-                yield line, BadRow(path, line, f"not valid UTF-8 at byte {error.start + 1} of the line")
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield line, BadRow(path, line, f"malformed JSON: {error}")
-
-
-def _read_json(path: Path) -> Lines:
-    """A list of rows, or an object with such a list in it; else the file is tried as JSON lines."""
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        yield from _read_jsonl(path)
-        return
-    if isinstance(content, dict):
-        lists = [value for value in content.values() if isinstance(value, list)]
-        is_row = {"text", "messages", "completion"} & content.keys()
-        content = lists[0] if len(lists) == 1 and not is_row else [content]
-    if not isinstance(content, list):
-        raise DataError(f"data {path} holds {type(content).__name__}, not a list of rows. {_EXPECTED}")
-    yield from enumerate(content, start=1)
-
-
-def _read_csv(path: Path) -> Lines:
-    csv.field_size_limit(1 << 30)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
-        reader = csv.DictReader(opened)
-        while True:
-            line = reader.line_num + 1 if reader.line_num else 2
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                yield line, BadRow(path, line, f"malformed CSV: {error}")
-                continue
-            if row is None:
-                return
-            if None in row:
-                yield line, BadRow(path, line, "more fields than the header has")
-            else:
-                yield line, row
-
-
-def _read_txt(path: Path) -> Lines:
-    """Paragraphs, parted by blank lines, are rows."""
-    paragraph: list[bytes] = []
-    start = 1
-    with path.open("rb") as opened:
-        for line, raw in enumerate([*opened, b""], start=1):
-            if raw.strip():
-                paragraph.append(raw)
-                continue
-            if paragraph:
-                try:
-                    yield start, {"text": b"".join(paragraph).decode("utf-8-sig").strip()}
-                except UnicodeDecodeError:
-                    yield start, BadRow(path, start, "the paragraph is not valid UTF-8")
-            paragraph, start = [], line + 1
-
-
-def _read_parquet(path: Path) -> Lines:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        line = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                line += 1
-                yield line, row
-    except pyarrow.ArrowException as error:
-        raise DataError(f"data {path} cannot be read as parquet: {error}") from error
-
-
-def _read_folder(path: Path) -> Lines:
-    """A dataset written by save_to_disk; of several splits, "train" is taken."""
-    import datasets
-
-    try:
-        found = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, ValueError) as error:
-        raise DataError(
-            f"folder {path} was not written by datasets' save_to_disk ({error}). Give the files in it instead."
-        ) from error
-    if isinstance(found, datasets.DatasetDict):
-        if "train" not in found:
-            raise DataError(
-                f'folder {path} has no split "train"; it has {", ".join(found)}. Give one of these.'
-            )
-        found = found["train"]
-    yield from enumerate(found, start=1)
-
-
-READERS: dict[str, Callable[[Path], Lines]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".txt": _read_txt,
-}
-"""Readers by ending: each yields (line, parsed row or ``BadRow``). To add a kind: a generator and a line here."""
