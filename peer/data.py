@@ -2,8 +2,8 @@
 
 Rows that cannot be used are reported by file and line, then skipped or refused. Each file is split by its
 own content and the seed alone, before packing, so that two peers who read the same file hold out the same
-rows. Lines are read one by one with the standard library (exact line numbers, no heavy imports); pyarrow
-and datasets are imported only for their own formats. This file knows nothing of models or training.
+rows. Files are read by ``readers.py``; what a task makes of tokens stands in ``tasks.py``. This file knows nothing
+of models or training.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ Content = str | tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One usable row. ``prompt`` is empty but for prompt/completion rows, where only ``content`` is
-    learned."""
+    """One usable row. ``prompt`` is empty but for prompt/completion rows, where only ``content`` is learned; ``label``
+    is empty but for labeled text."""
 
     file: Path
     line: int
-    format: Literal["text", "messages", "prompt/completion"]
+    format: Literal["text", "messages", "prompt/completion", "labeled text"]
     content: Content
     prompt: Content = ""
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +69,21 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One training sequence: its token ids, of which the first ``prompt`` are no targets."""
+    """One training sequence: its token ids, of which the first ``prompt`` are no targets, or its class (-1: none)."""
 
     ids: array[int]
     prompt: int = 0
+    label: int = -1
 
 
-def load(paths: Sequence[Path], *, bad_rows: Literal["skip", "refuse"] = "skip") -> Loaded:
+def load(
+    paths: Sequence[Path], *, bad_rows: Literal["skip", "refuse"] = "skip", labels: Sequence[str] = ()
+) -> Loaded:
     """Read all rows of ``paths``: files of a kind in ``READERS``, or folders written by datasets'
     save_to_disk.
+
+    Args:
+        labels: the classes of a classification, if it is one: each row must then be a text with one of them.
 
     Raises:
         DataError: a path is missing, unreadable or of unknown kind, a file has no usable row, or a row is bad
@@ -88,7 +95,7 @@ def load(paths: Sequence[Path], *, bad_rows: Literal["skip", "refuse"] = "skip")
         usable = len(rows)
         try:
             for line, value in read(path):
-                row = value if isinstance(value, BadRow) else _row(path, line, value)
+                row = value if isinstance(value, BadRow) else _row(path, line, value, labels)
                 (bad if isinstance(row, BadRow) else rows).append(row)
         except OSError as error:
             reason = error.strerror or str(error)
@@ -97,7 +104,8 @@ def load(paths: Sequence[Path], *, bad_rows: Literal["skip", "refuse"] = "skip")
             ) from error
         if len(rows) == usable:
             here = [str(one) for one in bad if one.file == path][:SHOWN_MAX]
-            raise DataError("\n".join([f"data {path} has no usable row. {_EXPECTED}", *here]))
+            expected = _EXPECTED_LABEL if labels else _EXPECTED
+            raise DataError("\n".join([f"data {path} has no usable row. {expected}", *here]))
     if bad and bad_rows == "refuse":
         shown = [str(one) for one in bad[:SHOWN_MAX]]
         raise DataError(
@@ -166,6 +174,8 @@ def tokenize(rows: Sequence[Row], tokenizer: Any, max_length: int) -> tuple[list
 
 def render(row: Row, tokenizer: Any) -> str:
     """Return the text that a row becomes, for a human to look at."""
+    if row.label:
+        return f"{row.content}\n-> {row.label}"
     if row.format == "messages":
         return _template(tokenizer, row.content)
     if isinstance(row.prompt, tuple):
@@ -249,13 +259,20 @@ class BatchSampler:
 # -- rows
 
 _EXPECTED = 'Each row needs "text", or "messages" (a chat), or "prompt" and "completion".'
+_EXPECTED_LABEL = 'For a classification each row needs "text" and "label".'
 
 
-def _row(file: Path, line: int, value: Any) -> Row | BadRow:
+def _row(file: Path, line: int, value: Any, labels: Sequence[str]) -> Row | BadRow:
     """Check one parsed row."""
     try:
         if not isinstance(value, dict):
             raise ValueError(f"expected an object, found {type(value).__name__}")
+        if labels:
+            for key in ("text", "label"):
+                if value.get(key) is None:
+                    raise ValueError(f'no "{key}"')
+            text, label = _text(value["text"], "text"), _label(value["label"], labels)
+            return Row(file, line, "labeled text", text, label=label)
         if value.get("messages") is not None:
             return Row(file, line, "messages", _chat(value["messages"], "messages"))
         if value.get("completion") is not None:
@@ -283,6 +300,19 @@ def _text(value: Any, key: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f'"{key}" is not valid Unicode') from None
     return value
+
+
+def _label(value: Any, labels: Sequence[str]) -> str:
+    """Return the label meant: by its name, or, where none is named so, by its number from 0."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError(f'"label" must be text or a whole number, found {type(value).__name__}')
+    text = str(value).strip()
+    if text in labels:
+        return text
+    if text.isascii() and text.isdigit() and len(text) < 9 and int(text) < len(labels):
+        return labels[int(text)]
+    shown = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
+    raise ValueError(f'"label" {text[:40]!r} is none of {shown}')
 
 
 def _content(value: Any, key: str) -> Content:

