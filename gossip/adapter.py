@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,6 +39,20 @@ class AdapterSpec:
     def size(self) -> int:
         """Number of values (P in the comments of this package)."""
         return sum(math.prod(shape) for _, shape in self.entries)
+
+    @cached_property
+    def places(self) -> dict[tuple[str, tuple[int, ...]], slice]:
+        """Where each entry lies in the flat vector, in wire order."""
+        places, start = {}, 0
+        for name, shape in self.entries:
+            stop = start + math.prod(shape)
+            places[name, shape] = slice(start, stop)
+            start = stop
+        return places
+
+    def only(self, keep: Callable[[str], bool]) -> AdapterSpec:
+        """Return the layout of the tensors whose names ``keep`` accepts, in the same order."""
+        return AdapterSpec(tuple(entry for entry in self.entries if keep(entry[0])))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -86,6 +100,44 @@ class AdapterState:
             yield name, self.flat[offset : offset + count].view(shape)
             offset += count
 
+    def part(self, spec: AdapterSpec) -> AdapterState:
+        """Return the tensors of ``spec``, a layout made with ``AdapterSpec.only`` (a copy; itself if that is all).
+
+        Raises:
+            LocalError: ``spec`` has a tensor that this adapter has not, or has in another shape.
+        """
+        if spec == self.spec:
+            return self
+        places = self.spec.places
+        _demand_part(spec, self.spec)
+        return AdapterState(spec, torch.cat([self.flat[:0], *(self.flat[places[e]] for e in spec.entries)]))
+
+    def with_part(self, part: AdapterState) -> AdapterState:
+        """Return this adapter with the tensors of ``part`` in place of its own.
+
+        Raises:
+            LocalError: ``part`` has a tensor that this adapter has not, or has in another shape.
+        """
+        if part.spec == self.spec:
+            return part
+        _demand_part(part.spec, self.spec)
+        theirs = part.spec.places
+        pieces = (
+            part.flat[theirs[entry]] if entry in theirs else self.flat[place]
+            for entry, place in self.spec.places.items()
+        )
+        return AdapterState(self.spec, torch.cat([self.flat[:0], *pieces]))
+
     def digest(self) -> str:
         """SHA-256 (hex) over the little-endian float32 bytes of ``flat``."""
         return hashlib.sha256(self.flat.numpy().astype("<f4", copy=False).data).hexdigest()
+
+
+def _demand_part(part: AdapterSpec, whole: AdapterSpec) -> None:
+    """Refuse a layout that is no part of another."""
+    for name, shape in part.entries:
+        if (name, shape) not in whole.places:
+            raise LocalError(
+                f"the adapter has no tensor {name} of shape {list(shape)}: a part must be a layout made from the "
+                "adapter's own with AdapterSpec.only"
+            )
