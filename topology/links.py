@@ -10,9 +10,10 @@ nor the network.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from bisect import bisect_left
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from topology.given_graphs import FORMATS, GivenGraph, read_graph
 from topology.graphs import GRAPHS
 from topology.parameters import Parameter, canonical, read_values, signature
 from topology.plans import Members, Plan, RoundRobin, Scheduled, StaticGraph, WeightRule
-from topology.schedules import SCHEDULES
+from topology.schedules import LIKENESS_SHARPNESS, SCHEDULES
 from topology.weights import RULES
 
 if TYPE_CHECKING:
@@ -81,6 +82,14 @@ class Topology:
         return self.plan.doubly_stochastic
 
     @property
+    def sharpness(self) -> float:
+        """How strongly a node's own draws favor those like itself; 0 where it does not matter."""
+        plan = self.plan
+        if not (isinstance(plan, Scheduled) and plan.name.startswith("similar:")):
+            return 0.0
+        return float(plan.values[1]) if len(plan.values) > 1 else LIKENESS_SHARPNESS
+
+    @property
     def own_sample(self) -> int:
         """Peers each node draws with its own generator; 0 where all peers agree on W."""
         plan = self.plan
@@ -100,7 +109,12 @@ class Topology:
         self.plan.check(self._members(members) if isinstance(members, int) else tuple(sorted(members)))
 
     def __call__(
-        self, me: str, members: Sequence[str], round: int, rng: random.Random | np.random.Generator
+        self,
+        me: str,
+        members: Sequence[str],
+        round: int,
+        rng: random.Random | np.random.Generator,
+        likeness: Mapping[str, float] | None = None,
     ) -> Links:
         """Return my row of W this round.
 
@@ -109,6 +123,8 @@ class Topology:
             members: ids of all live peers, sorted, without duplicates.
             round: >= 0.
             rng: my own generator; used by epidemic topologies only.
+            likeness: peer -> how alike our adapters are, in [-1, 1]; used by ``similar`` only. Who is not in it counts
+                as most alike, so that everybody is read once.
 
         Raises:
             TopologyError: ``members`` is not sorted or lacks ``me`` (our bug).
@@ -119,6 +135,10 @@ class Topology:
         if mine == len(roster) or roster[mine] != me:
             raise TopologyError(f"{me!r} is not among the {len(roster)} members")
         if self.own_sample:
+            if self.sharpness:
+                known = likeness or {}
+                scores = [self.sharpness * known.get(peer, 1.0) for peer in roster]
+                return _draw_alike(mine, roster, self.own_sample, scores, rng)
             return _draw_row(mine, roster, self.own_sample, rng)
         matrix = self._row_matrix(roster, round)
         start, end = matrix.indptr[mine], matrix.indptr[mine + 1]
@@ -127,6 +147,21 @@ class Topology:
         return Links(tuple(read_from), weights[columns.index(mine)])
 
     links = __call__
+
+    def readers(self, me: str, members: Sequence[str], round: int) -> int:
+        """Return how many others read me this round, where all peers agree on W.
+
+        Raises:
+            TopologyError: each peer draws its own neighbors, so nobody knows.
+        """
+        if self.own_sample:
+            raise TopologyError(f"{self.name} is drawn by each peer for itself: nobody knows who reads whom")
+        roster = tuple(members)
+        self._require_sorted(roster)
+        matrix = self._row_matrix(roster, round)
+        mine = bisect_left(roster, me)
+        column = matrix.indices == mine
+        return int(np.count_nonzero(matrix.data[column])) - int(matrix[mine, mine] != 0)
 
     def matrix(self, members: int | Sequence[str], round: int = 0) -> csr_array:
         """Return W, ``csr_array[n, n]`` float64, rows in sorted order of members, strictly as the weight rule says.
@@ -218,6 +253,23 @@ def _draw_row(mine: int, roster: Members, sample: int, rng: random.Random | np.r
         drawn = sorted(rng.choice(others, size, replace=False).tolist()) if size else []
     weight = 1.0 / (size + 1)
     return Links(tuple((roster[j + (j >= mine)], weight) for j in drawn), 1.0 - size * weight)
+
+
+def _draw_alike(
+    mine: int,
+    roster: Members,
+    sample: int,
+    scores: Sequence[float],
+    rng: random.Random | np.random.Generator,
+) -> Links:
+    """Draw min(sample, n - 1) others without replacement, chances in proportion to exp(score); equal weights.
+
+    The largest of scores with independent Gumbel noise are such a draw (Efraimidis and Spirakis 2006).
+    """
+    noisy = {j: scores[j] - math.log(-math.log(rng.random() or 1e-300)) for j in range(len(roster)) if j != mine}
+    drawn = sorted(sorted(noisy, key=lambda j: noisy[j], reverse=True)[:sample])
+    weight = 1.0 / (len(drawn) + 1)
+    return Links(tuple((roster[j], weight) for j in drawn), 1.0 - len(drawn) * weight)
 
 
 def parse_topology(

@@ -62,6 +62,22 @@ def fraction(*, zero: bool) -> Callable[[str], Value]:
     return read
 
 
+def positive(most: float) -> Callable[[str], Value]:
+    """Return a reader of numbers above 0, up to ``most``."""
+
+    def read(text: str) -> float:
+        valid = f"a number above 0 to {most:g}"
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(valid) from None
+        if not 0.0 < value <= most:
+            raise ValueError(valid)
+        return value
+
+    return read
+
+
 def grid(text: str) -> str:
     """Read ``"4x6"``: rows x columns, each at least 1."""
     match = re.fullmatch(r"0*([1-9]\d{0,5})x0*([1-9]\d{0,5})", text.lower())

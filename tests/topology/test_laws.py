@@ -32,6 +32,7 @@ NAMES = (
     "barbell",
     "two-cliques",
     "epidemic:3",
+    "similar:3",
     "epidemic-local:3",
     "epidemic-oracle:3",
     "base:1",
