@@ -1,4 +1,5 @@
-"""Kinds of adapter: from our configuration and a base model to what peft builds, and which tensors travel.
+"""Kinds of adapter: from our configuration and a base model to what peft builds, which tensors travel, and what
+others load.
 
 Every kind trains the very tensors that it saves, so that the mean of peers' files is the mean of what they learned.
 Kinds for which that cannot be so are refused by name in ``config.py``. This file meets peft and torch modules; it
@@ -7,10 +8,14 @@ knows nothing of optimizers, data or peers. The catalogue stands at the foot.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import re
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,16 +26,23 @@ from peft import (
     LoraConfig,
     OFTConfig,
     PeftConfig,
-    PeftType,
+    PeftModel,
     PrefixTuningConfig,
     PromptTuningConfig,
     VeraConfig,
+    get_peft_model,
 )
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD
 
+from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.wire import PAYLOAD_BYTES_MAX
+from peer import core_adapter
 from peer.config import PeerConfig
+from peer.frames import Export
+from peer.models import ModelSource
 
 EMBEDDINGS = "prompt_embeddings"
 """The one name under which peft saves a learned prompt or prefix."""
@@ -38,6 +50,10 @@ EMBEDDINGS = "prompt_embeddings"
 PREFIX_SCALE = 0.02
 """Standard deviation of a prefix's first keys and values. Source: our bench on SmolLM2 (base 4.85 nats): peft's 1
 starts at 11.76 nats, 0.3 at 5.99, 0.02 at 5.79; 0 starts at 5.77, but all virtual tokens would then stay alike."""
+
+
+COPIED = (".json", ".jinja", ".model", ".txt")
+"""Endings of a model folder's files that make its tokenizer. Source: what ``models.py`` fetches."""
 
 
 def ignore_remarks() -> None:
@@ -50,39 +66,142 @@ def ignore_remarks() -> None:
         warnings.filterwarnings("ignore", message=remark)
 
 
+def attach(config: PeerConfig, base: Any) -> Any:
+    """Return ``base`` with its adapter on it, ready to be trained; new values are drawn from torch's generator.
+
+    Raises:
+        LocalError: the model has no such module or layer, or the kind does not suit it.
+        ValueError: peft refuses; says why.
+    """
+    peft_config = ADAPTERS[config.adapter](config, base)
+    if peft_config is None:
+        return base
+    model = get_peft_model(base, peft_config)
+    if config.adapter == "prefix-tuning":
+        _begin_small(model)
+    elif config.adapter == "lora-xs":
+        _fix_factors(model)
+    return model
+
+
 @torch.no_grad()
-def settle(model: Any) -> None:
+def _begin_small(model: Any) -> None:
     """Make a random prefix small, so that it does not begin by drowning what the model knows."""
-    if model.active_peft_config.peft_type == PeftType.PREFIX_TUNING:
-        model.prompt_encoder[model.active_adapter].embedding.weight.mul_(PREFIX_SCALE)
+    model.prompt_encoder[model.active_adapter].embedding.weight.mul_(PREFIX_SCALE)
 
 
-def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Return the adapter's tensors under the names of files; they share memory with the parameters.
+@torch.no_grad()
+def _fix_factors(model: Any) -> None:
+    """Put the base weights' singular vectors in the place of LoRA's factors, with a core to train between them."""
+    for _, layer in _lora_layers(model):
+        weight, name = layer.get_base_layer().weight, model.active_adapter
+        basis, down = core_adapter.factors(weight, layer.r[name])
+        layer.lora_A[name].weight.copy_(down)
+        layer.lora_A[name].weight.requires_grad_(False)
+        layer.lora_B[name] = core_adapter.CoreFactor(basis)
+
+
+def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def _is_core(model: Any) -> bool:
+    return any(isinstance(module, core_adapter.CoreFactor) for module in model.modules())
+
+
+def trained_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters that are trained, under the names of files.
 
     Raises:
         LocalError: the kind saves other tensors than it trains.
     """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not isinstance(model, PeftModel):
+        return trained
     tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if _is_core(model):
+        tensors = {
+            name.replace(".lora_B.core", core_adapter.CORE): tensor
+            for name, tensor in tensors.items()
+            if not name.endswith(core_adapter.DOWN)
+        }
+    parameters = {parameter.data_ptr(): parameter for parameter in trained.values()}
     # peft saves a copy of a prompt. Without an encoder in between, it is a copy of the one trained tensor.
-    if set(tensors) == {EMBEDDINGS} and len(parameters) == 1 and torch.equal(
-        tensors[EMBEDDINGS].cpu(), parameters[0].detach().cpu()
-    ):
-        tensors = {EMBEDDINGS: parameters[0].detach()}
-    if {tensor.data_ptr() for tensor in tensors.values()} != {one.data_ptr() for one in parameters}:
+    if set(tensors) == {EMBEDDINGS} and len(parameters) == 1:
+        (parameter,) = parameters.values()
+        if torch.equal(tensors[EMBEDDINGS].cpu(), parameter.detach().cpu()):
+            return {EMBEDDINGS: parameter}
+    places = {tensor.data_ptr() for tensor in tensors.values()}
+    if places != set(parameters) or len(places) != len(tensors):
         raise LocalError("this kind of adapter trains other tensors than it saves: it cannot be mixed")
-    return tensors
+    return {name: parameters[tensor.data_ptr()] for name, tensor in tensors.items()}
+
+
+def _frozen_factors(model: Any) -> dict[str, torch.Tensor]:
+    """Return A0 and B0 of every core, under the names that LoRA's pair has in files; empty without cores."""
+    if not _is_core(model):
+        return {}
+    found = {}
+    for name, layer in _lora_layers(model):
+        found[name + core_adapter.DOWN] = layer.lora_A[model.active_adapter].weight.detach()
+        found[name + core_adapter.UP] = layer.lora_B[model.active_adapter].basis
+    return found
 
 
 def frozen_digest(model: Any) -> str:
-    """Return SHA-256 (hex) of VeRA's random projections, which peers draw alike and never send; "" without any."""
+    """Return SHA-256 (hex) of what peers derive or draw alike and never send; "" without any.
+
+    That is VeRA's random projections, and the outer factors of lora-xs.
+    """
     found = {name: buffer for name, buffer in model.named_buffers() if ".vera_" in name}
+    found |= _frozen_factors(model)
     digest = hashlib.sha256()
     for name in sorted(found):
         digest.update(f"{name} {tuple(found[name].shape)}".encode())
         digest.update(found[name].cpu().float().contiguous().numpy().astype("<f4", copy=False).data)
     return digest.hexdigest() if found else ""
+
+
+# -- what others load
+
+
+def export(model: Any, source: ModelSource) -> Export:
+    """Return how the values of ``model`` become a folder that peft, or transformers alone, loads."""
+    if not isinstance(model, PeftModel):
+        kept = [
+            str(file)
+            for file in sorted(source.folder.iterdir())
+            if file.suffix in COPIED and file.name != "config.json" and not file.name.endswith(".index.json")
+        ]
+        return Export("model.safetensors", {"config.json": _model_config(model, source)}, tuple(kept))
+    frozen = _frozen_factors(model)
+    return Export(
+        "adapter_model.safetensors",
+        {"adapter_config.json": _adapter_config(model.active_peft_config, source)},
+        frozen=AdapterState.from_tensors(frozen) if frozen else None,
+    )
+
+
+def _model_config(model: Any, source: ModelSource) -> str:
+    """Return config.json of a whole model in float32, and where it came from, so that it can be compared with that."""
+    written = model.config.to_diff_dict()
+    written.pop("use_cache", None)  # off while training; whoever loads the model wants the default
+    written |= {"architectures": [type(model).__name__], "dtype": "float32"}
+    return json.dumps({**written, "base_model_name_or_path": source.reference}, indent=2, sort_keys=True)
+
+
+def _adapter_config(peft_config: PeftConfig, source: ModelSource) -> str:
+    """Return adapter_config.json as peft writes it, with lists in a fixed order."""
+    peft_config = copy.copy(peft_config)  # the model reads its own, which is being trained
+    peft_config.base_model_name_or_path = source.reference
+    peft_config.inference_mode = True
+    with tempfile.TemporaryDirectory() as folder:
+        peft_config.save_pretrained(folder)
+        written = json.loads((Path(folder) / "adapter_config.json").read_text())
+    for modules in ("target_modules", "feedforward_modules"):
+        if isinstance(written.get(modules), list):
+            written[modules].sort()
+    return json.dumps(written, indent=2, sort_keys=True)
 
 
 # -- which modules
@@ -168,6 +287,18 @@ def _rslora(config: PeerConfig, base: Any) -> LoraConfig:
 
 def _dora(config: PeerConfig, base: Any) -> LoraConfig:
     return _lora(config, base, use_dora=True)
+
+
+def _lora_xs(config: PeerConfig, base: Any) -> LoraConfig:
+    """Only an r x r core between singular vectors of the base weight (arXiv 2405.17604, 2502.15436)."""
+    if config.load_in_4bit:
+        raise LocalError("adapter lora-xs needs whole weights: leave load_in_4bit off, or use lora")
+    for name, module in _linear(config, base).items():
+        if config.lora_r > min(module.in_features, module.out_features):
+            raise LocalError(
+                f"lora_r {config.lora_r} is more than the rank of {name}, {tuple(module.weight.shape)}; lower it"
+            )
+    return _lora(config, base)
 
 
 def _ia3(config: PeerConfig, base: Any) -> IA3Config:
@@ -258,10 +389,29 @@ def _prefix_tuning(config: PeerConfig, base: Any) -> PrefixTuningConfig:
     return PrefixTuningConfig(prefix_projection=False, **_virtual_tokens(config, base))
 
 
-ADAPTERS: dict[str, Callable[[PeerConfig, Any], PeftConfig]] = {
+def _full(config: PeerConfig, base: Any) -> None:
+    """All weights of a small model, in float32 (in bfloat16, steps below 0.4 % of a weight would be rounded away)."""
+    _without_dropout(config)
+    if config.load_in_4bit or config.dtype not in ("auto", "float32"):
+        raise LocalError("adapter full trains in float32: leave load_in_4bit off and dtype at auto or float32")
+    if config.lora_layers:
+        raise LocalError("adapter full trains the whole model: leave lora_layers empty")
+    values = sum(parameter.numel() for parameter in base.parameters())
+    if 4 * values > PAYLOAD_BYTES_MAX:
+        raise LocalError(
+            f"adapter full: all {values:,} weights would travel, {4 * values >> 20} MiB in float32; at most "
+            f"{PAYLOAD_BYTES_MAX >> 20} MiB do. Use a smaller model, or lora."
+        )
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(torch.float32, copy=True)  # no view of the file any more
+        parameter.requires_grad_(True)
+
+
+ADAPTERS: dict[str, Callable[[PeerConfig, Any], PeftConfig | None]] = {
     "lora": _lora,
     "rslora": _rslora,
     "dora": _dora,
+    "lora-xs": _lora_xs,
     "ia3": _ia3,
     "loha": _loha,
     "vera": _vera,
@@ -269,6 +419,7 @@ ADAPTERS: dict[str, Callable[[PeerConfig, Any], PeftConfig]] = {
     "prompt-tuning": _prompt_tuning,
     "prefix-tuning": _prefix_tuning,
     "layernorm": _layernorm,
+    "full": _full,
 }
-"""Kinds of adapter: (config, base model) -> peft config. A new one must train the very tensors that it saves, and
-stand in ``ADAPTER_KINDS`` of ``config.py``, which imports nothing heavy."""
+"""Kinds of adapter: (config, base model) -> peft config, or None if the model itself is trained. A new one must train
+the very tensors that it saves, and stand in ``ADAPTER_KINDS`` of ``config.py``, which imports nothing heavy."""

@@ -14,8 +14,17 @@ from typing import Any, Literal
 
 from gossip.errors import LocalError
 
-ADAPTER_KINDS = ("lora", "rslora", "dora", "ia3", "loha", "vera", "oft", "prompt-tuning", "prefix-tuning", "layernorm")
+ADAPTER_KINDS = (
+    "lora", "rslora", "dora", "lora-xs", "ia3", "loha", "vera", "oft", "prompt-tuning", "prefix-tuning", "layernorm",
+    "full",
+)  # fmt: skip
 """Kinds of adapter, in the order of ``peer/adapter_kinds.py``, which says what each is."""
+
+LOCAL_OPTIMIZERS = ("adamw", "sgd")
+"""What can take local steps, in the order of ``peer/training.py``."""
+
+TASKS = ("causal-lm", "classification")
+"""What can be learned, in the order of ``peer/tasks.py``."""
 
 UNMIXABLE = {
     "p-tuning": "what it saves is computed by an encoder, and the encoder that trains is not saved, so that mixing "
@@ -47,6 +56,18 @@ class PeerConfig:
     bad_rows: Literal["skip", "refuse"] = "skip"
     """What to do with a row that cannot be used: report and skip it, or refuse to start."""
 
+    task: Literal["causal-lm", "classification"] = "causal-lm"
+    """What is learned: to continue text, or to give a text one of the labels."""
+    labels: tuple[str, ...] = ()
+    """Classes of a classification, at least 2. All peers of a run need the same ones in the same order, also who has
+    no text of some of them."""
+    private_head: bool = False
+    """Keep the classification's head, which is trained too, to ourselves. Source: algorithms.md section 6 has it
+    private where peers' labels mean different things; where they mean the same, sharing it learns faster."""
+    answers_only: bool = False
+    """Learn only the last answer of a chat ("messages"), not the whole of it. Rows of prompt and completion are always
+    learned so."""
+
     # -- the frozen base model
     model: str = "smollm2-135m"
     """Alias (smollm2-135m, tiny), local folder, or Hugging Face id."""
@@ -61,7 +82,8 @@ class PeerConfig:
 
     # -- the adapter
     adapter: str = "lora"
-    """Kind of PEFT adapter: lora, rslora, dora, ia3, loha, vera, oft, prompt-tuning, prefix-tuning or layernorm."""
+    """Kind of PEFT adapter: lora, rslora, dora, lora-xs, ia3, loha, vera, oft, prompt-tuning, prefix-tuning or
+    layernorm; or full: all weights of a small model."""
     lora_r: int = 8
     """Rank. Source: LoRA paper (arXiv 2106.09685), table 6: 4-8 suffice."""
     lora_alpha: int = 16
@@ -83,17 +105,22 @@ class PeerConfig:
     rounds: int = 10
     """Rounds to run; a round is local steps, then one exchange."""
     local_steps: int = 2
-    """AdamW steps per round (H). Source: our bench on the demo (docs/results.md)."""
+    """Optimizer steps per round (H). Source: our bench on the demo (docs/results.md)."""
     batch_size: int = 4
     """Sequences per step. Source: our bench on 2 cores."""
     max_length: int = 64
     """Tokens per sequence. Source: our bench on 2 cores; raise it on a GPU."""
     learning_rate: float = 2e-3
-    """AdamW learning rate, constant. Source: our bench on the demo."""
+    """Learning rate, constant. Source: our bench on the demo."""
     weight_decay: float = 0.0
-    """AdamW weight decay. Source: LoRA paper's setting for short runs."""
+    """Weight decay. Source: LoRA paper's setting for short runs."""
     max_grad_norm: float = 1.0
     """Gradient clipping. Source: Hugging Face Trainer default."""
+    local_optimizer: Literal["adamw", "sgd"] = "adamw"
+    """What takes the local steps: adamw, or plain sgd, for methods whose theory assumes it. Source: LoRA paper."""
+    proximal: float = 0.0
+    """Pull toward where the round began: adds proximal * (x - x_start) to each gradient; 0 = none. Source:
+    FedProx (arXiv 1812.06127), which tries 0.001 to 1; it pays where peers' texts differ much."""
     seed: int = 0
     """Seed of the run: initial adapter and shared random topologies. All peers of a run need the same one."""
 
@@ -104,10 +131,27 @@ class PeerConfig:
     """Weights of static graphs. Source: need only the neighbors' degrees and keep the mean; topology/weights.py."""
     roster: tuple[str, ...] = ()
     """Peer ids of a fixed group: owners of a matrix file's rows (in sorted order) where the file names none."""
+    factors: str = "both"
+    """Which of LoRA's factors are trained, travel and are mixed: both, ffa, alternate[:T], share-a, r-only, tsvd.
+    Source: Dec-LoRA (arXiv 2501.15361); with tuned learning rates none is clearly better (docs/results.md)."""
     mixing: str = "average"
-    """Mixing rule. Source: Dec-LoRA (arXiv 2501.15361); see gossip/mixing.py for the catalogue."""
+    """How a row of adapters is combined: average, age, staleness[:A], push-sum, symmetric-drop. Source: D-PSGD."""
+    optimizer: str = "none"
+    """What a round does around the mixing: none, qg, d2, k-gt, noloco, diloco. Source: docs/results.md."""
     codec: str = "float32"
-    """How adapters travel; see gossip/codecs.py for the catalogue."""
+    """How adapters travel: float32, bfloat16, int8, int4, sign, topk[:F], randomk[:F], lowrank[:R]."""
+    feedback: str = "auto"
+    """What is remembered of what a codec lost: none, error (DeepSqueeze), replica (CHOCO); auto = what fits it."""
+    gamma: float = 0.0
+    """Mixing step size, above 0 to 1; 0 = the codec's own, 1 from 8 bits on. Source: our bench (gossip/codecs.py)."""
+    budget_mb: float = 0.0
+    """Megabytes to read per round at most: chooses the most exact codec within it; 0 = no limit, --codec counts."""
+    overlap: bool = False
+    """Read neighbors while the next local steps run: hides the network, mixes adapters one round of steps old."""
+    merge: Literal["product", "average", "none"] = "product"
+    """How adapters become one after the last round. Source: docs/results.md; an ICLR 2026 result for gossip."""
+    personalize: bool = False
+    """Also keep the mix of our own and the common adapter that does best on our held-out rows, in HOME/personal."""
     collect_s: float = 60.0
     """Longest wait for neighbors, seconds; 0 = asynchronous. The actual deadline follows arrivals seen. Guess."""
     norm_cap: float = 10.0
@@ -152,10 +196,19 @@ class PeerConfig:
             "wait_peers_s",
             "threads",
             "weight_decay",
+            "proximal",
+            "budget_mb",
             "seed",
         ):
             if getattr(self, field) < 0:
                 raise LocalError(f"{field} must not be negative: {getattr(self, field)!r}")
+        if self.local_optimizer not in LOCAL_OPTIMIZERS:
+            raise LocalError(
+                f"unknown --local-optimizer {self.local_optimizer!r}; known: {', '.join(LOCAL_OPTIMIZERS)}"
+            )
+        if not 0 <= self.gamma <= 1:
+            raise LocalError(f"gamma must lie between 0 and 1, not {self.gamma!r}")
+        _check_task(self.task, self.labels, self.private_head)
         if not 0 < self.held_out < 1:
             raise LocalError(f"held_out must lie between 0 and 1 (both excluded), not {self.held_out!r}")
         if not 0 <= self.lora_dropout < 1:
@@ -171,7 +224,21 @@ class PeerConfig:
         raw: dict[str, Any] = json.loads(text)
         for field in ("data", "eval_data"):
             raw[field] = tuple(Path(path) for path in raw[field])
-        for field in ("join", "announce", "lora_target_modules", "roster"):
+        for field in ("join", "announce", "lora_target_modules", "roster", "labels"):
             raw[field] = tuple(raw[field])
         raw["home"] = Path(raw["home"]) if raw["home"] else None
         return PeerConfig(**raw)
+
+
+def _check_task(task: str, labels: tuple[str, ...], private_head: bool) -> None:
+    if task not in TASKS:
+        raise LocalError(f"unknown --task {task!r}; known: {', '.join(TASKS)}")
+    if task != "classification":
+        if labels or private_head:
+            raise LocalError("labels and private_head are for --task classification only: give that task, or neither")
+        return
+    if len(labels) < 2 or len(set(labels)) < len(labels) or not all(label.strip() == label != "" for label in labels):
+        raise LocalError(
+            f"--task classification needs at least 2 different labels, not {', '.join(labels) or 'none'}: give each "
+            "class that any peer has with --labels, in the same order everywhere"
+        )

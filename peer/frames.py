@@ -1,9 +1,9 @@
 """What a peer and its training process say to one another, and the frames it travels in.
 
-A frame is a 4-byte big-endian header length, a msgpack map, then ``payload_bytes`` raw bytes (an adapter's
-float32 values, or nothing). Both ends are ours and run on one machine, so a malformed frame is a bug, not an
-attack; lengths are bounded all the same, because a stray print into the pipe would otherwise be read as a
-length of gigabytes. This file does no IO and knows neither torch nor trio.
+A frame is a 4-byte big-endian header length, a msgpack map, then ``payload_bytes`` raw bytes (an adapter's float32
+values, two such vectors one after the other, or nothing). Both ends are ours and run on one machine, so a malformed
+frame is a bug, not an attack; lengths are bounded all the same, because a stray print into the pipe would otherwise be
+read as a length of gigabytes. This file does no IO and knows neither torch nor trio.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 
@@ -26,6 +26,11 @@ PREFIX_BYTES = 4
 
 Progress = Callable[[str, float | None], None]
 """Called with (stage, done): stage is "download", "convert", ...; done is 0 to 1, or None where not known."""
+
+
+Part = Literal["all", "a", "b"]
+"""Which tensors of an adapter local steps change: all, LoRA's input factors (lora_A in the name), or all the others
+(lora_B, magnitudes, heads)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +88,30 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
+class Export:
+    """How a run's values become a folder that plain peft or transformers loads; see ``core_adapter.export_tensors``.
+
+    Attributes:
+        weights: name of the file of tensors.
+        files: the other files that are written, name to text; they never change in a run.
+        copies: paths of the base model's files that go along as they are (a tokenizer); empty for adapters.
+        frozen: factors that all peers share and that never travel, under their exported names; None without any.
+    """
+
+    weights: str
+    files: Mapping[str, str]
+    copies: tuple[str, ...] = ()
+    frozen: AdapterState | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """What the training process knows once model, data and adapter are set up.
 
     Attributes:
         initial: the seeded adapter that every peer of the run starts from (also after a resume).
-        adapter_config_json: adapter_config.json of the exported adapter, for ``PeftModel.from_pretrained``.
+        adapter_config_json: adapter_config.json of the exported adapter, for ``PeftModel.from_pretrained``; empty if
+            what is exported is a whole model.
         manifest: base_digest, base_dtype, tokenizer_digest, adapter_digest (of the seeded values),
             adapter_spec, adapter_frozen (of what peers draw alike and do not send): what must be equal among peers
             for mixing to make sense.
@@ -98,6 +121,7 @@ class Ready:
         rows, rows_held_out, sequences: sizes of this peer's shard (sequences: training ones).
         base_parameters: parameters of the frozen base.
         seconds: from the start of the process until now.
+        export: how the adapter is written for others to load; None only where nothing is exported (stand-ins).
     """
 
     initial: AdapterState
@@ -111,6 +135,7 @@ class Ready:
     sequences: int
     base_parameters: int
     seconds: float
+    export: Export | None = None
 
 
 def encode(header: Mapping[str, Any], payload_bytes: int = 0) -> bytes:

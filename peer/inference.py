@@ -1,6 +1,7 @@
 """Using a finished adapter: measure it on files, or talk to it. The exported folder is all that is needed.
 
-The adapter is loaded as anyone would, with plain peft; no network, no training process.
+The adapter is loaded as anyone would, with plain peft (a whole model with transformers alone); no network, no training
+process.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +28,48 @@ BATCH = 8
 
 
 def load_adapter(folder: Path) -> tuple[Any, Any]:
-    """Return ``(model with adapter, tokenizer)`` of an exported adapter folder.
+    """Return ``(model, tokenizer)`` of an exported folder: an adapter on its base, or a whole model.
 
     Raises:
-        LocalError: not an adapter, or its base model cannot be found.
+        LocalError: not an export, or its base model cannot be found.
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     # transformers warns of its own deprecated attribute, which its own code reads; nothing a user can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     adapter_kinds.ignore_remarks()
+    if _is_whole(folder):
+        return _load_model(folder)
+    source = models.resolve(_base_name(folder, "adapter_config.json"))
+    base, tokenizer = _load_model(source.folder)
     try:
-        base_name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    except FileNotFoundError:
-        raise LocalError(f"{folder} is not an adapter: it has no adapter_config.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LocalError(f"{folder}/adapter_config.json cannot be read: {error}") from error
-    source = models.resolve(base_name)
-    try:
-        base = AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto", local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
         model = PeftModel.from_pretrained(base, folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise LocalError(f"cannot load the adapter {folder} onto {source.name}: {error}") from error
+    model.eval()
+    return model, tokenizer
+
+
+def _is_whole(folder: Path) -> bool:
+    """Say whether the folder holds a model (adapter ``full``) and not an adapter."""
+    return (folder / "config.json").is_file() and not (folder / "adapter_config.json").exists()
+
+
+def _base_name(folder: Path, name: str) -> str:
+    try:
+        return str(json.loads((folder / name).read_text())["base_model_name_or_path"])
+    except FileNotFoundError:
+        raise LocalError(f"{folder} is not an adapter: it has no {name}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LocalError(f"{folder}/{name} cannot be read: {error}") from error
+
+
+def _load_model(folder: Path) -> tuple[Any, Any]:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise LocalError(f"cannot load a model from {folder}: {error}") from error
     model.eval()
     return model, tokenizer
 
@@ -61,13 +82,16 @@ def losses(adapter: Path, files: Sequence[Path], max_length: int) -> Iterator[tu
     """
     loaded = [(file, data.load([file]).rows) for file in files]
     model, tokenizer = load_adapter(adapter)
+    base = None
+    if _is_whole(adapter):
+        base, _ = _load_model(models.resolve(_base_name(adapter, "config.json")).folder)
     for file, rows in loaded:
         sequences, bad = data.tokenize(rows, tokenizer, max_length)
         if not sequences:
             raise data.DataError(f"{file} has nothing to measure: {bad[0] if bad else 'all of its rows are too short'}")
-        with model.disable_adapter():
-            base = _token_mean(model, tokenizer, sequences)
-        yield file, base, _token_mean(model, tokenizer, sequences)
+        with model.disable_adapter() if base is None else nullcontext():
+            before = _token_mean(base or model, tokenizer, sequences)
+        yield file, before, _token_mean(model, tokenizer, sequences)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +27,9 @@ from peer.config import PeerConfig
 from peer.frames import (
     PREFIX_BYTES,
     Evaluated,
+    Export,
     OnStep,
+    Part,
     Progress,
     Ready,
     Step,
@@ -95,27 +97,41 @@ class TrainerProcess:
         )
         trainer = TrainerProcess(process, stderr)
         command = {"kind": "start", "config": config.to_json(), "resume": str(resume) if resume else None}
-        header, payload = await trainer._exchange(command, b"", {"ready"}, on_progress=on_progress)
-        entries = tuple((name, tuple(shape)) for name, shape in header.pop("entries"))
-        trainer._spec = AdapterSpec(entries)
-        initial = trainer._state(payload)
-        return trainer, Ready(initial=initial, **header)
+        header, payload = await trainer._exchange(command, (), {"ready"}, on_progress=on_progress)
+        trainer._spec = _layout(header.pop("entries"))
+        written = header.pop("export")
+        frozen = None
+        if written["frozen"] is not None:
+            layout = _layout(written["frozen"])
+            frozen = _state(layout, payload[4 * trainer._spec.size :])
+            del payload[4 * trainer._spec.size :]
+        export = Export(written["weights"], written["files"], tuple(written["copies"]), frozen)
+        return trainer, Ready(initial=_state(trainer._spec, payload), export=export, **header)
 
     async def train(
-        self, state: AdapterState, round: int, save_to: Path | None = None, on_step: OnStep | None = None
+        self,
+        state: AdapterState,
+        round: int,
+        save_to: Path | None = None,
+        on_step: OnStep | None = None,
+        part: Part = "all",
+        drift: torch.Tensor | None = None,
     ) -> Trained:
         """Take ``config.local_steps`` steps from ``state``; then save the trainer's own state to the file
         ``save_to``.
 
-        ``save_to`` is complete on disk (replaced atomically, fsynced) when this returns.
+        ``save_to`` is complete on disk (replaced atomically, fsynced) when this returns. ``part`` and ``drift``
+        (float32[P]): see ``LocalTrainer.train``.
         """
         command = {"kind": "train", "round": round, "save_to": str(save_to) if save_to else None}
-        header, payload = await self._exchange(command, _bytes_of(state), {"trained"}, on_step=on_step)
-        return Trained(state=self._state(payload), **header)
+        command |= {"part": part, "drift": drift is not None}
+        payload = [state.flat] if drift is None else [state.flat, AdapterState(state.spec, drift).flat]
+        header, answer = await self._exchange(command, payload, {"trained"}, on_step=on_step)
+        return Trained(state=self._adapter(answer), **header)
 
     async def evaluate(self, state: AdapterState) -> Evaluated:
         """Measure ``state`` on the held-out rows."""
-        header, _ = await self._exchange({"kind": "evaluate"}, _bytes_of(state), {"evaluated"})
+        header, _ = await self._exchange({"kind": "evaluate"}, [state.flat], {"evaluated"})
         return Evaluated(**header)
 
     async def stop(self) -> None:
@@ -140,18 +156,20 @@ class TrainerProcess:
     async def _exchange(
         self,
         command: Mapping[str, Any],
-        payload: bytes | memoryview,
+        vectors: Sequence[torch.Tensor],
         answers: set[str],
         *,
         on_step: OnStep | None = None,
         on_progress: Progress | None = None,
     ) -> tuple[dict[str, Any], bytearray]:
-        """Send one command; return header (less kind and payload_bytes) and payload of its answer."""
+        """Send one command with float32 vectors as payload; return header (less kind and payload_bytes) and payload of
+        its answer.
+        """
         try:
             try:
-                await self._process.stdin.send_all(encode(command, len(payload)))
-                if payload:
-                    await self._process.stdin.send_all(payload)
+                await self._process.stdin.send_all(encode(command, 4 * sum(map(len, vectors))))
+                for vector in vectors:
+                    await self._process.stdin.send_all(_bytes_of(vector))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # the child may have left an error frame behind: read it below
             while True:
@@ -193,11 +211,9 @@ class TrainerProcess:
         del self._received[:count]
         return taken
 
-    def _state(self, payload: bytearray) -> AdapterState:
-        """Read float32[P] out of a payload that nobody else holds."""
+    def _adapter(self, payload: bytearray) -> AdapterState:
         assert self._spec is not None
-        flat = torch.frombuffer(payload, dtype=torch.float32) if payload else torch.empty(0)
-        return AdapterState(self._spec, flat)
+        return _state(self._spec, payload)
 
     async def _post_mortem(self) -> str:
         with trio.move_on_after(STOP_S):
@@ -225,8 +241,18 @@ class TrainerProcess:
         self._stderr.close()
 
 
-def _bytes_of(state: AdapterState) -> memoryview:
-    return memoryview(state.flat.numpy()).cast("B")
+def _layout(entries: Sequence[tuple[str, Sequence[int]]]) -> AdapterSpec:
+    return AdapterSpec(tuple((name, tuple(shape)) for name, shape in entries))
+
+
+def _state(layout: AdapterSpec, payload: bytearray) -> AdapterState:
+    """Read float32[P] out of a payload that nobody else holds."""
+    flat = torch.frombuffer(payload, dtype=torch.float32) if payload else torch.empty(0)
+    return AdapterState(layout, flat)
+
+
+def _bytes_of(vector: torch.Tensor) -> memoryview:
+    return memoryview(vector.numpy()).cast("B")
 
 
 def _environment(config: PeerConfig) -> dict[str, str]:

@@ -1,38 +1,32 @@
-"""Local training: a frozen base, one adapter on it, AdamW steps on this peer's own rows, held-out losses.
+"""Local training: a peer's own rows, optimizer steps on the adapter of a frozen base, held-out losses.
 
-The adapter comes and goes as one flat vector; optimizer, generators and sampler stay here and are saved as
-safetensors with JSON beside the tensors. It runs in a process of its own (``training_process.py``), because
-it imports transformers and peft; nothing else but ``models.py`` and ``data.py`` meets them. It knows
-nothing of peers, rounds or mixing.
+The adapter comes and goes as one flat vector; the base may be shared with other peers of this process
+(``adapted_model.py``). Optimizer, generators and sampler are the peer's own and are saved as safetensors with JSON
+beside the tensors. It runs in a process of its own (``training_process.py``), because it needs transformers and
+peft. It knows nothing of peers, rounds or mixing. What can take the steps stands in a catalogue at the foot.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import os
-import tempfile
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from gossip.adapter import AdapterSpec, AdapterState
+from gossip.adapter import AdapterState
 from gossip.errors import LocalError
-from peer import adapter_kinds, data, models
+from peer import data
+from peer.adapted_model import AdaptedModel, generators, set_generators
 from peer.config import PeerConfig
 from peer.data import IGNORED, BatchSampler, DataError, Tokens
 from peer.durable import write_atomically
-from peer.frames import Evaluated, OnStep, Progress, Step, Trained
+from peer.frames import Evaluated, OnStep, Part, Progress, Step, Trained
 
 NON_FINITE_MAX = 3
 """So many steps in a row without a finite loss or gradient end the run. Source: guess; one can be a bad
@@ -46,50 +40,56 @@ class Diverged(LocalError):
 
 
 class LocalTrainer:
-    """One peer's base model, adapter, data and optimizer.
+    """One peer's data, sampler, optimizer and generators, on a model of its own or one lent to several peers.
+
+    Peers that share a model get to the bit what they would get with one each; they must take turns.
+
+    Args:
+        config: settings of the peer.
+        model: the model to train on; without one, its own is built from ``config``.
+        progress: told of stages while a model is built.
+        cache: where models are made; default ``models.cache_folder()``.
 
     Attributes:
-        spec: layout of the adapter.
-        initial: the seeded adapter all peers of the run start from.
-        adapter_config_json: what goes beside exported weights as adapter_config.json.
-        manifest: what must be equal among peers (see ``frames.Ready``).
-        source: where the base model lies.
-        device: "cpu", "cuda" or "mps".
+        model: the model with the adapter.
+        spec, initial, manifest: of the model.
         report: what was read, as text for a human.
-        rows, rows_held_out, sequences, base_parameters: sizes.
+        rows, rows_held_out, sequences: sizes.
 
     Raises:
-        LocalError: the model, a target module, a layer or the device does not exist.
+        LocalError: the model, a target module, a layer or the device does not exist, or the model lent was built
+            with other settings.
         DataError: the data cannot be used.
     """
 
-    def __init__(self, config: PeerConfig, progress: Progress | None = None, cache: Path | None = None):
+    def __init__(
+        self,
+        config: PeerConfig,
+        model: AdaptedModel | None = None,
+        progress: Progress | None = None,
+        cache: Path | None = None,
+    ):
         self.config = config
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
-        # transformers warns of its own deprecated attribute, which peft reads: nothing a user can act on
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-        adapter_kinds.ignore_remarks()
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
-        self.device = _device(config)
-        self.source = models.resolve(config.model, cache, progress)
-        if progress is not None:
-            progress("load", None)
-        self._tokenizer = _load_tokenizer(self.source)
-        self._read_data()
-        base = _load_base(self.source, config, self.device)
-        self.base_parameters = base.num_parameters()
-        self._build_adapter(base)
+        if not config.data:
+            raise DataError("no data to train on: give at least one file")
+        loaded = data.load(config.data, bad_rows=config.bad_rows)
+        if model is not None:
+            model.check(config)
+        self.model = model or AdaptedModel(config, progress, cache)
+        self.spec, self.initial = self.model.spec, self.model.initial
+        self.manifest: Mapping[str, str] = self.model.manifest
+        self._tokenizer, self._model = self.model.tokenizer, self.model.module
+        self._parameters = self.model.parameters
+        self._tokenize(loaded)
+        self._optimizer = OPTIMIZERS[config.local_optimizer](list(self._parameters.values()), config)
+        self._generators = dict(self.model.generators)
         self._pad = self._tokenizer.pad_token_id or 0
         self._sampler = BatchSampler(self.sequences, config.batch_size, config.seed)
         self._non_finite = 0
 
-    def _read_data(self) -> None:
-        """Read and tokenize the shard; held-out rows of it and of ``eval_data`` become ``_shards``."""
+    def _tokenize(self, loaded: data.Loaded) -> None:
+        """Tokenize the shard; held-out rows of it and of ``eval_data`` become ``_shards``."""
         config, tokenizer = self.config, self._tokenizer
-        if not config.data:
-            raise DataError("no data to train on: give at least one file")
-        loaded = data.load(config.data, bad_rows=config.bad_rows)
         train, held = data.split(loaded.rows, config.held_out, config.seed)
         self._train, bad = data.tokenize(train, tokenizer, config.max_length)
         bad = [*loaded.bad, *bad]
@@ -116,87 +116,97 @@ class LocalTrainer:
         sequences, _ = data.tokenize(rows, self._tokenizer, self.config.max_length)
         return sequences[: self.config.eval_blocks_max]
 
-    def _build_adapter(self, base: Any) -> None:
-        config = self.config
-        peft_config = adapter_kinds.ADAPTERS[config.adapter](config, base)
-        torch.manual_seed(config.seed)  # right here: every peer then draws the same lora_A, on the CPU
-        try:
-            self._model = get_peft_model(base, peft_config)
-        except ValueError as error:
-            raise LocalError(
-                f"adapter {config.adapter} does not fit {self.source.name}: {error}. The kind that fits most models "
-                "is lora."
-            ) from error
-        adapter_kinds.settle(self._model)
-        if not config.load_in_4bit:  # which bitsandbytes has put onto its device already
-            self._model.to(self.device)
-        self._parameters = {
-            name: parameter for name, parameter in self._model.named_parameters() if parameter.requires_grad
-        }
-        # These tensors share memory with the parameters, under the names that files and peers use.
-        self._tensors = adapter_kinds.trained_tensors(self._model)
-        self.spec = AdapterSpec.of(self._tensors)
-        self.initial = self.adapter_state()
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.adapter_config_json = _adapter_config_json(peft_config, self.source)
-        stored = str(next(base.parameters()).dtype).removeprefix("torch.")
-        self.manifest: Mapping[str, str] = {
-            "base_digest": models.model_digest(self.source.folder),
-            "base_dtype": "nf4" if config.load_in_4bit else stored,
-            "tokenizer_digest": models.tokenizer_digest(self._tokenizer),
-            "adapter_digest": self.initial.digest(),
-            "adapter_spec": self.spec.fingerprint,
-            "adapter_frozen": adapter_kinds.frozen_digest(self._model),
-        }
+    def train(
+        self,
+        state: AdapterState,
+        part: Part = "all",
+        drift: torch.Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Trained:
+        """Take ``local_steps`` steps from ``state``; the optimizer's moments go on from the last call.
 
-    def adapter_state(self) -> AdapterState:
-        """Return a copy of the adapter as it is now."""
-        return AdapterState.from_tensors(self._tensors)
-
-    def train(self, state: AdapterState, on_step: OnStep | None = None) -> Trained:
-        """Take ``local_steps`` AdamW steps from ``state``; the optimizer's moments go on from the last call.
+        Args:
+            state: the adapter to start from.
+            part: which of its tensors are trained (see ``frames.Part``); the others keep values and moments.
+            drift: float32[P] in the layout of ``state``, added to the trained tensors after every step; gradient
+                tracking and momentum across rounds want it. None = nothing.
+            on_step: told of each step.
 
         Raises:
             Diverged: ``NON_FINITE_MAX`` steps in a row had no finite loss or gradient (each was left out).
+            LocalError: the adapter has nothing of that part.
         """
-        self._put(state)
+        self.model.put(state)
         self._model.train()
         start = time.monotonic()
         loss_sum, tokens, sequences = 0.0, 0, 0
-        for step in range(1, self.config.local_steps + 1):
-            batch, targets = self._batch([self._train[index] for index in self._sampler.draw()])
-            loss = self._model(**batch).loss
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.config.max_grad_norm)
-            value = loss.item()
-            if math.isfinite(value) and math.isfinite(norm.item()):
-                self._optimizer.step()
-                self._non_finite = 0
-                loss_sum, tokens, sequences = (
-                    loss_sum + value * targets,
-                    tokens + targets,
-                    sequences + len(batch["labels"]),
-                )
-            else:
-                self._non_finite += 1
-                if self._non_finite == NON_FINITE_MAX:
-                    raise Diverged(
-                        f"loss {value}, gradient norm {norm.item()}: not finite for {NON_FINITE_MAX} steps in a "
-                        f"row. Lower learning_rate (now {self.config.learning_rate:g}), or train in float32."
-                    )
-            self._optimizer.zero_grad(set_to_none=True)
-            if on_step is not None:
-                on_step(Step(step, self.config.local_steps, value, targets))
+        with self._own_generators(), self._only(part) as trained:
+            shift = _Shift(trained, state, drift, self.config.proximal)
+            for step in range(1, self.config.local_steps + 1):
+                batch, targets = self._batch([self._train[index] for index in self._sampler.draw()])
+                value, taken = self._step(batch, shift)
+                if taken:
+                    loss_sum, tokens = loss_sum + value * targets, tokens + targets
+                    sequences += len(batch["labels"])
+                if on_step is not None:
+                    on_step(Step(step, self.config.local_steps, value, targets))
         mean = loss_sum / tokens if tokens else math.nan
         seconds = time.monotonic() - start
-        return Trained(self.adapter_state(), mean, self.config.local_steps, sequences, tokens, seconds)
+        return Trained(self.model.state(), mean, self.config.local_steps, sequences, tokens, seconds)
+
+    def _step(self, batch: dict[str, torch.Tensor], shift: _Shift) -> tuple[float, bool]:
+        """Take one step; return its loss, and whether it was taken (else loss or gradient were not finite)."""
+        loss = self._model(**batch).loss
+        loss.backward()
+        shift.pull_back()
+        norm = torch.nn.utils.clip_grad_norm_(shift.trained.values(), self.config.max_grad_norm).item()
+        value = loss.item()
+        taken = math.isfinite(value) and math.isfinite(norm)
+        if taken:
+            self._optimizer.step()
+            shift.add_drift()
+            self._non_finite = 0
+        else:
+            self._non_finite += 1
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._non_finite == NON_FINITE_MAX:
+            raise Diverged(
+                f"loss {value}, gradient norm {norm}: not finite for {NON_FINITE_MAX} steps in a row. Lower "
+                f"learning_rate (now {self.config.learning_rate:g}), or train in float32."
+            )
+        return value, taken
+
+    @contextmanager
+    def _own_generators(self) -> Iterator[None]:
+        """Draw from this peer's generators, and leave those of the process as they were found."""
+        outside = generators(self.model.device)
+        set_generators(self._generators)
+        try:
+            yield
+            self._generators = generators(self.model.device)
+        finally:
+            set_generators(outside)
+
+    @contextmanager
+    def _only(self, part: Part) -> Iterator[dict[str, torch.nn.Parameter]]:
+        """Yield the parameters of ``part``; the others need no gradient meanwhile, so that AdamW passes them by."""
+        chosen = {name: one for name, one in self._parameters.items() if _belongs(name, part)}
+        if not chosen:
+            raise LocalError(
+                f"adapter {self.config.adapter} has no tensors of the part {part!r}: train all of it, or use lora"
+            )
+        try:
+            for name, parameter in self._parameters.items():
+                parameter.requires_grad_(name in chosen)
+            yield chosen
+        finally:
+            for parameter in self._parameters.values():
+                parameter.requires_grad_(True)
 
     @torch.no_grad()
     def evaluate(self, state: AdapterState) -> Evaluated:
         """Return held-out losses of ``state``; the shards are files, our own and those of ``eval_data``."""
-        self._put(state)
+        self.model.put(state)
         self._model.eval()
         sums = {file: self._loss_sum(sequences) for file, sequences in self._shards.items() if sequences}
         own = [sums[file.resolve()] for file in self.config.data if file.resolve() in sums]
@@ -216,9 +226,7 @@ class LocalTrainer:
         Raises:
             LocalError: the disk is full, or the folder cannot be written.
         """
-        tensors = {"generator.cpu": torch.get_rng_state()}
-        if self.device == "cuda":
-            tensors["generator.cuda"] = torch.cuda.get_rng_state()
+        tensors = {f"generator.{device}": state for device, state in self._generators.items()}
         for name, parameter in self._parameters.items():
             for moment, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{moment}.{name}"] = value.detach().cpu().contiguous()
@@ -252,31 +260,22 @@ class LocalTrainer:
             )
         self._sampler.restore(written["sampler"])
         self._non_finite = written["non_finite"]
-        torch.set_rng_state(tensors["generator.cpu"])
-        if self.device == "cuda" and "generator.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["generator.cuda"])
+        for device in self._generators:
+            self._generators[device] = tensors.get(f"generator.{device}", self._generators[device])
         for name, parameter in self._parameters.items():
-            if f"optimizer.step.{name}" in tensors:
+            if self.config.local_optimizer == "adamw" and f"optimizer.step.{name}" in tensors:
                 self._optimizer.state[parameter] = {
                     "step": tensors[f"optimizer.step.{name}"],
                     "exp_avg": tensors[f"optimizer.exp_avg.{name}"].to(parameter.device),
                     "exp_avg_sq": tensors[f"optimizer.exp_avg_sq.{name}"].to(parameter.device),
                 }
 
-    @torch.no_grad()
-    def _put(self, state: AdapterState) -> None:
-        """Copy values into the parameters; replacing them would leave the optimizer with the old ones."""
-        if state.spec != self.spec:
-            raise LocalError("the adapter given has another layout than the one trained here")
-        for name, view in state.tensors():
-            self._tensors[name].copy_(view)
-
     def _batch(self, sequences: Sequence[Tokens]) -> tuple[dict[str, torch.Tensor], int]:
         """Return model inputs on the device, and how many tokens are predicted (the first of a row never
         is)."""
         batch = data.collate(sequences, self._pad)
         targets = int((batch["labels"][:, 1:] != IGNORED).sum())
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}, targets
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}, targets
 
     def _loss_sum(self, sequences: Sequence[Tokens]) -> tuple[float, int]:
         loss, tokens = 0.0, 0
@@ -287,72 +286,62 @@ class LocalTrainer:
         return loss, tokens
 
 
-def _device(config: PeerConfig) -> str:
-    """Return the device to use; the one asked for must exist."""
-    exists = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    device = config.device
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if exists[name])
-    if not exists[device]:
-        raise LocalError(f"no device {device!r} on this machine; use device cpu or auto")
-    if config.load_in_4bit:
-        if device != "cuda":
-            raise LocalError(
-                f"load_in_4bit needs a CUDA device; this run would use {device!r}. Leave it off."
-            )
-        try:
-            import bitsandbytes as _quantizer  # noqa: F401
-        except ImportError as error:
-            raise LocalError(
-                "load_in_4bit needs the package bitsandbytes: pip install 'gossip-peer[quantized]'"
-            ) from error
-    return device
+class _Shift:
+    """What is added to a round's steps besides the gradient of the loss.
+
+    Args:
+        trained: the parameters that are trained.
+        state: where the round began.
+        drift: float32[P] or None, see ``LocalTrainer.train``.
+        proximal: strength of the pull toward ``state``, at least 0.
+    """
+
+    def __init__(
+        self,
+        trained: dict[str, torch.nn.Parameter],
+        state: AdapterState,
+        drift: torch.Tensor | None,
+        proximal: float,
+    ):
+        self.trained = trained
+        self._proximal = proximal
+        self._origin = self._views(state) if proximal else {}
+        self._drift = self._views(AdapterState(state.spec, drift)) if drift is not None else {}
+
+    def _views(self, state: AdapterState) -> dict[str, torch.Tensor]:
+        trained = self.trained
+        return {name: view.to(trained[name].device) for name, view in state.tensors() if name in trained}
+
+    @torch.no_grad()
+    def pull_back(self) -> None:
+        """Add the gradient of proximal / 2 * |x - x_start|^2 (FedProx, arXiv 1812.06127)."""
+        for name, origin in self._origin.items():
+            gradient = self.trained[name].grad
+            assert gradient is not None
+            gradient.add_(self.trained[name] - origin, alpha=self._proximal)
+
+    @torch.no_grad()
+    def add_drift(self) -> None:
+        for name, drift in self._drift.items():
+            self.trained[name].add_(drift)
 
 
-def _load_tokenizer(source: models.ModelSource) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise LocalError(
-            f"cannot load the tokenizer of {source.name} from {source.folder}: {error}"
-        ) from error
+def _belongs(name: str, part: Part) -> bool:
+    return part == "all" or ("lora_A" in name) == (part == "a")
 
 
-def _load_base(source: models.ModelSource, config: PeerConfig, device: str) -> Any:
-    """Load the frozen base: with its dtype on disk, its weights stay a mapping of the file, shared by
-    peers."""
-    options: dict[str, Any] = {
-        "dtype": config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    }
-    if config.load_in_4bit:
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-        options["device_map"] = {"": device}
-    try:
-        base = AutoModelForCausalLM.from_pretrained(
-            source.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise LocalError(f"cannot load {source.name} from {source.folder} as a causal LM: {error}") from error
-    base.config.use_cache = False  # a cache of keys is of no use in training
-    return base
+def _adamw(parameters: list[torch.nn.Parameter], config: PeerConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def _adapter_config_json(peft_config: PeftConfig, source: models.ModelSource) -> str:
-    """Return adapter_config.json as peft writes it, with lists in a fixed order."""
-    peft_config = copy.copy(peft_config)  # the model reads its own, which is being trained
-    peft_config.base_model_name_or_path = source.reference
-    peft_config.inference_mode = True
-    with tempfile.TemporaryDirectory() as folder:
-        peft_config.save_pretrained(folder)
-        written = json.loads((Path(folder) / "adapter_config.json").read_text())
-    for modules in ("target_modules", "feedforward_modules"):
-        if isinstance(written.get(modules), list):
-            written[modules].sort()
-    return json.dumps(written, indent=2, sort_keys=True)
+def _sgd(parameters: list[torch.nn.Parameter], config: PeerConfig) -> torch.optim.Optimizer:
+    """No momentum: methods that need it bring their own across rounds."""
+    return torch.optim.SGD(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter], PeerConfig], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "sgd": _sgd,
+}
+"""What takes local steps. A new one stands in ``LOCAL_OPTIMIZERS`` of ``config.py`` too, and its moments in ``save``
+and ``load``."""

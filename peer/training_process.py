@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from gossip.adapter import AdapterState
     from peer.training import LocalTrainer
 
@@ -45,14 +47,15 @@ class Server:
         match command:
             case {"kind": "start", "config": config, "resume": resume}:
                 self._start(config, resume)
-            case {"kind": "train", "save_to": save_to}:
-                trained = self._running().train(self._state(payload), lambda step: self._say("step", step))
+            case {"kind": "train", "save_to": save_to, "part": part, "drift": has_drift}:
+                state, drift = self._vectors(payload, 2 if has_drift else 1)
+                trained = self._running().train(state, part, drift, lambda step: self._say("step", step))
                 if save_to is not None:
                     self._running().save(Path(save_to))
                 give_back_memory()
                 self._say("trained", trained, trained.state)
             case {"kind": "evaluate"}:
-                evaluated = self._running().evaluate(self._state(payload))
+                evaluated = self._running().evaluate(self._vectors(payload, 1)[0])
                 give_back_memory()
                 self._say("evaluated", evaluated)
             case _:
@@ -70,51 +73,62 @@ class Server:
             self._send({"kind": "progress", "stage": stage, "done": done})
 
         progress("import", None)
-        trainer = LocalTrainer(PeerConfig.from_json(config), progress)
+        trainer = LocalTrainer(PeerConfig.from_json(config), progress=progress)
         if resume is not None:
             trainer.load(Path(resume))
         self._trainer = trainer
         gc.collect()
         gc.freeze()  # a million objects of imported libraries need no second look
         give_back_memory()
+        model = trainer.model
+        export, frozen = model.export, model.export.frozen
         ready = {
             "kind": "ready",
             "entries": trainer.spec.entries,
-            "adapter_config_json": trainer.adapter_config_json,
+            "adapter_config_json": export.files.get("adapter_config.json", ""),
+            "export": {
+                "weights": export.weights,
+                "files": export.files,
+                "copies": export.copies,
+                "frozen": frozen.spec.entries if frozen is not None else None,
+            },
             "manifest": trainer.manifest,
-            "model_name": trainer.source.name,
-            "device": trainer.device,
+            "model_name": model.source.name,
+            "device": model.device,
             "data_report": trainer.report,
             "rows": trainer.rows,
             "rows_held_out": trainer.rows_held_out,
             "sequences": trainer.sequences,
-            "base_parameters": trainer.base_parameters,
+            "base_parameters": model.base_parameters,
             "seconds": time.monotonic() - self._started,
         }
-        self._send(ready, trainer.initial)
+        self._send(ready, trainer.initial, *([frozen] if frozen is not None else []))
 
     def _running(self) -> LocalTrainer:
         assert self._trainer is not None, "the first command must be start"
         return self._trainer
 
-    def _state(self, payload: bytearray) -> AdapterState:
+    def _vectors(self, payload: bytearray, count: int) -> tuple[AdapterState, torch.Tensor | None]:
+        """Return the adapter in a payload of ``count`` vectors, and the second vector if there is one."""
         import torch
 
         from gossip.adapter import AdapterState
 
-        return AdapterState(self._running().spec, torch.frombuffer(payload, dtype=torch.float32))
+        spec = self._running().spec
+        vectors = torch.frombuffer(payload, dtype=torch.float32).view(count, spec.size)
+        return AdapterState(spec, vectors[0]), vectors[1] if count == 2 else None
 
     def _say(self, kind: str, outcome: Any, state: AdapterState | None = None) -> None:
         """Send a dataclass of ``frames.py``; its state, if it has one, goes as payload."""
         fields = {name: getattr(outcome, name) for name in outcome.__slots__ if name != "state"}
-        self._send({"kind": kind, **fields}, state)
+        self._send({"kind": kind, **fields}, *([state] if state is not None else []))
 
-    def _send(self, header: dict[str, Any], state: AdapterState | None = None) -> None:
+    def _send(self, header: dict[str, Any], *states: AdapterState) -> None:
         from peer.frames import encode
 
-        payload = memoryview(state.flat.numpy()).cast("B") if state is not None else b""
-        self._answers.write(encode(header, len(payload)))
-        self._answers.write(payload)
+        self._answers.write(encode(header, sum(4 * state.spec.size for state in states)))
+        for state in states:
+            self._answers.write(memoryview(state.flat.numpy()).cast("B"))
         self._answers.flush()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from peer import models
 from peer.adapter_kinds import ADAPTERS
 from peer.cli import main
 from peer.config import ADAPTER_KINDS, UNMIXABLE, PeerConfig
+from peer.core_adapter import export_tensors
 from peer.frames import Ready
 from peer.inference import load_adapter, losses
 from peer.settings import manifest_of
@@ -37,17 +39,24 @@ def of_kind(quick: Quick, kind: str, **settings: object) -> PeerConfig:
 
 
 def export(trainer: LocalTrainer, state: AdapterState, folder: Path) -> Path:
+    made = trainer.model.export
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(trainer.adapter_config_json)
-    save_file(dict(state.tensors()), folder / "adapter_model.safetensors")
+    for name, text in made.files.items():
+        (folder / name).write_text(text)
+    for path in made.copies:
+        shutil.copy(path, folder)
+    save_file(export_tensors(state, made.frozen), folder / made.weights, {"format": "pt"})
     return folder
 
 
 def plain_loss(folder: Path, batch: dict[str, torch.Tensor]) -> float:
-    written = json.loads((folder / "adapter_config.json").read_text())
     torch.manual_seed(12345)  # whoever loads it has another generator
-    source = models.resolve(written["base_model_name_or_path"]).folder
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source), folder)
+    if (folder / "adapter_config.json").exists():
+        written = json.loads((folder / "adapter_config.json").read_text())
+        source = models.resolve(written["base_model_name_or_path"]).folder
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source), folder)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder)
     model.eval()
     with torch.no_grad():
         return float(model(**batch).loss)
@@ -76,7 +85,7 @@ def test_peers_start_alike_learn_mix_export_and_resume(
     found = first.evaluate(mixed).own
     assert math.isfinite(found)
     assert first.evaluate(own).own != found != before
-    assert torch.equal(first.adapter_state().flat, own.flat), "what is given is written into the model"
+    assert torch.equal(first.model.state().flat, own.flat), "what is given is written into the model"
     first.evaluate(mixed)
     batch, _ = first._batch(first._train[:4])
     with torch.no_grad():
@@ -107,16 +116,16 @@ def test_layers_and_modules_can_be_chosen(quick: Quick, tmp_path: Path, kind: st
     assert plain_loss(export(trainer, state, tmp_path / "adapter"), batch) == pytest.approx(ours, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", sorted(set(ADAPTERS) - {"layernorm"}))
+@pytest.mark.parametrize("kind", sorted(set(ADAPTERS) - {"layernorm", "full"}))
 def test_a_base_in_bfloat16_trains_float32_adapters(quick: Quick, kind: str) -> None:
     trainer = LocalTrainer(of_kind(quick, kind, dtype="bfloat16", local_steps=1))
-    assert {tensor.dtype for tensor in trainer._tensors.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in trainer.model.parameters.values()} == {torch.float32}
     trained = trainer.train(trainer.initial)
     assert math.isfinite(trained.loss)
     assert not torch.equal(trained.state.flat, trainer.initial.flat)
 
 
-@pytest.mark.parametrize("kind", ["prompt-tuning", "prefix-tuning", "vera"])
+@pytest.mark.parametrize("kind", ["prompt-tuning", "prefix-tuning", "vera", "lora-xs", "full"])
 def test_the_exported_folder_can_be_measured_and_talked_to(
     quick: Quick, languages: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
@@ -161,6 +170,35 @@ def test_veras_projections_do_not_travel_but_must_be_equal(quick: Quick) -> None
     assert LocalTrainer(quick()).manifest["adapter_frozen"] == ""
 
 
+def test_a_whole_model_trains_in_float32_counts_tied_weights_once_and_stays_small(
+    quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = models.resolve("tiny").folder
+    half = AutoModelForCausalLM.from_pretrained(source).to(torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    for file in source.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "half")
+    trainer = LocalTrainer(of_kind(quick, "full", model=str(tmp_path / "half")))
+    assert trainer.manifest["base_dtype"] == "float32"
+    assert trainer.spec.size == sum(parameter.numel() for parameter in half.parameters())
+    assert "lm_head.weight" not in dict(trainer.spec.entries)
+    named = half.state_dict()
+    for name, view in trainer.initial.tensors():
+        assert torch.equal(view, named[name].float()), "it begins as the model it was given"
+    trained = trainer.train(trainer.initial).state
+    again = LocalTrainer(trainer.config)
+    assert torch.equal(again.initial.flat, trainer.initial.flat), "training must not write into the model's file"
+    folder = export(trainer, trained, tmp_path / "whole")
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    loaded, tokenizer = load_adapter(folder)
+    assert loaded.dtype == torch.float32
+    assert loaded.config.use_cache
+    assert tokenizer("moon")["input_ids"] == trainer.model.tokenizer("moon")["input_ids"]
+    monkeypatch.setattr("peer.adapter_kinds.PAYLOAD_BYTES_MAX", 4 * trainer.spec.size - 1)
+    with pytest.raises(LocalError, match="weights would travel"):
+        LocalTrainer(trainer.config)
+
+
 def test_the_manifest_tells_apart_what_differs(quick: Quick) -> None:
     trainer = LocalTrainer(quick())
     ready = Ready(trainer.initial, "{}", trainer.manifest, "tiny", "cpu", "", 1, 1, 1, 1, 0.0)
@@ -180,6 +218,9 @@ def test_the_manifest_tells_apart_what_differs(quick: Quick) -> None:
         ("layernorm", {"lora_layers": "5"}, "layers 0 to 1"),
         ("prompt-tuning", {"lora_layers": "1"}, "leave lora_layers empty"),
         ("prefix-tuning", {"virtual_tokens": 500}, "512 positions"),
+        ("full", {"dtype": "bfloat16"}, "trains in float32"),
+        ("full", {"lora_layers": "1"}, "leave lora_layers empty"),
+        ("full", {"lora_dropout": 0.1}, "leave lora_dropout at 0"),
     ],
 )
 def test_what_cannot_work_is_explained(
@@ -191,7 +232,7 @@ def test_what_cannot_work_is_explained(
 
 @pytest.mark.parametrize("name", [*UNMIXABLE, "lorra"])
 def test_unknown_kinds_are_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(LocalError, match="prompt-tuning, prefix-tuning, layernorm") as raised:
+    with pytest.raises(LocalError, match="prefix-tuning, layernorm, full") as raised:
         PeerConfig(adapter=name)
     assert UNMIXABLE.get(name, "") in str(raised.value)
     assert ("cannot be mixed" in str(raised.value)) == (name in UNMIXABLE)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import trio
 
 from gossip.adapter import AdapterState
@@ -18,6 +19,7 @@ from gossip.errors import LocalError
 from peer.config import PeerConfig
 from peer.frames import Step
 from peer.trainer import TrainerDied, TrainerProcess
+from peer.training import LocalTrainer
 
 Quick = Callable[..., PeerConfig]
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +69,32 @@ def test_a_round_in_the_process_is_the_round_in_this_one_and_resumes(quick: Quic
     assert [step.step for step in steps] == [1, 2, 3]
     assert "load" in stages
     assert third.digest() == second.digest() != first.digest()
+
+
+def test_part_drift_and_frozen_factors_pass_the_pipe(quick: Quick) -> None:
+    config = quick(adapter="lora-xs", lora_r=4)
+    here = LocalTrainer(config)
+    drift = torch.linspace(-0.1, 0.1, here.spec.size)
+
+    async def scenario() -> list[AdapterState]:
+        trainer, ready = await TrainerProcess.start(config)
+        assert ready.export is not None
+        assert ready.export.weights == "adapter_model.safetensors"
+        assert ready.export.files == {"adapter_config.json": ready.adapter_config_json}
+        assert ready.export.frozen is not None
+        assert here.model.export.frozen is not None
+        assert ready.export.frozen.spec == here.model.export.frozen.spec
+        assert ready.export.frozen.digest() == here.model.export.frozen.digest()
+        with_drift = await trainer.train(ready.initial, 1, part="b", drift=drift)
+        without = await trainer.train(with_drift.state, 2)
+        with pytest.raises(LocalError, match="part 'a'"):
+            await trainer.train(ready.initial, 3, part="a")
+        await trainer.stop()
+        return [with_drift.state, without.state]
+
+    first, second = trio.run(scenario)
+    assert first.digest() == here.train(here.initial, "b", drift).state.digest()
+    assert second.digest() == here.train(first).state.digest()
 
 
 def test_a_dead_or_stopped_or_cancelled_process_is_reported_and_leaves_nothing(quick: Quick) -> None:

@@ -52,9 +52,9 @@ def test_the_exported_adapter_loads_with_plain_peft_and_gives_the_same_loss(
 
     trainer = LocalTrainer(quick(lora_target_modules=("q_proj", "v_proj"), lora_layers="1"))
     trained = trainer.train(trainer.initial)
-    (tmp_path / "adapter_config.json").write_text(trainer.adapter_config_json)
+    (tmp_path / "adapter_config.json").write_text(trainer.model.export.files["adapter_config.json"])
     save_file(dict(trained.state.tensors()), tmp_path / "adapter_model.safetensors")
-    written = json.loads(trainer.adapter_config_json)
+    written = json.loads(trainer.model.export.files["adapter_config.json"])
     base = AutoModelForCausalLM.from_pretrained(written["base_model_name_or_path"])
     model = PeftModel.from_pretrained(base, tmp_path)
     batch, _ = trainer._batch(trainer._train[:4])

@@ -15,8 +15,8 @@ SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).glob("*.py"
 HEAVY = {
     "libp2p": re.compile(r"peer/libp2p_\w+\.py|scripts/bench_transport\.py"),
     "multiaddr": re.compile(r"peer/libp2p_\w+\.py|scripts/bench_transport\.py"),
-    "transformers": re.compile(r"peer/(training|training_process|models|tiny|data|inference|experiment\w*)\.py"),
-    "peft": re.compile(r"peer/(training|adapter_kinds|inference|experiment\w*)\.py"),
+    "transformers": re.compile(r"peer/(adapted_model|training_process|models|tiny|data|inference|experiment\w*)\.py"),
+    "peft": re.compile(r"peer/(adapter_kinds|inference|experiment\w*)\.py"),
     "torch": re.compile(r"(gossip|peer|scripts)/.*"),
 }
 FUNCTION_LINES_MAX = 70
