@@ -200,31 +200,33 @@ def test_a_peer_killed_with_9_comes_back_and_the_others_never_stop(shards: Path,
 @pytest.mark.timeout(200)
 def test_another_run_is_refused_with_the_field_that_differs(shards: Path, tmp_path: Path) -> None:
     first = PeerProcess("first", tmp_path / "first", shards / "german.jsonl", ["--rounds", "100000"])
+    peers = [first]
+
+    def start(name: str, *flags: str) -> PeerProcess:
+        peers.append(PeerProcess(name, tmp_path / name, shards / "french.jsonl", flags))
+        return peers[-1]
+
     try:
         address = first.until("listening")["addresses"][0]
         port = address.split("/")[4]
-        other = PeerProcess(
-            "other", tmp_path / "other", shards / "french.jsonl", ["--join", address, "--codec", "int8"]
-        )
+        # All at once: the first trains all the while, and costs a core.
+        other = start("other", "--join", address, "--codec", "int8")
+        nowhere = address.replace(f"/tcp/{port}/", "/tcp/9/")
+        stranger = start("stranger", "--join", nowhere, "--join-timeout-s", "1")
+        squatter = start("squatter", "--listen", f"/ip4/127.0.0.1/tcp/{port}")
         assert other.end() == 5
         assert "codec differs: ours is int8, theirs is float32" in other.stderr()
-        stranger = PeerProcess(
-            "stranger",
-            tmp_path / "stranger",
-            shards / "french.jsonl",
-            ["--join", address.replace(f"/tcp/{port}/", "/tcp/9/"), "--join-timeout-s", "1"],
-        )
         assert stranger.end() == 3
         assert "is the peer running" in stranger.stderr()
-        squatter = PeerProcess(
-            "squatter", tmp_path / "squatter", shards / "french.jsonl", ["--listen", f"/ip4/127.0.0.1/tcp/{port}"]
-        )
         assert squatter.end() == 2
         assert port in squatter.stderr()
         assert "in use" in squatter.stderr()
-        first.until("round", round=first.seen[-1].get("round", 0) + 1)  # and it lives
+        first.until("round")
+        first.process.send_signal(signal.SIGINT)
+        assert first.end() == 128 + signal.SIGINT  # so it lived until now
     finally:
-        first.kill()
+        for peer in peers:
+            peer.kill()
 
 
 @pytest.mark.timeout(200)
