@@ -14,21 +14,28 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
-from peer import adapter_kinds, models
+from peer import adapter_kinds, models, tasks
 from peer.config import PeerConfig
 from peer.frames import Export, Progress
 
 SHAPING = (
     "model", "dtype", "device", "load_in_4bit", "threads", "adapter", "lora_r", "lora_alpha", "lora_dropout",
-    "lora_target_modules", "lora_layers", "virtual_tokens", "oft_block_size", "max_length", "seed",
+    "lora_target_modules", "lora_layers", "virtual_tokens", "oft_block_size", "max_length", "seed", "task", "labels",
 )  # fmt: skip
 """Settings that a model is built from: peers that share one must agree on them. (max_length, because a prompt takes
 its positions from what is left of it.)"""
+
+
+AUTO_CLASSES: dict[str, Any] = {
+    "causal-lm": AutoModelForCausalLM,
+    "classification": AutoModelForSequenceClassification,
+}
+"""What loads a base, by task (``tasks.py``)."""
 
 
 class AdaptedModel:
@@ -64,7 +71,7 @@ class AdaptedModel:
         if progress is not None:
             progress("load", None)
         self.tokenizer = _load_tokenizer(self.source)
-        base = _load_base(self.source, config, self.device)
+        base = _load_base(self.source, config, self.device, self.tokenizer.pad_token_id or 0)
         self.base_parameters: int = base.num_parameters()
         torch.manual_seed(config.seed)  # right here: every peer then draws the same lora_A, on the CPU
         try:
@@ -168,7 +175,7 @@ def _load_tokenizer(source: models.ModelSource) -> Any:
         ) from error
 
 
-def _load_base(source: models.ModelSource, config: PeerConfig, device: str) -> Any:
+def _load_base(source: models.ModelSource, config: PeerConfig, device: str, pad: int) -> Any:
     """Load the frozen base: with its dtype on disk, its weights stay a mapping of the file, shared by
     peers."""
     options: dict[str, Any] = {
@@ -184,11 +191,21 @@ def _load_base(source: models.ModelSource, config: PeerConfig, device: str) -> A
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
         options["device_map"] = {"": device}
+    if config.labels:
+        options["id2label"] = dict(enumerate(config.labels))
+        options["label2id"] = {label: index for index, label in enumerate(config.labels)}
     try:
-        base = AutoModelForCausalLM.from_pretrained(
-            source.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
+        base, found = AUTO_CLASSES[config.task].from_pretrained(
+            source.folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise LocalError(f"cannot load {source.name} from {source.folder} as a causal LM: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise LocalError(f"cannot load {source.name} from {source.folder} for {config.task}: {error}") from error
+    tasks.check_base(config, base, found["missing_keys"])
+    tasks.draw_head(config, base, found["missing_keys"], pad)
     base.config.use_cache = False  # a cache of keys is of no use in training
     return base

@@ -34,12 +34,13 @@ from peft import (
 )
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.wire import PAYLOAD_BYTES_MAX
-from peer import core_adapter
+from peer import core_adapter, tasks
 from peer.config import PeerConfig
 from peer.frames import Export
 from peer.models import ModelSource
@@ -76,6 +77,9 @@ def attach(config: PeerConfig, base: Any) -> Any:
     peft_config = ADAPTERS[config.adapter](config, base)
     if peft_config is None:
         return base
+    if config.labels:  # peft then trains and saves the heads it knows of; the others it must be told
+        peft_config.task_type = tasks.TASKS[config.task].peft_type
+        peft_config.modules_to_save = sorted(set(tasks.head_modules(base)) - set(SEQ_CLS_HEAD_NAMES)) or None
     model = get_peft_model(base, peft_config)
     if config.adapter == "prefix-tuning":
         _begin_small(model)
@@ -198,7 +202,7 @@ def _adapter_config(peft_config: PeftConfig, source: ModelSource) -> str:
     with tempfile.TemporaryDirectory() as folder:
         peft_config.save_pretrained(folder)
         written = json.loads((Path(folder) / "adapter_config.json").read_text())
-    for modules in ("target_modules", "feedforward_modules"):
+    for modules in ("target_modules", "feedforward_modules", "modules_to_save"):
         if isinstance(written.get(modules), list):
             written[modules].sort()
     return json.dumps(written, indent=2, sort_keys=True)
@@ -228,26 +232,32 @@ def _layers(config: PeerConfig, base: Any) -> list[int] | None:
 def _linear(config: PeerConfig, base: Any) -> dict[str, torch.nn.Linear]:
     """Return the linear modules meant by ``lora_target_modules``, by full name; never the output head."""
     linear = {name: module for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
-    if config.lora_target_modules == ("all-linear",):
+    targets = tasks.target_modules(config, base)
+    if targets == ("all-linear",):
         head = base.get_output_embeddings()
-        return {name: module for name, module in linear.items() if module is not head}
-    for target in config.lora_target_modules:
+        heads = tasks.head_modules(base) if config.labels else []
+        return {
+            name: module
+            for name, module in linear.items()
+            if module is not head and name.partition(".")[0] not in heads
+        }
+    for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             raise LocalError(
                 f"lora_target_modules: the model has no linear module {target!r}; it has "
                 f"{', '.join(sorted({name.rpartition('.')[2] for name in linear}))}. Use some of these, or all-linear."
             )
-    endings = tuple(f".{target}" for target in config.lora_target_modules)
+    endings = tuple(f".{target}" for target in targets)
     return {name: module for name, module in linear.items() if f".{name}".endswith(endings)}
 
 
 def _modules(config: PeerConfig, base: Any) -> dict[str, Any]:
     """Return what the kinds that know of layers are told of modules."""
     _linear(config, base)  # refuses names that the model does not have
-    everywhere = config.lora_target_modules == ("all-linear",)
+    targets = tasks.target_modules(config, base)
     return {
         "task_type": "CAUSAL_LM",
-        "target_modules": "all-linear" if everywhere else list(config.lora_target_modules),
+        "target_modules": "all-linear" if targets == ("all-linear",) else list(targets),
         "layers_to_transform": _layers(config, base),
     }
 
@@ -365,6 +375,8 @@ def _layernorm(config: PeerConfig, base: Any) -> LNTuningConfig:
 
 def _virtual_tokens(config: PeerConfig, base: Any) -> dict[str, Any]:
     _without_dropout(config)
+    if config.labels:
+        raise LocalError(f"adapter {config.adapter} is for text: for a classification use lora, or another kind")
     if config.lora_layers:
         raise LocalError(f"adapter {config.adapter} acts on the whole model: leave lora_layers empty")
     longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)

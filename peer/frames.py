@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgpack
@@ -73,18 +73,22 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Held-out losses, nats a token.
+    """Held-out losses, nats a token; of a classification, nats a text, and shares of texts given the right label.
 
     Attributes:
         own: mean over the target tokens of our own held-out rows.
         all: mean of the token means of all shards (our own, and each file of ``eval_data``); None without
             eval_data.
         per_file: token mean of each ``eval_data`` file, by its path.
+        accuracy, accuracy_all, accuracy_per_file: the same of hits, 0 to 1; None and empty but for a classification.
     """
 
     own: float
     all: float | None
     per_file: Mapping[str, float]
+    accuracy: float | None = None
+    accuracy_all: float | None = None
+    accuracy_per_file: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,8 @@ def byte_tokenizer() -> Any:
 def english(length: int) -> str:
     """Return at least ``length`` letters of grammatical, meaningless English."""
     draw = random.Random(0)
-    sentence_parts = [_phrases(part) for part in (SUBJECTS, VERBS, OBJECTS, ENDINGS)]
-    questions = _phrases(QUESTIONS)
+    sentence_parts = [phrases(part) for part in (SUBJECTS, VERBS, OBJECTS, ENDINGS)]
+    questions = phrases(QUESTIONS)
     sentences: list[str] = []
     written = 0
     while written < length:
@@ -115,5 +115,6 @@ def english(length: int) -> str:
     return " ".join(sentences)
 
 
-def _phrases(text: str) -> list[str]:
+def phrases(text: str) -> list[str]:
+    """Return the phrases of one part of the grammar."""
     return text.strip().replace("\n", "|").split("|")

@@ -21,10 +21,10 @@ from safetensors.torch import save as safetensors_bytes
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
-from peer import data
+from peer import data, tasks
 from peer.adapted_model import AdaptedModel, generators, set_generators
 from peer.config import PeerConfig
-from peer.data import IGNORED, BatchSampler, DataError, Tokens
+from peer.data import BatchSampler, DataError, Tokens
 from peer.durable import write_atomically
 from peer.frames import Evaluated, OnStep, Part, Progress, Step, Trained
 
@@ -72,7 +72,8 @@ class LocalTrainer:
         self.config = config
         if not config.data:
             raise DataError("no data to train on: give at least one file")
-        loaded = data.load(config.data, bad_rows=config.bad_rows)
+        self._task = tasks.TASKS[config.task]
+        loaded = data.load(config.data, bad_rows=config.bad_rows, labels=config.labels)
         if model is not None:
             model.check(config)
         self.model = model or AdaptedModel(config, progress, cache)
@@ -91,7 +92,7 @@ class LocalTrainer:
         """Tokenize the shard; held-out rows of it and of ``eval_data`` become ``_shards``."""
         config, tokenizer = self.config, self._tokenizer
         train, held = data.split(loaded.rows, config.held_out, config.seed)
-        self._train, bad = data.tokenize(train, tokenizer, config.max_length)
+        self._train, bad = self._task.tokenize(train, tokenizer, config)
         bad = [*loaded.bad, *bad]
         if not self._train:
             raise DataError("\n".join(["no training sequence is left after tokenizing", *map(str, bad[:10])]))
@@ -104,7 +105,7 @@ class LocalTrainer:
             )
         for file in config.eval_data:
             if file.resolve() not in self._shards:
-                others = data.load([file], bad_rows=config.bad_rows).rows
+                others = data.load([file], bad_rows=config.bad_rows, labels=config.labels).rows
                 sequences = self._held_out(data.split(others, config.held_out, config.seed)[1])
                 if not sequences:
                     raise DataError(f"eval_data {file}: no held-out sequence is left after tokenizing")
@@ -113,7 +114,7 @@ class LocalTrainer:
         self.report = data.Loaded(loaded.rows, tuple(bad)).report(data.render(train[0], tokenizer))
 
     def _held_out(self, rows: Sequence[data.Row]) -> list[Tokens]:
-        sequences, _ = data.tokenize(rows, self._tokenizer, self.config.max_length)
+        sequences, _ = self._task.tokenize(rows, self._tokenizer, self.config)
         return sequences[: self.config.eval_blocks_max]
 
     def train(
@@ -208,16 +209,29 @@ class LocalTrainer:
         """Return held-out losses of ``state``; the shards are files, our own and those of ``eval_data``."""
         self.model.put(state)
         self._model.eval()
-        sums = {file: self._loss_sum(sequences) for file, sequences in self._shards.items() if sequences}
+        sums = {
+            file: tasks.measure(self._task, self._model, sequences, self.config.batch_size, self._pad)
+            for file, sequences in self._shards.items()
+            if sequences
+        }
+        own, everywhere, per_file = self._means(sums, "loss")
+        if self.config.task != "classification":
+            return Evaluated(own, everywhere, per_file)
+        return Evaluated(own, everywhere, per_file, *self._means(sums, "correct"))
+
+    def _means(
+        self, sums: Mapping[Path, tasks.Measured], field: str
+    ) -> tuple[float, float | None, dict[str, float]]:
+        """Return the mean of ``field`` over our own targets, over the means of all shards, and that of each file."""
         own = [sums[file.resolve()] for file in self.config.data if file.resolve() in sums]
-        means = {file: loss / tokens for file, (loss, tokens) in sums.items()}
+        means = {file: getattr(one, field) / one.targets for file, one in sums.items()}
         per_file = {
             str(file): means[file.resolve()] for file in self.config.eval_data if file.resolve() in means
         }
-        return Evaluated(
-            own=sum(loss for loss, _ in own) / sum(tokens for _, tokens in own),
-            all=sum(means.values()) / len(means) if self.config.eval_data else None,
-            per_file=per_file,
+        return (
+            sum(getattr(one, field) for one in own) / sum(one.targets for one in own),
+            sum(means.values()) / len(means) if self.config.eval_data else None,
+            per_file,
         )
 
     def save(self, path: Path) -> None:
@@ -271,19 +285,9 @@ class LocalTrainer:
                 }
 
     def _batch(self, sequences: Sequence[Tokens]) -> tuple[dict[str, torch.Tensor], int]:
-        """Return model inputs on the device, and how many tokens are predicted (the first of a row never
-        is)."""
-        batch = data.collate(sequences, self._pad)
-        targets = int((batch["labels"][:, 1:] != IGNORED).sum())
+        """Return model inputs on the device, and how many targets are predicted."""
+        batch, targets = self._task.collate(sequences, self._pad)
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}, targets
-
-    def _loss_sum(self, sequences: Sequence[Tokens]) -> tuple[float, int]:
-        loss, tokens = 0.0, 0
-        for start in range(0, len(sequences), self.config.batch_size):
-            batch, targets = self._batch(sequences[start : start + self.config.batch_size])
-            loss += self._model(**batch).loss.item() * targets
-            tokens += targets
-        return loss, tokens
 
 
 class _Shift:
