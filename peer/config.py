@@ -62,8 +62,8 @@ class PeerConfig:
     """Classes of a classification, at least 2. All peers of a run need the same ones in the same order, also who has
     no text of some of them."""
     private_head: bool = False
-    """Keep the classification's head, which is trained too, to ourselves. Source: algorithms.md section 6 has it
-    private where peers' labels mean different things; where they mean the same, sharing it learns faster."""
+    """Keep the classification's head, which is trained too, to ourselves. Source: ours: all peers have the same labels,
+    so it is shared; personalized learning keeps it (algorithms.md section 6)."""
     answers_only: bool = False
     """Learn only the last answer of a chat ("messages"), not the whole of it. Rows of prompt and completion are always
     learned so."""
