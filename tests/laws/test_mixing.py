@@ -1,12 +1,31 @@
 """Laws that every mixing rule keeps, and known answers of those in the catalogue."""
 
+from dataclasses import dataclass
+from typing import cast
+
 import pytest
 import torch
+from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.mixing import AGE_RATIO_MAX, MIX_BLOCK, MIXERS, Contribution, weighted_sum
+from gossip.catalogue import find
+from gossip.errors import LocalError
+from gossip.mixing import AGE_RATIO_MAX, MIX_BLOCK, MIXERS, Contribution, Row, weighted_sum
+from topology.links import parse_topology
 
 SPEC = AdapterSpec((("a", (3, 5)), ("b", (7,))))
+
+
+@dataclass(frozen=True, eq=False)
+class Doubles:
+    """An adapter in float64, so that known answers hold to rounding."""
+
+    spec: AdapterSpec
+    flat: Tensor
+
+
+def doubles(flat: Tensor) -> AdapterState:
+    return cast("AdapterState", Doubles(AdapterSpec((("x", (flat.numel(),)),)), flat))
 
 
 def part(sender: str, seed: int, weight: float, age: int = 10) -> Contribution:
@@ -14,9 +33,24 @@ def part(sender: str, seed: int, weight: float, age: int = 10) -> Contribution:
     return Contribution(sender, AdapterState(SPEC, torch.randn(22, generator=generator)), weight, age, 0)
 
 
-def mix(name: str, own: Contribution, others: list[Contribution]) -> AdapterState:
-    mixer = MIXERS[name]
-    return mixer.mix(own, others, mixer.init(SPEC))[0]
+def mix(
+    name: str,
+    own: Contribution,
+    others: list[Contribution],
+    *,
+    seen: Tensor | None = None,
+    gamma: float = 1.0,
+) -> AdapterState:
+    """Send and mix one row, everybody in their first round; neighbors are read by as many as we are."""
+    mixer = find("mixing rule", name, MIXERS)
+    _, state = mixer.publish(own.state, len(others), mixer.init(own.state))
+    received = []
+    for each in others:
+        vector, _ = mixer.publish(each.state, len(others), mixer.init(each.state))
+        values, weight, state = mixer.read(each.sender, vector, each.weight, state)
+        received.append(each._replace(state=AdapterState(each.state.spec, values), weight=weight))
+    row = Row(own, own.state.flat if seen is None else seen, received, gamma)
+    return mixer.mix(row, state)[0]
 
 
 @pytest.mark.parametrize("name", MIXERS)
@@ -44,28 +78,171 @@ def test_convex_rules_stay_inside_the_hull(name: str) -> None:
 @pytest.mark.parametrize("name", MIXERS)
 def test_inputs_are_never_written(name: str) -> None:
     own, others = part("me", 1, 0.5), [part("x", 2, 0.5)]
-    before = [each.state.flat.clone() for each in (own, *others)]
-    mix(name, own, others)
-    for each, old in zip((own, *others), before, strict=True):
-        assert torch.equal(each.state.flat, old)
+    seen = own.state.flat + 0.01
+    before = [each.state.flat.clone() for each in (own, *others)] + [seen.clone()]
+    mix(name, own, others, seen=seen)
+    for each, old in zip([*(each.state.flat for each in (own, *others)), seen], before, strict=True):
+        assert torch.equal(each, old)
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_equal_ages_give_the_row_of_w(name: str) -> None:
-    own, others = part("me", 1, 0.25), [part("x", 2, 0.5), part("y", 3, 0.25)]
+def test_equal_ages_and_rounds_give_the_row_of_w(name: str) -> None:
+    """For push-sum the row is that of equal shares: everybody has two readers and mass 1."""
+    third = 1 / 3
+    w = (third, third, third) if name == "push-sum" else (0.25, 0.5, 0.25)
+    own, others = part("me", 1, w[0]), [part("x", 2, w[1]), part("y", 3, w[2])]
     expected = sum(each.weight * each.state.flat for each in (own, *others))
     torch.testing.assert_close(mix(name, own, others).flat, expected)
 
 
+@pytest.mark.parametrize("name", [name for name in MIXERS if name != "push-sum"])
+def test_a_step_from_what_was_seen(name: str) -> None:
+    """x + gamma sum_j w_j (y_j - seen)."""
+    own, others = part("me", 1, 0.25), [part("x", 2, 0.5), part("y", 3, 0.25)]
+    x = own.state.flat
+    for seen in (x, x + 0.1):
+        expected = x + 0.3 * sum(each.weight * (each.state.flat - seen) for each in others)
+        torch.testing.assert_close(mix(name, own, others, seen=seen, gamma=0.3).flat, expected)
+
+
+@pytest.mark.parametrize("name", ["average", "age", "staleness", "symmetric-drop"])
+def test_an_exact_codec_and_a_whole_step_are_bitwise_the_plain_sum(name: str) -> None:
+    own, others = part("me", 1, 0.2), [part("x", 2, 0.5), part("y", 3, 0.3)]
+    parts = (own, *others)
+    plain = weighted_sum([each.state.flat for each in parts], [each.weight for each in parts])
+    mixed = mix(name, own, others).flat
+    if name == "age":
+        torch.testing.assert_close(mixed, plain)
+    else:
+        assert torch.equal(mixed, plain)
+
+
+@pytest.mark.parametrize("name", ["average", "age", "staleness", "symmetric-drop"])
+@pytest.mark.parametrize("gamma", [1.0, 0.4])
+@pytest.mark.parametrize("lossy", [False, True], ids=["exact", "lossy"])
+def test_a_doubly_stochastic_w_keeps_the_mean(name: str, gamma: float, lossy: bool) -> None:
+    """Also if everybody sees only a rough rounding of everybody's adapter, as long as we count from ours too."""
+    n, mixer = 9, find("mixing rule", name, MIXERS)
+    w = parse_topology("torus:3x3", seed=0).matrix(n).toarray().tolist()
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean = x.mean(dim=0)
+    for round in range(30):
+        seen = (4 * x).round() / 4 if lossy else x
+        rows = [
+            Row(
+                Contribution(f"p{i}", doubles(x[i]), w[i][i], 10, round),
+                seen[i] if lossy else x[i],
+                [
+                    Contribution(f"p{j}", doubles(seen[j]), w[i][j], 10, round)
+                    for j in range(n)
+                    if w[i][j] and j != i
+                ],
+                gamma,
+            )
+            for i in range(n)
+        ]
+        x = torch.stack([mixer.mix(row, mixer.init(row.own.state))[0].flat for row in rows])
+    torch.testing.assert_close(x.mean(dim=0), mean, atol=1e-10, rtol=0)
+    assert float((x - mean).abs().max()) < (0.5 if lossy else 0.01)
+
+
 @pytest.mark.parametrize(
     ("own_age", "other_age", "share"),
-    [(1, 3, 0.75), (3, 1, 0.25), (0, 0, 0.5), (0, 5, 1.0), (1, 1_000_000, AGE_RATIO_MAX / (1 + AGE_RATIO_MAX))],
+    [
+        (1, 3, 0.75),
+        (3, 1, 0.25),
+        (0, 0, 0.5),
+        (0, 5, 1.0),
+        (1, 1_000_000, AGE_RATIO_MAX / (1 + AGE_RATIO_MAX)),
+    ],
 )
 def test_age_weighted_known_answers(own_age: int, other_age: int, share: float) -> None:
     """Ages 3 and 1 give 3/4 and 1/4 (Ormandi et al.); a newcomer takes over; a boast is cut."""
     own, other = part("me", 1, 0.5, own_age), part("x", 2, 0.5, other_age)
     expected = (1 - share) * own.state.flat + share * other.state.flat
     torch.testing.assert_close(mix("age", own, [other]).flat, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "delay", "share"),
+    [
+        ("staleness", 3, 0.5),
+        ("staleness:1", 3, 0.25),
+        ("staleness:0", 3, 1.0),
+        ("staleness", 0, 1.0),
+        ("staleness", -2, 1.0),
+    ],
+)
+def test_staleness_known_answers(name: str, delay: int, share: float) -> None:
+    """(1 + 3)^-1/2 = 1/2; all alike late is a lazy W: (1 - s) x + s W x; who is ahead of us is not late."""
+    own, others = part("me", 1, 0.25)._replace(round=5), [part("x", 2, 0.5), part("y", 3, 0.25)]
+    others = [each._replace(round=5 - delay) for each in others]
+    row = sum(each.weight * each.state.flat for each in (own, *others))
+    torch.testing.assert_close(mix(name, own, others).flat, (1 - share) * own.state.flat + share * row)
+
+
+@pytest.mark.parametrize("change", [{"confirmed": False}, {"round": 1}])
+def test_symmetric_drop_gives_what_is_not_mutual_back_to_self(change: dict[str, int]) -> None:
+    own, others = part("me", 1, 0.25), [part("x", 2, 0.5)._replace(**change), part("y", 3, 0.25)]
+    expected = 0.75 * own.state.flat + 0.25 * others[1].state.flat
+    torch.testing.assert_close(mix("symmetric-drop", own, others).flat, expected)
+
+
+def lossy_ring(name: str, rounds: int, loss: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix on a ring of 16 where each message is lost independently; return start, end and the mean of realized W.
+
+    An exchange is confirmed where both directions arrived. Rows are renormalized for ``renormalized``.
+    """
+    n = 16
+    mixer = find("mixing rule", "average" if name == "renormalized" else name, MIXERS)
+    w = parse_topology("ring", seed=0).matrix(n).toarray().tolist()
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    x, realized = (
+        torch.cat([start, torch.eye(n, dtype=torch.float64)], dim=1),
+        torch.zeros(n, n, dtype=torch.float64),
+    )
+    for _ in range(rounds):
+        came = (torch.rand(n, n, generator=generator) >= loss).tolist()
+        x[:, 2:] = torch.eye(n)  # unit vectors come back as the rows of this round's W
+        mixed = []
+        for i in range(n):
+            near = [j for j in range(n) if j != i and w[i][j] and came[i][j]]
+            others = [Contribution(f"p{j}", doubles(x[j]), w[i][j], 0, 0, came[j][i]) for j in near]
+            if name == "renormalized":
+                total = w[i][i] + sum(each.weight for each in others)
+                others = [each._replace(weight=each.weight / total) for each in others]
+            own = Contribution(f"p{i}", doubles(x[i]), 1 - sum(each.weight for each in others), 0, 0)
+            mixed.append(mixer.mix(Row(own, x[i], others, 1.0), {})[0].flat)
+        x = torch.stack(mixed)
+        realized += x[:, 2:] / rounds
+    return start, x[:, :2], realized
+
+
+def test_symmetric_drop_keeps_the_mean_under_loss_and_others_do_not() -> None:
+    drift = {}
+    for name in ("symmetric-drop", "average", "renormalized"):
+        start, end, _ = lossy_ring(name, 60, 0.3)
+        drift[name] = float((end.mean(dim=0) - start.mean(dim=0)).abs().max())
+    assert drift["symmetric-drop"] < 1e-10
+    assert min(drift["average"], drift["renormalized"]) > 0.01
+
+
+def test_symmetric_drop_is_in_expectation_a_lazy_w() -> None:
+    """E[W] = I - q (I - W), q = 0.7^2 the chance that both directions arrive."""
+    _, _, realized = lossy_ring("symmetric-drop", 800, 0.3)
+    identity = torch.eye(16, dtype=torch.float64)
+    w = torch.from_numpy(parse_topology("ring", seed=0).matrix(16).toarray())
+    expected = identity - 0.49 * (identity - w)
+    # an off-diagonal entry is 1/3 of a mean of 800 draws: standard deviation 0.006; the diagonal sums two
+    torch.testing.assert_close(realized, expected, atol=0.03, rtol=0)
+
+
+def test_unknown_rules_and_bad_parameters_are_refused() -> None:
+    with pytest.raises(LocalError, match="average"):
+        find("mixing rule", "averag", MIXERS)
+    with pytest.raises(LocalError, match="exponent"):
+        find("mixing rule", "staleness:-1", MIXERS)
 
 
 def test_weighted_sum_over_many_blocks_equals_the_plain_one() -> None:
