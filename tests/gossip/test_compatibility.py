@@ -1,0 +1,258 @@
+"""What goes together and what does not: each clash is refused with a sentence that names a way out that is valid."""
+
+import re
+from typing import NamedTuple
+
+import pytest
+
+from gossip import compatibility
+from gossip.catalogue import find
+from gossip.compatibility import SUGGESTED, Settings, TopologyFacts, check_needs, check_outer, facts_of
+from gossip.errors import LocalError
+from gossip.factors import FACTORS
+from gossip.mixing import MIXERS
+from gossip.needs import Needs
+from gossip.optimizers import OPTIMIZERS
+from gossip.stability import Outer, outer_bound, random_bound, random_rate
+from topology.links import Topology, parse_topology
+
+
+class Names(NamedTuple):
+    factors: str = "both"
+    mixing: str = "average"
+    optimizer: str = "none"
+    codec: str = "float32"
+
+
+def topology(text: str) -> Topology:
+    """Read ``"ring"`` or ``"ring --weights lazy"``."""
+    name, _, rule = text.partition(" --weights ")
+    return parse_topology(name, seed=0, weights=rule or "metropolis-hastings")
+
+
+def refusal(
+    names: Names, where: str, peers: int = 16, *, collect_s: float = 60.0, overlap: bool = False
+) -> str:
+    with pytest.raises(LocalError) as caught:
+        compatibility.check(names, topology(where), peers, collect_s=collect_s, overlap=overlap)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "where", "settings", "said"),
+    [
+        (
+            Names(optimizer="d2"),
+            "epidemic:3",
+            {},
+            ["--optimizer d2 needs", "columns of W", "symmetric", "epidemic:3"],
+        ),
+        (Names(optimizer="k-gt"), "epidemic:3", {}, ["--optimizer k-gt", "columns of W that sum to 1"]),
+        (Names(optimizer="k-gt"), "star --weights uniform", {}, ["--optimizer k-gt", "columns of W"]),
+        (
+            Names(optimizer="d2"),
+            "random-matching",
+            {},
+            ["the same W in every round", "--topology random-matching"],
+        ),
+        (
+            Names(optimizer="d2"),
+            "hypercube",
+            {},
+            ["without negative eigenvalues", "hypercube", "--weights lazy"],
+        ),
+        (Names(optimizer="d2"), "ring", {}, ["without negative eigenvalues", "--weights lazy"]),
+        (Names(optimizer="d2"), "exponential", {}, ["symmetric", "exponential"]),
+        (Names(mixing="push-sum"), "random-matching", {}, ["--mixing push-sum", "same W in every round"]),
+        (Names(mixing="push-sum", codec="int8"), "ring", {}, ["push-sum", "int8", "--codec float32"]),
+        (Names(mixing="symmetric-drop"), "epidemic-oracle:3", {}, ["symmetric-drop", "a symmetric W"]),
+        (
+            Names(mixing="symmetric-drop"),
+            "ring",
+            {"collect_s": 0.0},
+            ["lock step", "asynchronous", "--collect-s 60"],
+        ),
+        (
+            Names(optimizer="k-gt"),
+            "ring",
+            {"collect_s": 0.0},
+            ["--optimizer k-gt", "lock step", "--collect-s 60"],
+        ),
+        (Names(optimizer="k-gt"), "ring", {"overlap": True}, ["--optimizer k-gt", "same round", "--overlap"]),
+        (
+            Names(factors="tsvd", optimizer="qg"),
+            "ring",
+            {},
+            ["--optimizer qg", "--factors tsvd", "--factors both"],
+        ),
+        (Names(factors="tsvd", mixing="age"), "ring", {}, ["--mixing age", "--factors tsvd"]),
+        (
+            Names(mixing="push-sum", optimizer="k-gt"),
+            "ring",
+            {},
+            ["counts on the weights of W", "--mixing average"],
+        ),
+        (
+            Names(mixing="age", optimizer="d2"),
+            "ring --weights lazy",
+            {},
+            ["--mixing age", "--mixing average"],
+        ),
+        (
+            Names(optimizer="noloco:0.9:0.7"),
+            "random-matching",
+            {},
+            ["below 0.38", "not 0.7", "noloco:0.9:0.37"],
+        ),
+        (
+            Names(optimizer="diloco"),
+            "random-pair",
+            {},
+            ["--optimizer diloco drives peers apart", "random-pair"],
+        ),
+    ],
+    ids=lambda value: "/".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_clash_is_refused_by_name(
+    names: Names, where: str, settings: dict[str, float], said: list[str]
+) -> None:
+    message = refusal(names, where, **settings)
+    for words in said:
+        assert words in message, message
+
+
+@pytest.mark.parametrize(
+    ("names", "where", "collect_s"),
+    [
+        (Names(), "epidemic:3", 0.0),
+        (Names(factors="tsvd", codec="int8"), "epidemic:3", 0.0),
+        (Names(mixing="age"), "epidemic:3", 0.0),
+        (Names(mixing="staleness:1"), "epidemic:3", 0.0),
+        (Names(mixing="push-sum"), "exponential", 0.0),
+        (Names(mixing="push-sum", optimizer="qg"), "ring", 60.0),
+        (Names(mixing="symmetric-drop", optimizer="k-gt"), "random-matching", 60.0),
+        (Names(optimizer="k-gt", codec="int8"), "epidemic-oracle:3", 60.0),
+        (Names(optimizer="d2", codec="int8"), "hypercube --weights lazy", 60.0),
+        (Names(optimizer="d2"), "complete", 60.0),
+        (Names(optimizer="qg"), "epidemic:3", 0.0),
+        (Names(optimizer="noloco"), "random-matching", 60.0),
+        (Names(optimizer="noloco"), "random-pair", 60.0),
+        (Names(optimizer="noloco:0.9:0.7"), "ring", 60.0),
+        (Names(optimizer="diloco"), "complete", 60.0),
+        (Names(optimizer="diloco"), "random-matching", 60.0),
+        (Names(optimizer="diloco"), "epidemic:3", 60.0),
+    ],
+    ids=lambda value: "/".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_goes_together_is_let_through(names: Names, where: str, collect_s: float) -> None:
+    compatibility.check(names, topology(where), 16, collect_s=collect_s)
+
+
+METHODS = [
+    *(Names(optimizer=name) for name in OPTIMIZERS),
+    *(Names(mixing=name) for name in MIXERS),
+    *(Names(factors=name) for name in FACTORS),
+]
+
+
+@pytest.mark.parametrize("names", METHODS, ids="/".join)
+@pytest.mark.parametrize(
+    "where", ["epidemic:3", "random-matching", "exponential", "path", "star --weights uniform"]
+)
+def test_whatever_is_suggested_is_accepted(names: Names, where: str) -> None:
+    """Doing what the refusal says ends the refusals, for every method over every kind of topology."""
+    collect_s = 0.0
+    for _ in range(3):
+        try:
+            compatibility.check(names, topology(where), 16, collect_s=collect_s)
+        except LocalError as error:
+            if suggested := re.search(r"use --topology (\S+(?: --weights \S+)?)", str(error)):
+                where = suggested[1].rstrip(".")
+            elif "use --weights lazy" in str(error):
+                where = where.partition(" ")[0] + " --weights lazy"
+            if "use --collect-s 60" in str(error):
+                collect_s = 60.0
+        else:
+            return
+    pytest.fail(f"still refused over {where}: {refusal(names, where, collect_s=collect_s)}")
+
+
+@pytest.mark.parametrize("written", SUGGESTED)
+@pytest.mark.parametrize("peers", [2, 5, 16])
+def test_a_suggested_topology_gives_what_it_is_suggested_for(written: str, peers: int) -> None:
+    facts = facts_of(topology(written.removeprefix("--topology ")), peers)
+    check_needs({"all": Needs(**dict.fromkeys(SUGGESTED[written], True))}, facts, Settings())
+
+
+def test_every_combination_of_needs_has_a_suggestion() -> None:
+    nothing = TopologyFacts(
+        name="none", doubly_stochastic=False, symmetric=False, static=False, lambda_min=-1.0
+    )
+    for bits in range(1, 16):
+        fields = ("doubly_stochastic", "symmetric", "static", "positive")
+        needs = Needs(**{name: bool(bits >> place & 1) for place, name in enumerate(fields)})
+        with pytest.raises(LocalError, match="use --"):
+            check_needs({"--optimizer x": needs}, nothing, Settings())
+
+
+def test_needs_that_nobody_checks_do_not_exist() -> None:
+    checked = {each.need for each in (*compatibility.OF_TOPOLOGY, *compatibility.OF_SETTINGS)}
+    assert checked == set(Needs.__dataclass_fields__)
+
+
+def test_facts_of_a_topology() -> None:
+    """Hypercube of 16: smallest eigenvalue -0.6. Pairs of 16: E[W] = E|Wz|^2/|z|^2 = (n - 2) / (2 (n - 1))."""
+    cube, pairs = facts_of(topology("hypercube"), 16), facts_of(topology("random-matching"), 16)
+    assert (cube.doubly_stochastic, cube.symmetric, cube.static) == (True, True, True)
+    assert cube.lambda_min == pytest.approx(-0.6)
+    assert (pairs.doubly_stochastic, pairs.symmetric, pairs.static, pairs.lambda_min) == (
+        True,
+        True,
+        False,
+        None,
+    )
+    assert pairs.omega == pytest.approx(14 / 30)
+    assert pairs.kappa == pytest.approx(14 / 30)
+    assert not facts_of(topology("epidemic:3"), 16).doubly_stochastic
+
+
+def test_facts_of_a_topology_that_is_not_for_so_many_stay_unknown() -> None:
+    facts = facts_of(topology("exponential --weights best-constant"), 16)
+    assert (facts.lambda_min, facts.omega, facts.kappa) == (None, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5, 0.9])
+def test_the_bound_of_outer_momentum_over_pairs(mu: float) -> None:
+    """Heavy ball: refused from 2 (1 - mu^2) on, whatever the number of peers expected."""
+    for peers in (4, 16, 64):
+        facts = facts_of(topology("random-matching"), peers)
+        check_outer("--optimizer noloco", Outer(mu, 0.99 * outer_bound(mu)), facts)
+        with pytest.raises(LocalError, match="drives peers apart"):
+            check_outer("--optimizer noloco", Outer(mu, 1.001 * outer_bound(mu)), facts)
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["noloco:0.9:0.7", "noloco:0.5:3", "diloco:0.9:1", "diloco:0.5:4", "noloco:0.99:1"]
+)
+def test_the_step_that_is_suggested_is_stable(optimizer: str) -> None:
+    message = refusal(Names(optimizer=optimizer), "random-matching")
+    suggested = re.search(r"use --optimizer (\S+) or less", message)
+    assert suggested, message
+    compatibility.check(Names(optimizer=suggested[1]), topology("random-matching"), 16, collect_s=60)
+    outer = find("optimizer", suggested[1], OPTIMIZERS).outer
+    assert outer is not None
+    assert random_rate(outer) < 1
+
+
+def test_nesterov_bears_more_over_pairs_than_heavy_ball_at_its_momentum() -> None:
+    """diloco's defaults are stable over pairs among many, noloco's step with diloco's momentum is not."""
+    assert random_bound(0.9, nesterov=True) == pytest.approx(0.848, abs=1e-3)
+    assert random_bound(0.9) == pytest.approx(0.38, abs=1e-6)
+
+
+def test_outer_momentum_over_a_static_w_is_judged_by_its_smallest_eigenvalue() -> None:
+    """Heavy ball: gamma < 2 (1 + mu) / (1 - l): ring of 16, l = -1/3: 2.25 at mu = 0.5."""
+    facts = facts_of(topology("ring"), 16)
+    check_outer("--optimizer noloco", Outer(0.5, 2.24), facts)
+    with pytest.raises(LocalError, match=r"below 2\.25"):
+        check_outer("--optimizer noloco", Outer(0.5, 2.26), facts)
