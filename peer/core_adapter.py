@@ -47,13 +47,15 @@ class CoreFactor(torch.nn.Module):
 def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return (B0, A0), float32[d, rank] and float32[rank, k]: leading left and right singular vectors of ``weight``.
 
-    Both are orthonormal but for their rounding. (LoRA-XS multiplies B0 by the singular values. We do not: they span
-    two orders of magnitude between modules of one model, and a step of AdamW would move modules as unequally.)
+    Both are orthonormal but for their rounding. LoRA-XS multiplies B0 by the singular values. We do not: the largest
+    differs 24-fold between modules of SmolLM2, and AdamW's equal steps of R would move modules as unequally. Our bench,
+    15 steps of four rows on SmolLM2 from 4.88 nats, best of four or five learning rates: 4.43 without the values (at
+    0.06), 4.54 with them (at 0.002; LoRA of the same rank, 120 times as many values: 4.17). On the tiny model, equal.
 
     They must come out alike to the bit on every machine, since their digest is compared. So they are computed in
-    float64, each vector's sign is such that the largest entry of A0's is positive, and they are rounded to float16:
-    libraries differ by about 1e-13, and that close to an edge of rounding (1e-3 apart) lies hardly one of a million
-    values. Source: ours.
+    float64 (a second on a core for SmolLM2's 120 attention matrices: too little to be kept on disk), each vector's sign
+    is such that the largest entry of A0's is positive, and they are rounded to float16: libraries differ by about
+    1e-13, and hardly one of a million values lies that close to an edge of rounding, 1e-3 apart. Source: ours.
 
     Args:
         weight: [d, k] of any float dtype; rank at most min(d, k).
