@@ -280,8 +280,8 @@ def _in_blocks(values: Tensor, block: int) -> Tensor:
 
 
 def _steps(padded: Tensor, scales: Tensor) -> Tensor:
-    """Return each block in units of its scale. A block of zeros has scale 0: it is divided by 1, and stays zero."""
-    return padded / torch.where(scales > 0, scales, 1.0).unsqueeze(1)
+    """Divide each block by its scale, in place. A block of zeros has scale 0: it is divided by 1, and stays zero."""
+    return padded.div_(torch.where(scales > 0, scales, 1.0).unsqueeze(1))
 
 
 def _scaled(flat: Tensor, scales: Tensor, block: int) -> Tensor:

@@ -80,17 +80,22 @@ def mixing() -> Iterator[Row]:
 
 
 def codecs() -> Iterator[Row]:
-    """Encoding and decoding one million values."""
+    """Encoding and decoding one million values of 100 pairs of LoRA factors, each vector in a round of its own."""
+    import itertools
+
     import torch
 
-    from gossip.adapter import AdapterSpec, AdapterState
+    from gossip.adapter import AdapterSpec
     from gossip.codecs import CODECS
 
-    state = AdapterState(AdapterSpec((("w", (1_000_000,)),)), torch.randn(1_000_000))
-    for name, codec in CODECS.items():
-        payload, _ = codec.encode(state, codec.init(state.spec))
-        encode = seconds(lambda codec=codec: codec.encode(state, codec.init(state.spec)))
-        decode = seconds(lambda codec=codec, payload=payload: codec.decode(payload, state.spec))
+    factors = (("a", (10, 500)), ("b", (500, 10)))
+    spec = AdapterSpec(tuple((f"{index}{name}", shape) for index in range(100) for name, shape in factors))
+    values, rounds = torch.randn(spec.size), itertools.count()
+    for name, entry in CODECS.items():
+        codec = entry.make()
+        payload = codec.encode(values, spec, 0)
+        encode = seconds(lambda codec=codec: codec.encode(values, spec, next(rounds)))
+        decode = seconds(lambda codec=codec, payload=payload: codec.decode(payload, spec, 0))
         yield row(f"codec {name}: encode", 4 / encode, "MB/s")
         yield row(f"codec {name}: decode", 4 / decode, "MB/s")
         yield row(f"codec {name}: size of float32", len(payload) / 4e6, "x")

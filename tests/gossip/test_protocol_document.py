@@ -7,19 +7,33 @@ import pytest
 import torch
 
 from gossip import wire
-from gossip.adapter import AdapterSpec, AdapterState
-from gossip.codecs import CODECS
+from gossip.adapter import AdapterSpec
+from gossip.catalogue import find
+from gossip.codecs import CODECS, Codec
+from gossip.feedback import FEEDBACKS
 from gossip.messages import Message, Parcel, Ping, Pull, Refusal
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 EXAMPLES = {
-    name: bytes.fromhex(body) for name, body in re.findall(r"```bytes (\w+)\n(.*?)```", DOCUMENT, flags=re.DOTALL)
+    name: bytes.fromhex(body)
+    for name, body in re.findall(r"```bytes (\w+)\n(.*?)```", DOCUMENT, flags=re.DOTALL)
 }
-TWO_VALUES = AdapterState(AdapterSpec((("w", (2,)),)), torch.tensor([1.0, -2.0]))
+TWO_VALUES = torch.tensor([1.0, -2.0])
+EIGHT_VALUES = torch.arange(1.0, 9.0)
 
 
-def payload(codec: str) -> bytes:
-    return CODECS[codec].encode(TWO_VALUES, ())[0]
+def codec_of(name: str) -> Codec:
+    return find("codec", name, CODECS)
+
+
+def vector_of(size: int) -> AdapterSpec:
+    return AdapterSpec((("w", (size,)),))
+
+
+def two_of(size: int) -> torch.Tensor:
+    values = torch.zeros(size)
+    values[5], values[14] = TWO_VALUES
+    return values
 
 
 @pytest.mark.parametrize(
@@ -32,13 +46,32 @@ def test_frames_are_byte_exact(name: str, message: Message) -> None:
 
 
 def test_the_offer_and_its_payload_are_byte_exact() -> None:
-    parcel = Parcel(3, 8, "float32", payload("float32"))
+    parcel = Parcel(3, 8, "float32", codec_of("float32").encode(TWO_VALUES, vector_of(2), 3))
     assert wire.framed(parcel.offer()) + parcel.payload == EXAMPLES["offer"]
 
 
-@pytest.mark.parametrize("codec", ["bfloat16", "int8"])
-def test_payloads_are_byte_exact(codec: str) -> None:
-    assert payload(codec) == EXAMPLES[codec]
+@pytest.mark.parametrize(
+    ("example", "codec", "values", "round"),
+    [
+        ("bfloat16", "bfloat16", TWO_VALUES, 0),
+        ("int8", "int8", TWO_VALUES, 0),
+        ("int4", "int4", TWO_VALUES, 0),
+        ("sign", "sign", TWO_VALUES, 0),
+        ("topk_bitmap", "topk:0.125", two_of(16), 0),
+        ("topk", "topk:0.03", two_of(64), 0),
+        ("randomk_round_0", "randomk:0.25", EIGHT_VALUES, 0),
+        ("randomk_round_1", "randomk:0.25", EIGHT_VALUES, 1),
+    ],
+)
+def test_payloads_are_byte_exact(example: str, codec: str, values: torch.Tensor, round: int) -> None:
+    assert codec_of(codec).encode(values, vector_of(len(values)), round) == EXAMPLES[example]
+
+
+def test_the_low_rank_payload_is_read_as_documented() -> None:
+    # Read, not written: which of the equally good factors are found depends on the linear algebra library.
+    layout = AdapterSpec((("m", (3, 4)), ("v", (2,))))
+    decoded = codec_of("lowrank:1").decode(EXAMPLES["lowrank"], layout, 0)
+    assert decoded.tolist() == [2.0] * 4 + [0.0] * 8 + [1.0, -2.0]
 
 
 def test_every_type_field_codec_and_limit_is_documented() -> None:
@@ -46,7 +79,7 @@ def test_every_type_field_codec_and_limit_is_documented() -> None:
         (row,) = re.findall(rf"^\| `{name}` \|(.*)$", DOCUMENT, flags=re.MULTILINE)
         for field in fields:
             assert f"`{field}`" in row, (name, field)
-    for codec in CODECS:
-        assert f"| `{codec}` |" in DOCUMENT
+    for name in (*CODECS, *FEEDBACKS):
+        assert f"| `{name}` |" in DOCUMENT
     for limit in (wire.FRAME_BYTES_MAX, wire.TEXT_BYTES_MAX):
         assert f"{limit:,}" in DOCUMENT
