@@ -73,6 +73,11 @@ class CellResult:
     rounds: dict[str, Column]
     outcome: dict[str, Any]
 
+    @property
+    def tables(self) -> dict[str, dict[str, Column]]:
+        """The tables to keep, by name."""
+        return {"rounds": self.rounds}
+
 
 def run_cell(cell: Cell) -> CellResult:
     """Run one cell, whatever its kind.

@@ -1,4 +1,4 @@
-"""Results on disk: a folder per finished cell, tidy Parquet for the whole, and a manifest of where it came from.
+"""Results on disk: a folder per finished spec (cell, trial), tidy Parquet for the whole, a manifest of its origin.
 
 ``cells/<hash>/`` appears whole or not at all (written beside, synced, renamed), so whatever is there is finished, also
 after kill -9 or a power cut. Equal specs give equal bytes: nothing of the machine's clock is written. It does not run
@@ -12,11 +12,11 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,9 @@ from filelock import FileLock, Timeout
 
 from gossip.errors import LocalError
 from peer.durable import sync
-from peer.experiment_cells import COLUMNS, OUTCOMES, CellResult
-from peer.experiments import DEFAULTS, FORMAT, Cell
+from peer.experiment_cells import COLUMNS, OUTCOMES, Column
+from peer.experiment_sweep import Spec
+from peer.experiments import DEFAULTS, FORMAT
 from peer.figures import write_file
 
 PARTIAL = ".partial-"
@@ -35,22 +36,58 @@ WHOLE = {"round", "peers", "rounds_done", "rounds_to_tolerance", "events"}
 
 _TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 
-ROUNDS_SCHEMA = pa.schema(
-    [("cell", pa.string()), *((name, pa.int64() if name in WHOLE else pa.float64()) for name in COLUMNS)]
-)
+
+class Result(Protocol):
+    """What came out of a spec."""
+
+    @property
+    def tables(self) -> Mapping[str, Mapping[str, Column]]:
+        """Table -> column -> float64[rows], NaN = no value."""
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """One record; None = no meaning, or never reached."""
+
+
+class ResultLayout(NamedTuple):
+    """How results of one sort of spec lie on disk.
+
+    Args:
+        tables: name of the file -> its columns, the first of them ``cell``, the spec's name.
+        runs: columns of the table of specs and outcomes, the first of them ``cell``.
+        format: number that is raised when results begin to mean something else.
+    """
+
+    tables: Mapping[str, pa.Schema]
+    runs: pa.Schema
+    format: int
+
+
+def table_schema(columns: Iterable[str], whole: Iterable[str] = ()) -> pa.Schema:
+    """Return a table of numbers, of which ``whole`` are integers."""
+    return pa.schema(
+        [("cell", pa.string()), *((name, pa.int64() if name in whole else pa.float64()) for name in columns)]
+    )
+
+
+def runs_schema(
+    fields: Mapping[str, Any], outcomes: Iterable[str], whole: Iterable[str] = (), texts: Iterable[str] = ()
+) -> pa.Schema:
+    """Return the table of specs, typed by values of their ``fields``, and outcomes."""
+    spec = ((name, _TYPES[type(value)]) for name, value in fields.items())
+    kinds = {**dict.fromkeys(whole, pa.int64()), **dict.fromkeys(texts, pa.string())}
+    return pa.schema(
+        [("cell", pa.string()), *spec, *((name, kinds.get(name, pa.float64())) for name in outcomes)]
+    )
+
+
+ROUNDS_SCHEMA = table_schema(COLUMNS, WHOLE)
 """One row = one round of one cell."""
 
-RUNS_SCHEMA = pa.schema(
-    [
-        ("cell", pa.string()),
-        *((name, _TYPES[type(default)]) for name, default in DEFAULTS.items()),
-        *(
-            (name, pa.string() if name == "log_hash" else pa.int64() if name in WHOLE else pa.float64())
-            for name in OUTCOMES
-        ),
-    ]
-)
+RUNS_SCHEMA = runs_schema(DEFAULTS, OUTCOMES, WHOLE, ("log_hash",))
 """One row = one cell: its spec, then its outcomes (null = no meaning, or never reached)."""
+
+CELL_LAYOUT = ResultLayout({"rounds": ROUNDS_SCHEMA}, RUNS_SCHEMA, FORMAT)
 
 
 class ResultFolder:
@@ -58,13 +95,14 @@ class ResultFolder:
 
     Args:
         path: made if it does not exist.
+        layout: how results lie in it.
 
     Raises:
         LocalError: it cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, layout: ResultLayout = CELL_LAYOUT) -> None:
+        self.path, self.layout = path, layout
         self._cells = path / "cells"
         try:
             self._cells.mkdir(parents=True, exist_ok=True)
@@ -98,7 +136,7 @@ class ResultFolder:
         """Tell whether the cell of this name is there."""
         return (self._cells / name).is_dir()
 
-    def add(self, cell: Cell, result: CellResult) -> None:
+    def add(self, cell: Spec, result: Result) -> None:
         """Write one finished cell, whole or not at all.
 
         Raises:
@@ -109,9 +147,10 @@ class ResultFolder:
         record = {"cell": name, "spec": cell.fields(), "outcome": result.outcome}
         try:
             partial.mkdir(exist_ok=True)
-            pq.write_table(_table_of(name, result), partial / "rounds.parquet")
+            for table, schema in self.layout.tables.items():
+                pq.write_table(_table_of(name, result.tables[table], schema), partial / f"{table}.parquet")
             (partial / "run.json").write_text(json.dumps(record, indent=1) + "\n")
-            (partial / "manifest.json").write_text(json.dumps(origin(), indent=1) + "\n")
+            (partial / "manifest.json").write_text(json.dumps(origin(self.layout.format), indent=1) + "\n")
             for file in (*partial.iterdir(), partial):
                 sync(file)
             partial.rename(self._cells / name)
@@ -119,23 +158,24 @@ class ResultFolder:
         except OSError as error:
             raise LocalError(f"cannot write the results of cell {name}: {error.strerror or error}") from error
 
-    def collect(self, cells: Sequence[Cell], spec: dict[str, Any]) -> None:
-        """Join the finished ones of these cells, in their order: ``rounds.parquet``, ``runs.parquet``, manifest."""
+    def collect(self, cells: Sequence[Spec], spec: dict[str, Any]) -> None:
+        """Join the finished ones of these cells, in their order: each table, ``runs.parquet``, manifest."""
         names = [name for name in (cell.name() for cell in cells) if self.is_finished(name)]
-        partial = self.path / f"{PARTIAL}rounds.parquet"
-        with pq.ParquetWriter(partial, ROUNDS_SCHEMA) as writer:
-            for name in names:
-                writer.write_table(pq.read_table(self._cells / name / "rounds.parquet", schema=ROUNDS_SCHEMA))
-        partial.replace(self.path / "rounds.parquet")
+        for table, schema in self.layout.tables.items():
+            partial = self.path / f"{PARTIAL}{table}.parquet"
+            with pq.ParquetWriter(partial, schema) as writer:
+                for name in names:
+                    writer.write_table(pq.read_table(self._cells / name / f"{table}.parquet", schema=schema))
+            partial.replace(self.path / f"{table}.parquet")
         partial = self.path / f"{PARTIAL}runs.parquet"
-        pq.write_table(_runs(self._record(name) for name in names), partial)
+        pq.write_table(_runs((self._record(name) for name in names), self.layout.runs), partial)
         partial.replace(self.path / "runs.parquet")
         manifest = {
             "spec": spec,
             "cells": len(cells),
             "finished": len(names),
             "seeds": sorted({cell.seed for cell in cells}),
-            **origin(),
+            **origin(self.layout.format),
         }
         write_file(self.path / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
 
@@ -143,31 +183,31 @@ class ResultFolder:
         record: dict[str, Any] = json.loads((self._cells / name / "run.json").read_text())
         return record
 
-    def record(self, cell: Cell) -> dict[str, Any]:
+    def record(self, cell: Spec) -> dict[str, Any]:
         """Return the outcome of a finished cell."""
         outcome: dict[str, Any] = self._record(cell.name())["outcome"]
         return outcome
 
 
-def _table_of(name: str, result: CellResult) -> pa.Table:
-    count = len(result.rounds["round"])
-    columns: list[pa.Array] = [pa.array([name] * count)]
-    for column in COLUMNS:
-        values = result.rounds[column]
-        kind = ROUNDS_SCHEMA.field(column).type
-        columns.append(pa.array(values, mask=np.isnan(values)).cast(kind))
-    return pa.Table.from_arrays(columns, schema=ROUNDS_SCHEMA)
+def _table_of(name: str, columns: Mapping[str, Column], schema: pa.Schema) -> pa.Table:
+    arrays = []
+    for field in schema:
+        if field.name == "cell":
+            arrays.append(pa.array([name] * len(next(iter(columns.values())))))
+        else:
+            values = columns[field.name]
+            arrays.append(pa.array(values, mask=np.isnan(values)).cast(field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _runs(records: Iterable[dict[str, Any]]) -> pa.Table:
+def _runs(records: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(
-        [{"cell": record["cell"], **record["spec"], **record["outcome"]} for record in records],
-        schema=RUNS_SCHEMA,
+        [{"cell": record["cell"], **record["spec"], **record["outcome"]} for record in records], schema=schema
     )
 
 
-@lru_cache(maxsize=1)
-def origin() -> dict[str, Any]:
+@lru_cache(maxsize=4)
+def origin(format: int) -> dict[str, Any]:
     """Return what a result depends on besides its spec: format, commit and versions."""
     asked = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -178,7 +218,7 @@ def origin() -> dict[str, Any]:
     )
     packages = ("gossip-peer", "numpy", "scipy", "networkx", "torch", "pyarrow")
     return {
-        "format": FORMAT,
+        "format": format,
         "commit": asked.stdout.strip() or None,
         "python": platform.python_version(),
         "machine": platform.machine(),

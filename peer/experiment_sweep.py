@@ -1,4 +1,4 @@
-"""Runs many cells: on one machine in a process pool, or on a Ray cluster. Finished cells are never run again.
+"""Runs many specs (cells, trials): in a process pool of one machine, or on a Ray cluster. What is finished stays so.
 
 Engines only carry specs out and results back; the one process that was started writes them down, so workers need no
 shared disk and a killed sweep loses what was under way and nothing else. No scheduler of our own.
@@ -14,29 +14,59 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gossip.errors import LocalError
-from peer.experiments import Cell
 
 if TYPE_CHECKING:
     from peer.experiment_cells import CellResult
+    from peer.experiment_store import Result, ResultLayout
+    from peer.experiments import Cell
 
-Finished = tuple[Cell, "CellResult"]
-OnCell = Callable[[int, int, Cell | None], None]
-"""``(finished, of all, the last one)``; called once at the beginning with None, then after each cell."""
+
+class Spec(Protocol):
+    """A frozen spec: a cell, or a trial of a comparison."""
+
+    @property
+    def seed(self) -> int:
+        """Root of everything random."""
+
+    def name(self) -> str:
+        """Return what its result is kept under: a hash of all that it depends on."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return name -> value."""
+
+    def check(self) -> None:
+        """Refuse what cannot run, with a ``LocalError``."""
+
+
+Run = Callable[[Any], Any]
+"""Spec -> result; a function at the top of a module, since processes find it by its name."""
+Finished = tuple[Any, "Result"]
+OnCell = Callable[[int, int, Any], None]
+"""``(finished, of all, the last one)``; called once at the beginning with None, then after each spec."""
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+def work(cell: Cell) -> CellResult:
+    """Run one cell, importing only then what that takes."""
+    from peer.experiment_cells import run_cell
+
+    return run_cell(cell)
+
+
 def run_sweep(
-    cells: Sequence[Cell],
+    cells: Sequence[Spec],
     out: Path,
     *,
     engine: str = "pool",
     workers: int = 0,
     spec: dict[str, Any] | None = None,
     on_cell: OnCell = lambda done, total, cell: None,
+    run: Run = work,
+    layout: ResultLayout | None = None,
 ) -> int:
     """Run the cells that are not finished yet, then join all results.
 
@@ -46,6 +76,8 @@ def run_sweep(
         engine: a name of ``ENGINES``.
         workers: processes; 0 = one per core.
         spec: what the user asked for, for the manifest.
+        run: what makes a result of a spec.
+        layout: how results lie on disk; default: those of cells.
 
     Returns:
         How many were finished before.
@@ -53,7 +85,7 @@ def run_sweep(
     Raises:
         LocalError: a cell cannot run (all are checked first), the engine is not there, or the folder is in use.
     """
-    from peer.experiment_store import ResultFolder
+    from peer.experiment_store import CELL_LAYOUT, ResultFolder
 
     if engine not in ENGINES:
         raise LocalError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
@@ -61,7 +93,7 @@ def run_sweep(
         raise LocalError(f"workers must be at least 1 (0 = one per core), not {workers}")
     for cell in cells:
         cell.check()
-    folder = ResultFolder(out)
+    folder = ResultFolder(out, layout or CELL_LAYOUT)
     with folder.locked():
         missing = [cell for cell in cells if not folder.is_finished(cell.name())]
         done = before = len(cells) - len(missing)
@@ -69,7 +101,7 @@ def run_sweep(
         try:
             if missing:
                 for cell, result in ENGINES[engine](
-                    missing, min(workers or os.cpu_count() or 1, len(missing))
+                    missing, min(workers or os.cpu_count() or 1, len(missing)), run
                 ):
                     folder.add(cell, result)
                     done += 1
@@ -79,21 +111,19 @@ def run_sweep(
     return before
 
 
-def in_process(cells: Sequence[Cell], workers: int) -> Iterator[Finished]:
+def in_process(cells: Sequence[Spec], workers: int, run: Run) -> Iterator[Finished]:
     """One after the other, here."""
-    from peer.experiment_cells import run_cell
-
     for cell in cells:
-        yield cell, run_cell(cell)
+        yield cell, run(cell)
 
 
-def process_pool(cells: Sequence[Cell], workers: int) -> Iterator[Finished]:
+def process_pool(cells: Sequence[Spec], workers: int, run: Run) -> Iterator[Finished]:
     """Processes of this machine, one thread each; they end with the one that started them."""
     # spawn: torch's threads do not survive a fork, and a forked worker would hold the folder's lock
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
     try:
-        futures = {pool.submit(_work, cell): cell for cell in cells}
+        futures = {pool.submit(run, cell): cell for cell in cells}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool as error:
@@ -105,7 +135,7 @@ def process_pool(cells: Sequence[Cell], workers: int) -> Iterator[Finished]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def ray_cluster(cells: Sequence[Cell], workers: int) -> Iterator[Finished]:
+def ray_cluster(cells: Sequence[Spec], workers: int, run: Run) -> Iterator[Finished]:
     """A Ray cluster: the one of RAY_ADDRESS or of this machine, else a local one with so many workers."""
     try:
         import ray
@@ -120,7 +150,7 @@ def ray_cluster(cells: Sequence[Cell], workers: int) -> Iterator[Finished]:
         environment = {"env_vars": dict.fromkeys(THREADS, "1")}
         ray.init(address=address, runtime_env=environment, log_to_driver=False, **sizes)
     try:
-        task = ray.remote(num_cpus=1, max_retries=3)(_work)
+        task = ray.remote(num_cpus=1, max_retries=3)(run)
         under_way = {task.remote(cell): cell for cell in cells}
         while under_way:
             (ready,), _ = ray.wait(list(under_way), num_returns=1)
@@ -145,13 +175,7 @@ def _begin_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _work(cell: Cell) -> CellResult:
-    from peer.experiment_cells import run_cell
-
-    return run_cell(cell)
-
-
-ENGINES: dict[str, Callable[[Sequence[Cell], int], Iterator[Finished]]] = {
+ENGINES: dict[str, Callable[[Sequence[Spec], int, Run], Iterator[Finished]]] = {
     "pool": process_pool,
     "here": in_process,
     "ray": ray_cluster,

@@ -1,9 +1,9 @@
-"""The experiment tool as a function: its main, called here, with what it printed."""
+"""The experiment tool as a function: its main, called here, with what it printed; and a cache with the tiny model."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,21 @@ class Said(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for models, which experiments share: the tiny one is made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def tiny_cache(tiny_folder: Path) -> Iterator[None]:
+    """Models are made in the shared folder, and none is fetched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOSSIP_PEER_CACHE", str(tiny_folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
 
 
 @pytest.fixture
