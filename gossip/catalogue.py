@@ -51,8 +51,13 @@ def find(kind: str, text: str, catalogue: Mapping[str, Entry[T]]) -> T:
         raise LocalError(str(error)) from error
 
 
-def written(text: str, catalogue: Mapping[str, Entry[T]]) -> str:
-    """Return the canonical text of a method that ``find`` accepts: what two peers of a run must have in common."""
+def written(kind: str, text: str, catalogue: Mapping[str, Entry[T]]) -> str:
+    """Return the canonical text of a method: what two peers of a run must have in common.
+
+    Raises:
+        LocalError: as ``find``.
+    """
+    find(kind, text, catalogue)
     name, _, rest = text.strip().lower().partition(":")
     return canonical(name, read_values(name, catalogue[name].parameters, rest.split(":") if rest else []))
 

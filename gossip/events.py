@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from gossip.adapter import AdapterState
 from gossip.messages import Parcel
 
@@ -45,6 +47,14 @@ class FetchFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """A peer has got our parcel of ``round``, as far as the transport can tell."""
+
+    peer: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class PeerUp:
     """A peer of this run is alive and has completed ``round`` rounds, by its own word. May repeat."""
 
@@ -71,17 +81,26 @@ class Stop:
     """The user wants to end now; what was mixed last is kept."""
 
 
-Event = Start | Trained | Fetched | FetchFailed | PeerUp | PeerDown | TimerFired | Stop
+Event = Start | Trained | Fetched | FetchFailed | Served | PeerUp | PeerDown | TimerFired | Stop
 
 # -- actions
 
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Run local steps from this state; answer with ``Trained``."""
+    """Run local steps from this state; answer with ``Trained``.
+
+    Args:
+        state: where to begin.
+        round: number of the round, from 0.
+        part: which tensors to change: ``"all"``, or ``"a"`` or ``"b"`` of LoRA's factors (gossip/factors.py).
+        drift: float32[P] to add to the adapter after every local step, or None (gossip/optimizers.py).
+    """
 
     state: AdapterState
     round: int
+    part: str = "all"
+    drift: Tensor | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +112,16 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Pull from a peer: ``round`` wanted (None = newest), news after ``newer_than``, held up to ``wait_s`` there."""
+    """Pull from a peer: ``round`` wanted (None = newest), news after ``newer_than``, held up to ``wait_s`` there.
+
+    ``base``: fingerprint of the replica that we keep of it, empty if none.
+    """
 
     peer: str
     round: int | None
     newer_than: int
     wait_s: float
+    base: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +146,23 @@ class RoundReport:
 
     Args:
         round: number of the round, from 0.
-        loss: mean training loss of its local steps, nats per token.
+        merging: a round of the final merge, in which nobody trains.
+        loss: mean training loss of its local steps, nats per token; NaN when merging.
         age: local steps that went into our adapter so far, by our own count.
         mixed: ``(peer, its round, weight)`` of every contribution mixed in.
         failed: ``(peer, reason)`` of every neighbor of this round that did not come.
         objections: ``(peer, reason)`` of what guards dropped or clipped.
         payload_bytes: bytes of the parcels mixed.
         drift: ``|mixed - own| / |own|``, how far the neighbors pulled us (0 when alone).
+        cross_term: what averaging LoRA's factors loses against averaging their products, relative to the latter, for
+            this row (gossip/products.py); NaN where there are no factors, or none was mixed.
         collect_s: seconds between publishing and mixing.
         deadline_s: seconds that we would have waited at most.
         state: the adapter after mixing.
     """
 
     round: int
+    merging: bool
     loss: float
     age: int
     mixed: tuple[tuple[str, int, float], ...]
@@ -143,6 +170,7 @@ class RoundReport:
     objections: tuple[tuple[str, str], ...]
     payload_bytes: int
     drift: float
+    cross_term: float
     collect_s: float
     deadline_s: float
     state: AdapterState = field(repr=False)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +29,9 @@ class RunManifest:
         seed: seed of the run.
         initial: SHA-256 (hex) of the initial adapter: averaging factors with independent A does not work
             (relative error 0.87 against near 0 with a shared A, algorithms.md section 3).
-        mixing: name of the mixing rule.
-        codec: name of the codec.
+        factors, mixing, optimizer, codec, feedback, merge: how the methods are written (``gossip.methods.Names``).
+        gamma: mixing step size, as text.
+        overlap: "yes" if neighbors are read while the local steps run.
     """
 
     protocol: int = PROTOCOL_VERSION
@@ -41,8 +42,14 @@ class RunManifest:
     layout: str
     seed: int
     initial: str
+    factors: str
     mixing: str
+    optimizer: str
     codec: str
+    feedback: str
+    gamma: str
+    merge: str
+    overlap: str
 
     def fields(self) -> dict[str, str | int]:
         """Return name -> value in report order, as it travels in ``Hello``."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -56,6 +56,7 @@ class Pull:
         wait_s: how long to hold the request, 0 to 600 seconds.
         offset: first payload byte wanted; above 0 to resume.
         digest: SHA-256 of the payload being resumed; empty when ``offset`` is 0.
+        base: fingerprint of the replica that the reader keeps of the peer asked; empty = it keeps none.
     """
 
     run: bytes
@@ -64,6 +65,7 @@ class Pull:
     wait_s: float
     offset: int = 0
     digest: bytes = b""
+    base: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Offer:
         length: payload length in bytes, whole (not from ``offset``).
         digest: SHA-256 of the whole payload, 32 bytes.
         offset: first payload byte that follows.
+        base: fingerprint of the replica that the payload is to be added to; empty = it stands for itself.
     """
 
     round: int
@@ -85,6 +88,7 @@ class Offer:
     length: int
     digest: bytes
     offset: int = 0
+    base: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +114,16 @@ class Parcel:
         age: local steps that went into it.
         codec: name of its codec.
         payload: the encoded adapter.
+        base: see ``Offer``.
+        whole: for a payload with a base: makes the parcel for readers whose replica is another, or who keep none.
     """
 
     round: int
     age: int
     codec: str
     payload: bytes | bytearray = field(repr=False)
+    base: bytes = b""
+    whole: Callable[[], Parcel] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def digest(self) -> bytes:
@@ -124,4 +132,13 @@ class Parcel:
 
     def offer(self, offset: int = 0) -> Offer:
         """Return the header under which this parcel travels from ``offset`` on."""
-        return Offer(self.round, self.age, self.codec, len(self.payload), self.digest, offset)
+        return Offer(self.round, self.age, self.codec, len(self.payload), self.digest, offset, self.base)
+
+    def for_reader(self, base: bytes) -> Parcel:
+        """Return what a reader with this replica can use: the parcel itself, or the whole; made once, kept."""
+        return self if self.base == base or self.whole is None else self._whole
+
+    @cached_property
+    def _whole(self) -> Parcel:
+        assert self.whole is not None
+        return self.whole()

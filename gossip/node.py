@@ -8,8 +8,10 @@ No socket, clock, thread, file or global random number. Two phases, one dial::
                        '------------------  guard, mix, round += 1, Report, Train  <------------'
 
 Row i of W is what peer i reads, so peers pull. ``collect_s`` = 0 is asynchronous gossip learning (mix what has come
-while training), large is synchronous D-PSGD. A parcel that comes late is mixed one round later; the weight of what
-did not come returns to self. It does not know bytes on the wire, addresses, or how training works.
+while training), large is synchronous D-PSGD. With ``overlap`` a round publishes first and trains while it reads: the
+mix then acts on what was published, and the local steps are added to it (combine while adapting). After the last round
+come those of the final merge, in which nobody trains. A parcel that comes late is mixed one round later; the weight of
+what did not come returns to self. It does not know bytes on the wire, addresses, or how training and mixing work.
 """
 
 from __future__ import annotations
@@ -19,14 +21,11 @@ import enum
 import math
 import random
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any, NamedTuple, assert_never
+from dataclasses import replace
+from typing import assert_never
 
-import torch
-
-from gossip import guards
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.codecs import CODECS
+from gossip.chain import Arrived, Chain, Mixed
 from gossip.deadline import Deadline
 from gossip.errors import LocalError, RemoteError
 from gossip.events import (
@@ -42,6 +41,7 @@ from gossip.events import (
     Publish,
     Report,
     RoundReport,
+    Served,
     SetTimer,
     Start,
     Stop,
@@ -49,42 +49,26 @@ from gossip.events import (
     Train,
     Trained,
 )
-from gossip.messages import Parcel
-from gossip.mixing import MIXERS, Contribution
-from topology.links import Links, Topology
+from gossip.factors import switching_interval
+from gossip.merging import MERGE_S, merge_rounds, merge_topology
+from gossip.methods import fit
+from gossip.node_settings import NodeSettings, NodeSnapshot
+from topology.contraction import measured_contraction
+from topology.links import Links
 
 FETCHES_MAX = 2
 """Fetches from one peer at a time, when we wait for them (peer/exchange.py admits as many). An asynchronous node waits
 for none and so cannot tell a lost fetch from a slow one: it has one at a time, which ends by itself."""
 HOLD_SHARE = 0.9
 """A neighbor is asked to hold our request for this share of the deadline: its answer must still reach us in time."""
+NOT_A_FAULT = frozenset({"gap"})
+"""Reasons for which a parcel cannot be used although its sender did nothing wrong."""
 
 
 class Diverged(LocalError):
     """Our own training produced a NaN or an infinity."""
 
     exit_code = 9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSettings:
-    """What a node is run with; all of it is checked by the configuration before.
-
-    Args:
-        topology: who reads whom.
-        mixing: a name in ``MIXERS``.
-        codec: a name in ``CODECS``.
-        rounds: rounds to run.
-        collect_s: longest wait for neighbors, seconds; 0 = asynchronous.
-        norm_cap: see ``guards.norm_clip``.
-    """
-
-    topology: Topology
-    mixing: str
-    codec: str
-    rounds: int
-    collect_s: float
-    norm_cap: float
 
 
 class Phase(enum.Enum):
@@ -94,23 +78,6 @@ class Phase(enum.Enum):
     TRAINING = "training"
     COLLECTING = "collecting"
     DONE = "done"
-
-
-class NodeSnapshot(NamedTuple):
-    """All of a node that must survive a restart, besides its adapter: plain JSON values, taken at a round boundary.
-
-    Mixing rules and codecs with state of their own add it here when they come.
-    """
-
-    round: int
-    age: int
-    random: list[Any]
-    arrivals_s: list[float]
-
-
-class _Arrived(NamedTuple):
-    parcel: Parcel
-    weight: float
 
 
 class GossipNode:
@@ -124,6 +91,7 @@ class GossipNode:
         members: peers known to be alive from the beginning, sorted, us included; may be one object shared by
             many nodes of a simulation.
         snapshot: where to go on, from ``snapshot()`` of an earlier life.
+        initial: the adapter that all peers began with; None = ``state``.
     """
 
     def __init__(
@@ -134,6 +102,7 @@ class GossipNode:
         rng: random.Random,
         members: tuple[str, ...] = (),
         snapshot: NodeSnapshot | None = None,
+        initial: AdapterState | None = None,
     ) -> None:
         self.me = me
         self.members = members or (me,)  # live peers of the run, us included, sorted
@@ -149,20 +118,24 @@ class GossipNode:
             version, internal, gauss = snapshot.random
             rng.setstate((version, tuple(internal), gauss))
             self._deadline = Deadline(snapshot.arrivals_s)
-        self._codec = CODECS[settings.codec]
-        self._codec_state = self._codec.init(state.spec)
-        self._mixer = MIXERS[settings.mixing]
-        self._mixer_state = self._mixer.init(state.spec)
+        self._methods = fit(settings.names, state.spec)
+        saved = snapshot.tensors if snapshot else None
+        self._chain = Chain(me, self._methods, initial or state, settings.norm_cap, saved)
+        self._interval: int | None = self._methods.factor_rule.interval
         self._progress: dict[str, int] = {}  # peer -> rounds completed, by its word; absent = none heard of
         self._mixed_round: dict[str, int] = {}  # peer -> round of the last parcel mixed
         self._in_flight: Counter[str] = Counter()  # peer -> fetches under way
+        self._likeness: dict[str, float] = {}  # peer -> cosine of what its adapter and ours have learned
         self._weights: dict[str, float] = {}  # peer -> its weight in the row for which it was asked last
-        self._inbox: dict[str, _Arrived] = {}  # peer -> newest parcel not mixed yet
-        self._fetches_max = FETCHES_MAX if settings.collect_s > 0 else 1
+        self._inbox: dict[str, Arrived] = {}  # peer -> newest parcel not mixed yet
         self._waiting_for: set[str] = set()
+        self._served: set[str] = set()  # peers that have got our parcel of this round
         self._failed: list[tuple[str, str]] = []
         self._links = Links((), 1.0)
-        self._loss = float("nan")
+        self._own: AdapterState | None = None
+        self._trained: Trained | None = None  # local steps of this round, once they are done
+        self._objections: list[tuple[str, str]] = []
+        self._payload_bytes = 0
         self._phase_since = 0.0
         self._deadline_s = 0.0
         self._train_s = 0.0
@@ -172,11 +145,31 @@ class GossipNode:
         """Layout of our adapter."""
         return self.state.spec
 
+    @property
+    def own(self) -> AdapterState | None:
+        """Our adapter as our last local steps left it, before anybody else's was mixed in; None after a restart."""
+        return self._own
+
+    @property
+    def lengths(self) -> frozenset[int]:
+        """Sizes in bytes that payloads of this run can have."""
+        return self._methods.lengths
+
+    @property
+    def rounds(self) -> int:
+        """All rounds, with those of the final merge as they would be with the present members."""
+        merges = self.settings.names.merge != "none"
+        return self.settings.rounds + (merge_rounds(len(self.members)) if merges else 0)
+
     def snapshot(self) -> NodeSnapshot:
         """Return what a restart needs besides the adapter; meant for round boundaries (after a ``Report``)."""
         version, internal, gauss = self._rng.getstate()
         return NodeSnapshot(
-            self.round, self.age, [version, list(internal), gauss], self._deadline.snapshot()
+            self.round,
+            self.age,
+            [version, list(internal), gauss],
+            self._deadline.snapshot(),
+            self._chain.tensors(),
         )
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -189,11 +182,13 @@ class GossipNode:
             case Start():
                 return self._start(now)
             case Trained():
-                return self._trained(event, now)
+                return self._trained_event(event, now)
             case Fetched():
                 return self._fetched(event, now)
             case FetchFailed():
                 return self._fetch_failed(event, now)
+            case Served():
+                return self._served_event(event, now)
             case PeerUp():
                 return self._peer_up(event)
             case PeerDown():
@@ -208,92 +203,154 @@ class GossipNode:
 
     # -- life
 
+    @property
+    def _is_merging(self) -> bool:
+        return self.round >= self.settings.rounds
+
+    @property
+    def _collect_s(self) -> float:
+        return max(self.settings.collect_s, MERGE_S) if self._is_merging else self.settings.collect_s
+
+    @property
+    def _waits_long(self) -> bool:
+        """Deadlines are not learned: where one side gave up earlier than the other, the two would not make the same
+        exchange; and a peer left out of the final merge is left out for good."""
+        return self._is_merging or self._methods.mixer.confirms
+
     def _start(self, now: float) -> list[Action]:
         if self.phase is not Phase.NEW:
             raise LocalError("a node can be started once")
-        if self.round >= self.settings.rounds:
+        return self._next_round(now)
+
+    def _next_round(self, now: float) -> list[Action]:
+        if self.round >= self.rounds:
             self.phase = Phase.DONE
             return [Finish()]
-        return [self._train(now)]
-
-    def _train(self, now: float) -> Train:
-        self.phase = Phase.TRAINING
         self._phase_since = now
-        return Train(self.state, self.round)
+        self._served = set()
+        self._failed = []
+        self._trained = None
+        if self._is_merging:
+            self._trained = Trained(self.state, 0, math.nan)
+            publish = Publish(self._chain.publish_merge(self.state, round=self.round, age=self.age))
+            return [publish, *self._collect(now)]
+        if self.settings.overlap:
+            publish = self._publish(self.state, 0)
+            return [publish, self._train(), *self._collect(now)]
+        self.phase = Phase.TRAINING
+        return [self._train()]
 
-    def _trained(self, event: Trained, now: float) -> list[Action]:
-        if self.phase is not Phase.TRAINING:
+    def _train(self) -> Train:
+        if self._interval is None:
+            p = measured_contraction(self.settings.topology, len(self.members))
+            self._interval = switching_interval(p)
+        part = self._methods.factor_rule.trained(self.round, self._interval)
+        return Train(self.state, self.round, part, self._chain.drift())
+
+    def _trained_event(self, event: Trained, now: float) -> list[Action]:
+        if self.phase is Phase.DONE or self._trained is not None:
             return []  # stopped meanwhile
         if not math.isfinite(float(event.state.flat.sum())):
             raise Diverged(
                 f"the adapter is no longer finite after round {self.round}: lower the learning rate; "
                 "the last complete checkpoint is unharmed"
             )
-        self.state = event.state
+        self._trained, self._own = event, event.state
         self.age += event.steps
-        self._loss = event.loss
-        payload, self._codec_state = self._codec.encode(self.state, self._codec_state)
         self._train_s = now - self._phase_since
-        self.phase = Phase.COLLECTING
+        if self.settings.overlap:
+            return self._mix_if_complete(now)
         self._phase_since = now
-        self._deadline_s = self._deadline.seconds(self.settings.collect_s, self._train_s)
-        self._failed = []
-        publish = Publish(Parcel(self.round, self.age, self.settings.codec, payload))
-        return [publish, *self._collect(now)]
+        return [self._publish(event.state, event.steps), *self._collect(now)]
+
+    def _publish(self, trained: AdapterState, steps: int) -> Publish:
+        readers = 0
+        if self._methods.mixer.extra:  # only push-sum shares its mass among its readers
+            readers = self.settings.topology.readers(self.me, self.members, self.round)
+        return Publish(
+            self._chain.publish(
+                self.state, trained, steps=steps, round=self.round, age=self.age, readers=readers
+            )
+        )
 
     def _collect(self, now: float) -> list[Action]:
         """Draw my row of W for this round and ask its neighbors; mix at once if there is nobody to wait for."""
-        self._links = self.settings.topology.links(self.me, self.members, self.round, self._rng)
+        self.phase = Phase.COLLECTING
+        self._deadline_s = self._collect_s
+        if not self._waits_long:
+            self._deadline_s = self._deadline.seconds(self._collect_s, self._train_s)
+        topology = merge_topology(len(self.members)) if self._is_merging else self.settings.topology
+        at = self.round - self.settings.rounds if self._is_merging else self.round
+        self._links = topology.links(self.me, self.members, at, self._rng, self._likeness)
         self._waiting_for = set()
+        fetches_max = FETCHES_MAX if self._collect_s > 0 else 1
         actions: list[Action] = []
         for peer, weight in self._links.read_from:
             # Waited for even if a late parcel of it is here: a neighbor late once would stay a round late for ever.
             self._waiting_for.add(peer)
             self._weights[peer] = weight
             # A fetch that is late may be slow (then it goes on) or lost (then only a second one brings anything).
-            if self._in_flight[peer] < self._fetches_max:
+            if self._in_flight[peer] < fetches_max:
                 self._in_flight[peer] += 1
                 actions.append(self._fetch(peer))
-        if not self._waiting_for or self.settings.collect_s == 0:
-            return actions + self._mix(now)
+        if self._collect_s == 0:
+            self._waiting_for = set()
+        if not self._waiting_for:
+            return actions + self._mix_if_complete(now)
         return [*actions, SetTimer(self.round, self._deadline_s)]
 
     def _fetch(self, peer: str) -> Fetch:
         newer_than = self._newest_seen(peer)
+        base = self._chain.replica_of(peer)
         # A peer more than a round behind cannot have this round in time: take its newest and do not wait. Progress
         # is the peer's own word; a lie costs the liar (it is read at an older round) or us one deadline.
         progress = max(self._progress.get(peer, 0), newer_than + 1)
-        if self.settings.collect_s == 0 or progress < self.round - 1:
-            return Fetch(peer, None, newer_than, 0.0)
-        return Fetch(peer, self.round, newer_than, HOLD_SHARE * self._deadline_s)
+        if self._collect_s == 0 or (progress < self.round - 1 and not self._is_merging):
+            return Fetch(peer, None, newer_than, 0.0, base)
+        return Fetch(peer, self.round, newer_than, HOLD_SHARE * self._deadline_s, base)
 
     def _newest_seen(self, peer: str) -> int:
         """Return the round of the newest parcel of a peer that was mixed or waits to be; -1 if there is none."""
         waiting = self._inbox.get(peer)
-        return max(self._mixed_round.get(peer, -1), waiting.parcel.round if waiting else -1)
+        return max(self._mixed_round.get(peer, -1), waiting.round if waiting else -1)
 
     # -- what comes back
 
     def _fetched(self, event: Fetched, now: float) -> list[Action]:
         if not self._landed(event.peer):
             return []
-        waited_for = self._settled(event.peer)
-        if event.parcel.codec != self.settings.codec:
-            self._failed.append((event.peer, "codec"))
-            return [Penalize(event.peer, "codec"), *self._mix_if_complete(now)]
+        parcel, peer = event.parcel, event.peer
+        is_early = self._is_merging and parcel.round < self.settings.rounds and self._in_flight[peer] > 0
+        waited_for = not is_early and self._settled(
+            peer
+        )  # of an earlier fetch: that of the merge is under way
+        waiting = self._inbox.get(peer)
+        newest = waiting.round if waiting else -1
+        if self._methods.mixer.extra:  # running sums: an older one would look like a sender that began anew
+            newest = max(newest, self._mixed_round.get(peer, -1))
+        if parcel.round < newest:  # of two fetches the newer one counts
+            return self._mix_if_complete(now)
+        try:
+            merging = parcel.round >= self.settings.rounds
+            layout, values = self._chain.decode(peer, parcel, merging=merging)
+        except RemoteError as error:
+            self._failed.append((peer, error.reason))
+            if error.reason in NOT_A_FAULT:
+                return self._mix_if_complete(now)
+            self._objections.append((peer, error.reason))
+            return [Penalize(peer, error.reason), *self._mix_if_complete(now)]
         if waited_for:
             self._deadline.arrived(now - self._phase_since)
-        waiting = self._inbox.get(event.peer)
-        if waiting is None or event.parcel.round >= waiting.parcel.round:  # of two fetches the newer one counts
-            self._inbox[event.peer] = _Arrived(event.parcel, self._weights[event.peer])
+        self._payload_bytes += len(parcel.payload)
+        self._inbox[peer] = Arrived(peer, layout, values, self._weights[peer], parcel.age, parcel.round)
         return self._mix_if_complete(now) or self._first_deadline(now)
 
     def _first_deadline(self, now: float) -> list[Action]:
         """Set the first deadline once half of the neighbors are here; before, only the user's bound is known."""
-        first = self._deadline_s == self.settings.collect_s and self.phase is Phase.COLLECTING
-        if not first or 2 * len(self._waiting_for) > len(self._links.read_from):
+        first = self._deadline_s == self._collect_s and self.phase is Phase.COLLECTING
+        if not first or self._waits_long or 2 * len(self._waiting_for) > len(self._links.read_from):
             return []
-        self._deadline_s = self._deadline.seconds(self.settings.collect_s, self._train_s)
+        self._deadline_s = self._deadline.seconds(self._collect_s, self._train_s)
         return [SetTimer(self.round, max(0.0, self._phase_since + self._deadline_s - now))]
 
     def _fetch_failed(self, event: FetchFailed, now: float) -> list[Action]:
@@ -302,6 +359,11 @@ class GossipNode:
         # With a second fetch under way there is still somebody to wait for.
         if not self._in_flight[event.peer] and self._settled(event.peer):
             self._failed.append((event.peer, event.reason))
+        return self._mix_if_complete(now)
+
+    def _served_event(self, event: Served, now: float) -> list[Action]:
+        if event.round == self.round:
+            self._served.add(event.peer)
         return self._mix_if_complete(now)
 
     def _landed(self, peer: str) -> bool:
@@ -318,6 +380,8 @@ class GossipNode:
             self._deadline.missed(self._deadline_s)
             self._failed.append((peer, "late"))
         self._waiting_for = set()
+        if self._trained is None:
+            return []  # overlapped: the local steps are still running
         return self._mix(now)
 
     def _settled(self, peer: str) -> bool:
@@ -327,9 +391,15 @@ class GossipNode:
         return waited_for and self.phase is Phase.COLLECTING
 
     def _mix_if_complete(self, now: float) -> list[Action]:
-        if self.phase is Phase.COLLECTING and not self._waiting_for:
-            return self._mix(now)
-        return []
+        if self.phase is not Phase.COLLECTING or self._waiting_for or self._trained is None:
+            return []
+        if self._methods.mixer.confirms and not self._is_merging and not self._all_confirmed():
+            return []
+        return self._mix(now)
+
+    def _all_confirmed(self) -> bool:
+        """Tell whether everybody whose parcel is here has ours: only then do both sides make the same exchange."""
+        return all(peer in self._served for peer in self._inbox)
 
     # -- members
 
@@ -350,6 +420,7 @@ class GossipNode:
         self.members = tuple(peer for peer in self.members if peer != event.peer)
         for memory in (self._progress, self._mixed_round, self._in_flight, self._weights):
             memory.pop(event.peer, None)
+        self._chain.forget(event.peer)
         if self._settled(event.peer):
             self._failed.append((event.peer, "down"))
         return self._mix_if_complete(now)
@@ -361,59 +432,65 @@ class GossipNode:
     # -- the round's end
 
     def _mix(self, now: float) -> list[Action]:
-        """Guard and mix whatever has come, in sorted order of senders; report, and begin the next round."""
-        actions: list[Action] = []
-        others: list[Contribution] = []
-        objections: list[tuple[str, str]] = []
-        arrived, self._inbox = self._inbox, {}
-        for peer in sorted(arrived):
-            parcel, weight = arrived[peer]
-            self._mixed_round[peer] = parcel.round
-            try:
-                state = self._codec.decode(parcel.payload, self.spec)
-            except RemoteError as error:
-                objections.append((peer, error.reason))
-                actions.append(Penalize(peer, error.reason))
-                continue
-            others.append(Contribution(peer, state, weight, parcel.age, parcel.round))
-        own = Contribution(self.me, self.state, 1.0, self.age, self.round)
-        others, found = guards.apply_all(own, self._in_row(others), self.settings.norm_cap)
-        objections += [(objection.sender, objection.reason) for objection in found]
-        actions += [Penalize(each.sender, each.reason) for each in found if each.is_fault]
-        own = own._replace(weight=1.0 - sum(part.weight for part in others))
-        mixed, self._mixer_state = self._mixer.mix(own, others, self._mixer_state)
+        """Mix whatever has come, in sorted order of senders; report, and begin the next round."""
+        trained = self._trained
+        assert trained is not None
+        inbox, self._inbox = self._inbox, {}
+        arrived = [inbox[peer]._replace(confirmed=peer in self._served) for peer in sorted(inbox)]
+        for each in arrived:
+            self._mixed_round[each.sender] = each.round
+        mixed = self._mixed(trained, [each for each in arrived if self._is_usable(each)])
         report = RoundReport(
             round=self.round,
-            loss=self._loss,
+            merging=self._is_merging,
+            loss=trained.loss,
             age=self.age,
-            mixed=tuple((part.sender, part.round, part.weight) for part in others),
+            mixed=tuple((part.sender, part.round, part.weight) for part in mixed.parts),
             failed=tuple(sorted(self._failed)),
-            objections=tuple(objections),
-            payload_bytes=sum(len(each.parcel.payload) for each in arrived.values()),
-            drift=_relative_distance(mixed, self.state) if others else 0.0,
+            objections=(*self._objections, *((found.sender, found.reason) for found in mixed.objections)),
+            payload_bytes=self._payload_bytes,
+            drift=mixed.drift,
+            cross_term=mixed.cross_term,
             collect_s=now - self._phase_since,
             deadline_s=self._deadline_s,
-            state=mixed,
+            state=mixed.state,
         )
-        self.state = mixed
+        actions: list[Action] = [
+            Penalize(each.sender, each.reason) for each in mixed.objections if each.is_fault
+        ]
+        self._objections, self._payload_bytes = [], 0
+        if self.settings.topology.sharpness:
+            self._likeness.update(self._chain.likeness(mixed.parts))
+        self.state = mixed.state
         self.round += 1
-        actions.append(Report(report))
-        if self.round >= self.settings.rounds:
-            self.phase = Phase.DONE
-            return [*actions, Finish()]
-        return [*actions, self._train(now)]
+        return [*actions, Report(report), *self._next_round(now)]
 
-    def _in_row(self, others: list[Contribution]) -> list[Contribution]:
-        """Scale weights down if late parcels of other rounds' rows make them exceed this round's share of neighbors."""
-        total = sum(part.weight for part in others)
-        allowed = max(1.0 - self._links.self_weight, max((part.weight for part in others), default=0.0))
-        if total <= allowed + 1e-9:
-            return others
-        return [part._replace(weight=part.weight * allowed / total) for part in others]
+    def _is_usable(self, each: Arrived) -> bool:
+        """Tell whether a parcel of another phase than ours can be mixed: plain adapters can, other vectors cannot."""
+        of_merge = each.round >= self.settings.rounds
+        if of_merge == self._is_merging:
+            return True
+        return self._methods.sends_plain_adapters and (of_merge or self._methods.merges_as_it_mixes)
 
-
-def _relative_distance(a: AdapterState, b: AdapterState) -> float:
-    """Return |a - b| / |b|; 0 if both are zero."""
-    scale = float(torch.linalg.vector_norm(b.flat))
-    distance = float(torch.linalg.vector_norm(a.flat - b.flat))
-    return distance / scale if scale else distance
+    def _mixed(self, trained: Trained, arrived: list[Arrived]) -> Mixed:
+        others = 1.0 - self._links.self_weight
+        if self._is_merging:
+            return self._chain.merge(
+                self.state, arrived, round=self.round, age=self.age, neighbor_weight=others
+            )
+        overlap = self.settings.overlap
+        published = self.state if overlap else trained.state
+        mixed = self._chain.mix(
+            self.state,
+            published,
+            arrived,
+            steps=trained.steps,
+            round=self.round,
+            age=self.age,
+            neighbor_weight=others,
+        )
+        if not overlap:
+            return mixed
+        # What was published is mixed; what has been learned meanwhile comes on top.
+        flat = mixed.state.flat + (trained.state.flat - self.state.flat)
+        return replace(mixed, state=AdapterState(self.state.spec, flat))

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.events import RoundReport
-from gossip.node import GossipNode, NodeSettings
+from gossip.events import RoundReport, Train
+from gossip.methods import Names
+from gossip.node import GossipNode
+from gossip.node_settings import NodeSettings
 from gossip.simulation import LinkModel, LocalSteps, Simulation
 from topology.links import parse_topology
 from topology.quadratic import fixed_point
@@ -33,7 +35,8 @@ class Quadratic:
         peers: n >= 1; they are called p0000, p0001, ...
         dimension: values per adapter (P).
         rounds: rounds per peer.
-        topology, weights, mixing, codec, collect_s: as in ``peer run``.
+        topology, weights, collect_s, overlap: as in ``peer run``.
+        methods: how the methods of the run are written.
         heterogeneity: how far the optima lie from their mean, times standard normal; 0 = all peers want the same.
         step_size: eta in (0, 1).
         local_steps: H >= 1.
@@ -46,9 +49,9 @@ class Quadratic:
     rounds: int = 20
     topology: str = "ring"
     weights: str = "metropolis-hastings"
-    mixing: str = "average"
-    codec: str = "float32"
+    methods: Names = field(default_factory=Names)
     collect_s: float = 60.0
+    overlap: bool = False
     step_size: float = 0.1
     local_steps: int = 3
     heterogeneity: float = 1.0
@@ -80,10 +83,10 @@ class Quadratic:
         """Return a fresh node at the origin."""
         settings = NodeSettings(
             topology=parse_topology(self.topology, seed=self.seed, weights=self.weights),
-            mixing=self.mixing,
-            codec=self.codec,
+            names=self.methods,
             rounds=self.rounds,
             collect_s=self.collect_s,
+            overlap=self.overlap,
             norm_cap=1e6,  # the origin has no norm to measure against
         )
         return self._node(name, settings, self.names)
@@ -93,9 +96,7 @@ class Quadratic:
         origin = AdapterState(spec, torch.zeros(self.dimension))
         return GossipNode(name, origin, settings, random.Random(f"{self.seed}/{name}"), members)
 
-    def simulation(
-        self, on_report: Callable[[float, str, RoundReport], None] | None = None
-    ) -> Simulation:
+    def simulation(self, on_report: Callable[[float, str, RoundReport], None] | None = None) -> Simulation:
         """Return the network, ready to run."""
         names = self.names  # one tuple for all, and one topology, so that its rows are computed once
         shared = self.make_node(names[0]).settings
@@ -104,11 +105,18 @@ class Quadratic:
         clocks = {name: random.Random(f"{self.seed}/clock/{name}") for name in names}
         a = self.shrink
 
-        def train(name: str, state: AdapterState, round: int) -> LocalSteps:
-            error = state.flat - optima[name]
-            moved = AdapterState(state.spec, optima[name] + a * error)
+        def train(name: str, action: Train) -> LocalSteps:
+            error = action.state.flat - optima[name]
+            moved = optima[name] + a * error
+            if action.drift is not None:  # H times x <- b + (1 - eta)(x - b) + drift, summed up
+                moved += action.drift * ((1 - a) / self.step_size)
             seconds = self.train_s * (1 + self.train_jitter * clocks[name].random())
-            return LocalSteps(moved, self.local_steps, float(error.square().sum()) / 2, seconds)
+            return LocalSteps(
+                AdapterState(action.state.spec, moved),
+                self.local_steps,
+                float(error.square().sum()) / 2,
+                seconds,
+            )
 
         return Simulation(nodes, train, self.links, seed=self.seed, on_report=on_report)
 

@@ -39,7 +39,12 @@ class Shelf:
         if newest is None:
             return None
         if pull.offset:
-            return next((parcel for parcel in self._parcels if parcel.digest == pull.digest), None)
+            variants = (variant for parcel in self._parcels for variant in (parcel, parcel.for_reader(b"")))
+            return next((variant for variant in variants if variant.digest == pull.digest), None)
+        parcel = self._choose(pull, newest, waited=waited)
+        return parcel.for_reader(pull.base) if parcel else None
+
+    def _choose(self, pull: Pull, newest: Parcel, *, waited: bool) -> Parcel | None:
         if pull.round is not None:
             for parcel in self._parcels:
                 if parcel.round == pull.round:

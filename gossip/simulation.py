@@ -31,6 +31,7 @@ from gossip.events import (
     Publish,
     Report,
     RoundReport,
+    Served,
     SetTimer,
     Start,
     TimerFired,
@@ -64,7 +65,9 @@ class LinkModel:
         if not 0 <= self.loss < 1:
             raise LocalError(f"loss must be at least 0 and below 1, not {self.loss}")
         if self.latency_s < 0 or self.bandwidth_bytes_s <= 0 or self.give_up_s <= 0 or self.down_notice_s < 0:
-            raise LocalError(f"latencies must not be negative, bandwidth and give_up_s must be positive: {self}")
+            raise LocalError(
+                f"latencies must not be negative, bandwidth and give_up_s must be positive: {self}"
+            )
 
     def delay_s(self, rng: random.Random, payload_bytes: int = 0) -> float:
         """Draw the delivery time of a message with a payload."""
@@ -81,8 +84,8 @@ class LocalSteps(NamedTuple):
     seconds: float
 
 
-TrainFunction = Callable[[str, AdapterState, int], LocalSteps]
-"""``(peer, state, round) -> LocalSteps``; deterministic in its arguments and its own seeds."""
+TrainFunction = Callable[[str, Train], LocalSteps]
+"""``(peer, what to do) -> LocalSteps``; deterministic in its arguments and its own seeds."""
 
 
 @dataclass(slots=True)
@@ -207,7 +210,7 @@ class Simulation:
     def _perform(self, peer: str, host: _Host, action: Action) -> None:
         match action:
             case Train():
-                steps = self.train(peer, action.state, action.round)
+                steps = self.train(peer, action)
                 self._post(peer, Trained(steps.state, steps.steps, steps.loss), steps.seconds)
             case Publish():
                 host.shelf.put(action.parcel)
@@ -231,7 +234,7 @@ class Simulation:
         self._sequence += 1
         ticket = self._sequence
         host.open_fetches.add(ticket)
-        pull = Pull(self._run, fetch.round, fetch.newer_than, fetch.wait_s)
+        pull = Pull(self._run, fetch.round, fetch.newer_than, fetch.wait_s, base=fetch.base)
         give_up_s = fetch.wait_s + self._links.give_up_s
         self._after(give_up_s, partial(self._answer, reader, fetch.peer, ticket, None, "timeout"))
         if self._rng.random() >= self._links.loss and (reader, fetch.peer) not in self._cut:
@@ -279,9 +282,11 @@ class Simulation:
     def _answered(self, reader: str, server: str, ticket: int, frame: bytes, payload: bytes) -> None:
         answer = wire.decode(frame)
         if isinstance(answer, Offer):
-            parcel = Parcel(answer.round, answer.age, answer.codec, payload)
+            parcel = Parcel(answer.round, answer.age, answer.codec, payload, answer.base)
             if parcel.digest != answer.digest:
                 raise RemoteError("digest", "the simulated network does not corrupt bytes")
+            if ticket in self._hosts[reader].open_fetches:  # else it has given up, and hangs up on the sender
+                self._post(server, Served(reader, parcel.round), self._links.latency_s)
             self._answer(reader, server, ticket, parcel, "")
         else:
             self._answer(reader, server, ticket, None, "nothing")
@@ -292,9 +297,7 @@ class Simulation:
         if ticket not in host.open_fetches:
             return
         host.open_fetches.remove(ticket)
-        self._deliver(
-            reader, host.life, Fetched(server, parcel) if parcel else FetchFailed(server, reason)
-        )
+        self._deliver(reader, host.life, Fetched(server, parcel) if parcel else FetchFailed(server, reason))
 
 
 def _log_line(now: float, peer: str, event: Event) -> bytes:

@@ -91,6 +91,8 @@ def _optional(check: Check) -> Check:
 _round = _integer(0, ROUND_MAX)
 _offset = _integer(0, PAYLOAD_BYTES_MAX)
 _RUN, _DIGEST = 16, 32
+BASE_BYTES = 8
+"""Length of a replica's fingerprint: it guards against mistakes; a liar's payload is guarded against as any other."""
 
 SCHEMA: dict[str, tuple[type[Any], dict[str, Check]]] = {
     "hello": (
@@ -108,6 +110,7 @@ SCHEMA: dict[str, tuple[type[Any], dict[str, Check]]] = {
             "wait_s": _seconds,
             "offset": _offset,
             "digest": _binary(0, _DIGEST),
+            "base": _binary(0, BASE_BYTES),
         },
     ),
     "offer": (
@@ -119,6 +122,7 @@ SCHEMA: dict[str, tuple[type[Any], dict[str, Check]]] = {
             "length": _offset,
             "digest": _binary(_DIGEST),
             "offset": _offset,
+            "base": _binary(0, BASE_BYTES),
         },
     ),
     "presence": (

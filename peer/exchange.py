@@ -7,8 +7,10 @@ with the answer, is decided elsewhere.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import trio
@@ -19,8 +21,8 @@ from gossip.messages import Message, Offer, Parcel, Pull, Refusal
 from gossip.shelf import Shelf
 from peer.transport import Stream, Transport, Unreachable, receive_exactly
 
-CONTROL = "/gossip-peer/1/control"
-ADAPTER = "/gossip-peer/1/adapter"
+CONTROL = "/gossip-peer/2/control"
+ADAPTER = "/gossip-peer/2/adapter"
 
 STALL_S = 30.0
 """A stream that brings no byte for this long is given up. Source: six times yamux's own 5 s write limit."""
@@ -85,13 +87,13 @@ async def ask(transport: Transport, peer: str, message: Message, traffic: Traffi
 
 
 async def pull(
-    transport: Transport, peer: str, request: Pull, payload_bytes: int, traffic: Traffic
+    transport: Transport, peer: str, request: Pull, lengths: Collection[int], traffic: Traffic
 ) -> Parcel:
     """Pull a parcel, resuming after broken connections; its digest has been verified when this returns.
 
     Args:
         request: what is wanted, with offset 0.
-        payload_bytes: the exact size that our codec gives every adapter of this run; nothing else is accepted.
+        lengths: the sizes in bytes that payloads of this run can have; nothing else is accepted.
 
     Raises:
         RemoteError: ``"nothing"``, ``"run"``, ``"busy"`` (refused), ``"shape"``, ``"digest"``, ``"malformed"``
@@ -100,7 +102,7 @@ async def pull(
     part: _Part | None = None
     for attempt in range(PULL_ATTEMPTS):
         try:
-            part = await _pull_part(transport, peer, request, payload_bytes, part, traffic)
+            part = await _pull_part(transport, peer, request, lengths, part, traffic)
         except _Interrupted as interrupted:
             part = interrupted.part
             continue
@@ -109,7 +111,8 @@ async def pull(
                 raise
             continue
         await _verify(part)
-        return Parcel(part.offer.round, part.offer.age, part.offer.codec, part.payload)
+        offer = part.offer
+        return Parcel(offer.round, offer.age, offer.codec, part.payload, offer.base)
     raise Unreachable(f"the connection broke {PULL_ATTEMPTS} times during one transfer")
 
 
@@ -134,13 +137,13 @@ async def _pull_part(
     transport: Transport,
     peer: str,
     request: Pull,
-    payload_bytes: int,
+    lengths: Collection[int],
     part: _Part | None,
     traffic: Traffic,
 ) -> _Part:
     """One attempt: ask (from where we stopped), check the offer, receive to the end."""
     if part:
-        request = Pull(request.run, request.round, request.newer_than, 0.0, part.received, part.offer.digest)
+        request = dataclasses.replace(request, wait_s=0.0, offset=part.received, digest=part.offer.digest)
     stream = await transport.open(peer, ADAPTER)
     try:
         await send_message(stream, request, traffic)
@@ -150,12 +153,11 @@ async def _pull_part(
             raise RemoteError(offer.reason, offer.detail)
         if not isinstance(offer, Offer) or offer.offset != request.offset:
             raise RemoteError("malformed", "an offer from the offset asked for was expected")
-        if offer.length != payload_bytes:
-            raise RemoteError(
-                "shape", f"{offer.length} bytes offered, this run's adapters have {payload_bytes}"
-            )
+        if offer.length not in lengths:
+            known = " or ".join(map(str, sorted(lengths)[:8]))
+            raise RemoteError("shape", f"{offer.length} bytes offered, this run's adapters have {known}")
         if part is None:
-            part = _Part(offer, bytearray(payload_bytes))
+            part = _Part(offer, bytearray(offer.length))
         elif offer.digest != part.offer.digest:
             raise RemoteError("digest", "another payload was offered for a resumed transfer")
         await _receive_payload(stream, part, traffic)
@@ -213,8 +215,8 @@ class Publisher:
         self._published.set()
         self._published = trio.Event()
 
-    async def serve(self, stream: Stream) -> Pull | None:
-        """Answer one pull; return the request if it was answered with a parcel.
+    async def serve(self, stream: Stream) -> Parcel | None:
+        """Answer one pull; return the parcel it was answered with, if any.
 
         Raises:
             RemoteError: what came was not a pull (the caller counts and penalizes).
@@ -236,7 +238,7 @@ class Publisher:
                 await stream.finish()
                 return None
             await self._send(stream, parcel, request.offset)
-            return request
+            return parcel
         finally:
             self._open[stream.peer] -= 1
             if not self._open[stream.peer]:

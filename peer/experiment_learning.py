@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from gossip.adapter import AdapterState
 from gossip.events import RoundReport
-from gossip.node import GossipNode, NodeSnapshot, Phase
+from gossip.methods import Names
+from gossip.node import GossipNode, Phase
+from gossip.node_settings import NodeSnapshot
 from gossip.quadratic import Quadratic
 from gossip.simulation import LinkModel, Simulation
 from peer.experiment_cells import AWAY, CellResult, Column, outcome, reached_first, table
@@ -137,8 +139,7 @@ def run_quadratic(cell: Cell) -> CellResult:
         rounds=cell.rounds_max,
         topology=cell.topology,
         weights=cell.weights,
-        mixing=cell.mixing,
-        codec=cell.codec,
+        methods=Names(mixing=cell.mixing, codec=cell.codec),
         collect_s=cell.collect_s,
         step_size=cell.step_size,
         local_steps=cell.local_steps,

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
-from gossip.node import GossipNode, NodeSettings
+from gossip.events import Train
+from gossip.methods import Names
+from gossip.node import GossipNode
+from gossip.node_settings import NodeSettings
 from gossip.simulation import LocalSteps, Simulation
 from peer import corpus, data
 from peer.config import PeerConfig
@@ -80,8 +83,7 @@ def _learn(
 ) -> CellResult:
     settings = NodeSettings(
         topology=parse_topology(cell.topology, seed=cell.seed, weights=cell.weights),
-        mixing=cell.mixing,
-        codec=cell.codec,
+        names=Names(mixing=cell.mixing, codec=cell.codec),
         rounds=cell.rounds_max,
         collect_s=cell.collect_s,
         norm_cap=PeerConfig().norm_cap,
@@ -93,8 +95,8 @@ def _learn(
     }
     clocks = {name: random.Random(f"{cell.seed}/clock/{name}") for name in names}
 
-    def train(name: str, state: AdapterState, round: int) -> LocalSteps:
-        made = trainers[name].train(state)
+    def train(name: str, action: Train) -> LocalSteps:
+        made = trainers[name].train(action.state, part=action.part, drift=action.drift)
         return LocalSteps(made.state, made.steps, made.loss, TRAIN_S * (1 + 0.1 * clocks[name].random()))
 
     def loss(name: str, state: AdapterState) -> float:

@@ -112,15 +112,14 @@ class Cell:
         Raises:
             LocalError: unknown name, a graph that does not exist for n, a malformed file; says what would be valid.
         """
+        from gossip.catalogue import find
         from gossip.codecs import CODECS
         from gossip.mixing import MIXERS
-        from topology.errors import unknown
         from topology.links import parse_topology
 
         with topology_errors():
-            for kind, given, known in (("codec", self.codec, CODECS), ("mixing rule", self.mixing, MIXERS)):
-                if given not in known:
-                    raise unknown(kind, given, known)
+            find("codec", self.codec, CODECS)
+            find("mixing rule", self.mixing, MIXERS)
             topology = parse_topology(self.topology, seed=self.seed, weights=self.weights)
             if self.kind == "consensus":
                 check_analysis(topology, self.peers)

@@ -107,8 +107,9 @@ def _listening(e: dict[str, Any]) -> str:
 def _round(e: dict[str, Any]) -> str:
     mixed = ", ".join(e["mixed"]) or "nobody"
     missing = "".join(f"; {peer} {reason}" for peer, reason in e["failed"])
+    what = "final merge" if e["merging"] else f"training loss {_loss(e['loss'])}"
     return (
-        f"round {e['round'] + 1}/{e['rounds']}: training loss {_loss(e['loss'])}, mixed with {mixed}{missing} "
+        f"round {e['round'] + 1}/{e['rounds']}: {what}, mixed with {mixed}{missing} "
         f"({e['collect_s']:.1f} s), in {megabytes(e['bytes_in'])}, out {megabytes(e['bytes_out'])}"
     )
 
@@ -120,6 +121,14 @@ def _eval(e: dict[str, Any]) -> str:
 
 def _loss(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.3f}"
+
+
+def _personal(e: dict[str, Any]) -> str:
+    return (
+        f"on our own held-out rows {100 * e['own_share']:.0f} % of our own adapter and the rest of the common one does "
+        f"best: loss {_loss(e['loss'])} (common alone {_loss(e['common_loss'])}, own alone {_loss(e['own_loss'])}); "
+        f"it is in {e['adapter']}"
+    )
 
 
 def _finished(e: dict[str, Any]) -> str:
@@ -154,6 +163,7 @@ SENTENCES: dict[str, Formatter] = {
     "step": lambda e: None,
     "round": _round,
     "eval": _eval,
+    "personal": _personal,
     "finished": _finished,
 }
 

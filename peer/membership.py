@@ -89,7 +89,7 @@ class Membership:
         tell: Callable[[str], None],
         traffic: Traffic,
     ) -> None:
-        self.topic = f"gossip-peer/1/{manifest.fingerprint.hex()}"
+        self.topic = f"gossip-peer/2/{manifest.fingerprint.hex()}"
         self.round = 0
         self.members: dict[str, Member] = {}
         self._manifest = manifest

@@ -7,6 +7,7 @@ no libp2p (any ``TransportFactory`` will do) and no peft.
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import time
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Protocol, assert_never
 
 import trio
+from torch import Tensor
 
 from gossip.adapter import AdapterState
-from gossip.codecs import CODECS
 from gossip.errors import LocalError, RemoteError
 from gossip.events import (
     Action,
@@ -31,6 +32,7 @@ from gossip.events import (
     Publish,
     Report,
     RoundReport,
+    Served,
     SetTimer,
     Start,
     Stop,
@@ -48,7 +50,8 @@ from peer.frames import Trained as RoundTrained
 from peer.identity import peer_id
 from peer.journal import Journal
 from peer.membership import Membership
-from peer.settings import join_line, load_line_of, manifest_of, node_settings, ready_fields
+from peer.personal import personalize
+from peer.settings import join_line, load_line_of, manifest_of, methods_of, node_settings, ready_fields
 from peer.store import TRAINER_STATE, Checkpoint, Home, HomeError
 from peer.trainer import TrainerDied, TrainerProcess
 from peer.transport import Stream, TransportFactory, Unreachable
@@ -78,7 +81,15 @@ class Stopped:
 class Trainer(Protocol):
     """What the loop needs of a training process; ``TrainerProcess`` is the real one (see there)."""
 
-    async def train(self, state: AdapterState, round: int, save_to: Path, on_step: OnStep) -> RoundTrained: ...
+    async def train(
+        self,
+        state: AdapterState,
+        round: int,
+        save_to: Path,
+        on_step: OnStep,
+        part: str,
+        drift: Tensor | None,
+    ) -> RoundTrained: ...
 
     async def evaluate(self, state: AdapterState) -> Evaluated: ...
 
@@ -167,7 +178,8 @@ class Peer:
         try:
             with self._interrupt:
                 ready = await self._start_trainer()
-                manifest = manifest_of(self._config, ready)
+                self._methods = methods_of(self._config, ready.initial.spec)
+                manifest = manifest_of(self._config, ready, self._methods)
                 self._check_run(manifest)
                 self._journal.emit("ready", **ready_fields(self._config, ready))
                 await self._take_part(factory, ready, manifest)
@@ -192,8 +204,8 @@ class Peer:
     async def _take_part(self, factory: TransportFactory, ready: Ready, manifest: RunManifest) -> None:
         config = self._config
         self._manifest = manifest
-        self._adapter_config = ready.adapter_config_json
-        self._payload_bytes = CODECS[config.codec].payload_bytes(ready.initial.spec.size)
+        assert ready.export is not None
+        self._export = ready.export
         self._membership = Membership(manifest, self._name, self._post, self._note, self._traffic)
         self._publisher = Publisher(manifest.fingerprint, self._traffic)
         self._node = self._make_node(ready)
@@ -231,7 +243,12 @@ class Peer:
         if checkpoint:
             self._journal.emit("resumed", round=checkpoint.round, checkpoint=checkpoint.path)
         return GossipNode(
-            self._me, state, node_settings(config), rng, snapshot=checkpoint.snapshot if checkpoint else None
+            self._me,
+            state,
+            node_settings(config, self._methods.names),
+            rng,
+            snapshot=checkpoint.snapshot if checkpoint else None,
+            initial=ready.initial,
         )
 
     async def _gather(self) -> None:
@@ -279,18 +296,20 @@ class Peer:
 
     async def _linger(self) -> None:
         """Measure the result, then serve the last adapter to those who are not done yet."""
-        complete = self._node.round >= self._config.rounds
+        complete = self._node.round >= self._node.rounds
         if complete:
             await self._evaluate(self._node.round)
+            if self._config.personalize:
+                await self._personalize()
             with trio.move_on_after(LINGER_S):
-                while not self._membership.all_reached(self._config.rounds):
+                while not self._membership.all_reached(self._node.rounds):
                     await trio.sleep(0.2)  # no event says that the last of the others is done
         self._journal.emit(
             "finished",
             complete=complete,
             round=self._node.round,
             adapter=self._home.adapter,
-            load=load_line_of(self._home.adapter) if self._checkpoint else None,
+            load=load_line_of(self._home.adapter, self._config) if self._checkpoint else None,
         )
 
     # -- training
@@ -313,7 +332,12 @@ class Peer:
                     await self._evaluate(action.round)
                 save_to = self._home.begin(action.round + 1) / TRAINER_STATE
                 result = await self._trainer.train(
-                    action.state, action.round, save_to, self._on_step(action.round)
+                    action.state,
+                    action.round,
+                    save_to,
+                    self._on_step(action.round),
+                    action.part,
+                    action.drift,
                 )
             except TrainerDied as death:
                 await self._revive_trainer(death)
@@ -338,6 +362,16 @@ class Peer:
             "eval", round=round, own=result.own, all=result.all, per_file=dict(result.per_file)
         )
 
+    async def _personalize(self) -> None:
+        """Keep the mix of our own and the common adapter that does best on our held-out rows."""
+        assert self._trainer
+        own = self._node.own
+        if own is None:
+            self._note("no personal adapter: our own was not kept over the restart; run more rounds for one")
+            return
+        event = await personalize(self._trainer, own, self._node.state, self._home, self._export)
+        self._journal.emit("personal", **event)
+
     def _on_step(self, round: int) -> OnStep:
         last = -STEP_EVENT_S
 
@@ -352,9 +386,11 @@ class Peer:
     # -- exchange
 
     async def _fetch(self, action: Fetch) -> None:
-        request = Pull(self._manifest.fingerprint, action.round, action.newer_than, action.wait_s)
+        request = Pull(
+            self._manifest.fingerprint, action.round, action.newer_than, action.wait_s, base=action.base
+        )
         try:
-            parcel = await pull(self._transport, action.peer, request, self._payload_bytes, self._traffic)
+            parcel = await pull(self._transport, action.peer, request, self._methods.lengths, self._traffic)
         except RemoteError as error:
             if error.reason != "nothing":
                 self._traffic.fetches_failed += 1
@@ -374,7 +410,9 @@ class Peer:
 
     async def _serve_adapter(self, stream: Stream) -> None:
         try:
-            await self._publisher.serve(stream)
+            parcel = await self._publisher.serve(stream)
+            if parcel:
+                self._post(Served(stream.peer, parcel.round))
         except RemoteError as error:
             await self._rejected(stream, error)
 
@@ -396,12 +434,14 @@ class Peer:
     async def _report(self, report: RoundReport) -> None:
         node, config, membership = self._node, self._config, self._membership
         snapshot = node.snapshot()
+        if report.merging and self._checkpoint:
+            self._home.begin(snapshot.round, self._checkpoint.trainer_state)
         self._checkpoint = await trio.to_thread.run_sync(
             self._home.commit,
             report.state,
             snapshot,
             self._manifest.fields(),
-            self._adapter_config,
+            self._export,
             config.keep_checkpoints,
         )
         self.round = snapshot.round
@@ -416,14 +456,16 @@ class Peer:
         self._journal.emit(
             "round",
             round=report.round,
-            rounds=config.rounds,
-            loss=report.loss,
+            rounds=node.rounds,
+            merging=report.merging,
+            loss=None if report.merging else report.loss,
             age=report.age,
             mixed=[membership.display_name(peer) for peer, _, _ in report.mixed],
             mixed_rounds=[round for _, round, _ in report.mixed],
             failed=[[membership.display_name(peer), reason] for peer, reason in report.failed],
             objections=[[membership.display_name(peer), reason] for peer, reason in report.objections],
             drift=report.drift,
+            cross_term=None if math.isnan(report.cross_term) else report.cross_term,
             collect_s=report.collect_s,
             deadline_s=report.deadline_s,
             peers=membership.up_count,

@@ -5,16 +5,26 @@ Whatever can be refused before anything slow starts is refused here. Pure, but f
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
+
+from gossip import compatibility, products
+from gossip.adapter import AdapterSpec
+from gossip.budget import choose_codec
+from gossip.catalogue import find, written
 from gossip.codecs import CODECS
 from gossip.errors import LocalError
+from gossip.factors import FACTORS
+from gossip.feedback import FEEDBACKS, default_feedback
 from gossip.manifest import RunManifest
+from gossip.methods import MERGES, Methods, Names, fit
 from gossip.mixing import MIXERS
-from gossip.node import NodeSettings
-from peer import addresses
+from gossip.node_settings import NodeSettings
+from gossip.optimizers import OPTIMIZERS
+from peer import addresses, tasks
 from peer.config import PeerConfig
 from peer.data import DataError
 from peer.frames import Ready
@@ -22,12 +32,20 @@ from peer.store import ADAPTER_CONFIG
 from topology.errors import TopologyError
 from topology.links import Topology, parse_topology
 
+CORE_ADAPTER = "lora-xs"
+"""The kind of adapter whose tensors are the cores that ``--factors r-only`` mixes."""
+MEMBERS_GUESSED = 4
+"""Peers that a topology is judged for where the configuration does not say how many will come. Source: the demo."""
+SWEEP_SEEN = 32
+"""Rounds of a schedule that are looked at. Source: a whole sweep of every finite-time schedule up to 1,000 peers."""
+
 
 def check_config(config: PeerConfig) -> None:
     """Refuse what can be refused before anything is started.
 
     Raises:
-        LocalError: no data; unknown topology, codec or mixing rule (the known ones are named).
+        LocalError: no data; an unknown topology or method (the known ones are named); methods and topology that do
+            not go together (a valid alternative is named).
     """
     if not config.data:
         raise LocalError("--data is missing: give a .jsonl, .json, .csv, .parquet or .txt file to learn from")
@@ -37,18 +55,20 @@ def check_config(config: PeerConfig) -> None:
     for address in config.join:
         addresses.peer_of(address)
     addresses.listen_endpoint(config.listen)
-    for option, catalogue in (("codec", CODECS), ("mixing", MIXERS)):
-        name = getattr(config, option)
-        if name not in catalogue:
-            close = difflib.get_close_matches(name, catalogue, 1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise LocalError(f"unknown --{option} {name!r}; known: {', '.join(catalogue)}.{hint}")
     topology = make_topology(config)
     if config.roster:
         try:
             topology.check(config.roster)
         except TopologyError as error:
             raise LocalError(f"--topology {config.topology} does not fit the roster: {error}") from error
+    if find("factor rule", config.factors, FACTORS).core_only != (config.adapter == CORE_ADAPTER):
+        raise LocalError(
+            f"--factors r-only and --adapter {CORE_ADAPTER} go together: its tensors are the r x r cores; "
+            f"this is --factors {config.factors} with --adapter {config.adapter}"
+        )
+    expected = len(config.roster) or (config.wait_peers + 1 if config.wait_peers else MEMBERS_GUESSED)
+    names = written_names(config)
+    compatibility.check(names, topology, expected, collect_s=config.collect_s, overlap=config.overlap)
 
 
 def make_topology(config: PeerConfig) -> Topology:
@@ -65,41 +85,111 @@ def make_topology(config: PeerConfig) -> Topology:
         raise LocalError(f"--topology {config.topology}: {error}") from error
 
 
-def node_settings(config: PeerConfig) -> NodeSettings:
-    """Return what the node is run with."""
-    return NodeSettings(
-        topology=make_topology(config),
-        mixing=config.mixing,
-        codec=config.codec,
-        rounds=config.rounds,
-        collect_s=config.collect_s,
-        norm_cap=config.norm_cap,
+def written_names(config: PeerConfig) -> Names:
+    """Return the methods of the run in canonical writing, before a byte budget has its say.
+
+    Raises:
+        LocalError: an unknown name (the known ones are named) or a bad parameter.
+    """
+    if config.merge not in MERGES:
+        raise LocalError(f"unknown --merge {config.merge!r}; known: {', '.join(MERGES)}")
+    feedback = default_feedback(config.codec) if config.feedback == "auto" else config.feedback
+    return Names(
+        factors=written("factor rule", config.factors, FACTORS),
+        mixing=written("mixing rule", config.mixing, MIXERS),
+        optimizer=written("optimizer", config.optimizer, OPTIMIZERS),
+        codec=written("codec", config.codec, CODECS),
+        feedback=written("feedback", feedback, FEEDBACKS),
+        gamma=config.gamma,
+        merge=config.merge,
     )
 
 
-def manifest_of(config: PeerConfig, ready: Ready) -> RunManifest:
+def methods_of(config: PeerConfig, spec: AdapterSpec) -> Methods:
+    """Return the run's methods, fitted to the adapter; a byte budget chooses the codec.
+
+    Raises:
+        LocalError: a rule does not fit the adapter, or no codec the budget.
+    """
+    names = written_names(config)
+    if config.private_head:
+        names = dataclasses.replace(names, private=tuple(sorted(tasks.head_names(spec))))
+    if config.budget_mb:
+        plain = fit(dataclasses.replace(names, codec="float32", feedback="none"), spec)
+        layout = next(iter(plain.formats.values()))
+        codec = choose_codec(round(config.budget_mb * 1e6), layout, reads_per_round(config))
+        names = dataclasses.replace(names, codec=codec, feedback=default_feedback(codec))
+    return fit(names, spec)
+
+
+def reads_per_round(config: PeerConfig) -> int:
+    """Return how many neighbors a peer reads in a round at most.
+
+    Raises:
+        LocalError: nobody knows: the number of peers is not given.
+    """
+    topology = make_topology(config)
+    if topology.own_sample:
+        return topology.own_sample
+    peers = len(config.roster) or (config.wait_peers + 1 if config.wait_peers else 0)
+    if not peers:
+        raise LocalError(
+            f"--budget-mb needs to know how many neighbors --topology {config.topology} gives: say --wait-peers or "
+            "--roster, or use epidemic:S"
+        )
+    members = config.roster or peers
+    rounds = min(topology.period(peers) or SWEEP_SEEN, SWEEP_SEEN)
+    return max(
+        int(np.bincount(topology.edges(members, round)[:, 0], minlength=1).max()) for round in range(rounds)
+    )
+
+
+def node_settings(config: PeerConfig, names: Names) -> NodeSettings:
+    """Return what the node is run with."""
+    return NodeSettings(
+        topology=make_topology(config),
+        names=names,
+        rounds=config.rounds,
+        collect_s=config.collect_s,
+        norm_cap=config.norm_cap,
+        overlap=config.overlap,
+    )
+
+
+def manifest_of(config: PeerConfig, ready: Ready, methods: Methods) -> RunManifest:
     """Return the run's manifest: our settings and what the training process found."""
-    told = ready.manifest
+    told, names = ready.manifest, methods.names
+    ranks_differ = methods.factor_rule.refactors  # then only the scale alpha / r need be the same
     adapter = {
         "kind": config.adapter,
-        "r": config.lora_r,
-        "alpha": config.lora_alpha,
+        **(
+            {"scale": config.lora_alpha / config.lora_r}
+            if ranks_differ
+            else {"r": config.lora_r, "alpha": config.lora_alpha}
+        ),
         "target_modules": sorted(config.lora_target_modules),
         "layers": config.lora_layers,
         "virtual_tokens": config.virtual_tokens,
         "oft_block_size": config.oft_block_size,
         "frozen": told["adapter_frozen"],
+        "task": tasks.canonical(config),
     }
     return RunManifest(
         base_model=told["base_digest"],
         dtype=told["base_dtype"],
         tokenizer=told["tokenizer_digest"],
         adapter=json.dumps(adapter, sort_keys=True),
-        layout=told["adapter_spec"],
+        layout=products.relayout(methods.spec, 1).fingerprint if ranks_differ else told["adapter_spec"],
         seed=config.seed,
-        initial=told["adapter_digest"],
-        mixing=config.mixing,
-        codec=config.codec,
+        initial="of any rank" if ranks_differ else told["adapter_digest"],
+        factors=names.factors,
+        mixing=names.mixing,
+        optimizer=names.optimizer,
+        codec=names.codec,
+        feedback=names.feedback,
+        gamma=f"{methods.gamma:g}",
+        merge=names.merge,
+        overlap="yes" if config.overlap else "no",
     )
 
 
@@ -122,7 +212,8 @@ def ready_fields(config: PeerConfig, ready: Ready) -> dict[str, object]:
 
 RUN_FLAGS = (
     "model", "dtype", "load_in_4bit", "adapter", "lora_r", "lora_alpha", "lora_target_modules", "lora_layers",
-    "virtual_tokens", "oft_block_size", "seed", "mixing", "codec", "rounds",
+    "virtual_tokens", "oft_block_size", "task", "labels", "private_head", "seed", "factors", "mixing",
+    "optimizer", "codec", "feedback", "gamma", "budget_mb", "merge", "overlap", "rounds",
 )  # fmt: skip
 """Settings that a friend needs to repeat to be of the same run (and, for rounds, to end with us)."""
 
@@ -145,10 +236,14 @@ def join_line(config: PeerConfig, own_addresses: tuple[str, ...]) -> str:
     return " ".join(words)
 
 
-def load_line_of(adapter: Path) -> str:
-    """Return one line of Python that loads an exported adapter folder in plain peft."""
+def load_line_of(adapter: Path, config: PeerConfig) -> str:
+    """Return one line of Python that loads an exported folder in plain peft, or a whole model in plain transformers."""
+    if config.task == "classification":
+        kind, labels = "AutoModelForSequenceClassification", f", num_labels={len(config.labels)}"
+    else:
+        kind, labels = "AutoModelForCausalLM", ""
+    path = str(adapter.resolve())
+    if not (adapter / ADAPTER_CONFIG).exists():
+        return f"model = transformers.{kind}.from_pretrained({path!r})"
     base = json.loads((adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
-    return (
-        "model = peft.PeftModel.from_pretrained("
-        f"transformers.AutoModelForCausalLM.from_pretrained({base!r}), {str(adapter.resolve())!r})"
-    )
+    return f"model = peft.PeftModel.from_pretrained(transformers.{kind}.from_pretrained({base!r}{labels}), {path!r})"

@@ -1,8 +1,9 @@
 """What survives a crash: one folder per peer, locked by one process, with complete checkpoints or none.
 
 A checkpoint is a folder that becomes visible by one rename after every byte of it has reached the disk; a manifest with
-the SHA-256 of each file tells a good one from a damaged one. Each checkpoint is a PEFT adapter by itself, and
-``adapter/`` always holds the newest. Tensors are safetensors, all else JSON: nothing is pickled.
+the SHA-256 of each file tells a good one from a damaged one. A checkpoint holds the adapter as it travels, and
+``adapter/`` the newest as plain peft or transformers load it. Tensors are safetensors, all else JSON: nothing is
+pickled.
 """
 
 from __future__ import annotations
@@ -20,16 +21,20 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
-from gossip.node import NodeSnapshot
+from gossip.node_settings import NodeSnapshot
+from peer.core_adapter import export_tensors
 from peer.durable import sync, write_atomically
+from peer.frames import Export
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 TRAINER_STATE = "trainer.safetensors"
 NODE_STATE = "node.json"
+NODE_TENSORS = "node.safetensors"
 MANIFEST = "MANIFEST.json"
 PEERS = "peers.json"
 
@@ -85,11 +90,17 @@ class Home:
             return ()
         return tuple(address for address in kept if isinstance(address, str))
 
-    def begin(self, round: int) -> Path:
-        """Return a fresh, invisible folder for the checkpoint after ``round`` rounds; the trainer writes into it."""
+    def begin(self, round: int, trainer_state: Path | None = None) -> Path:
+        """Return a fresh, invisible folder for the checkpoint after ``round`` rounds; the trainer writes into it.
+
+        Args:
+            trainer_state: the trainer's file of an earlier checkpoint, for a round in which it does nothing.
+        """
         path = self._checkpoints / f"round-{round:06d}.tmp"
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir()
+        if trainer_state is not None:
+            os.link(trainer_state, path / TRAINER_STATE)  # files of checkpoints are never written again
         return path
 
     def commit(
@@ -97,7 +108,7 @@ class Home:
         state: AdapterState,
         snapshot: NodeSnapshot,
         run: dict[str, Any],
-        adapter_config: str,
+        export: Export,
         keep: int,
     ) -> Checkpoint:
         """Complete the checkpoint begun for ``snapshot.round``, make it visible, and prune older ones to ``keep``.
@@ -110,10 +121,12 @@ class Home:
         final = self._checkpoints / f"round-{snapshot.round:06d}"
         temporary = final.with_name(final.name + ".tmp")
         try:
-            weights = save(dict(state.tensors()), metadata={"format": "pt"})
-            (temporary / ADAPTER_WEIGHTS).write_bytes(weights)
-            (temporary / ADAPTER_CONFIG).write_text(adapter_config)
-            (temporary / NODE_STATE).write_text(json.dumps({"run": run, "node": snapshot._asdict()}))
+            (temporary / ADAPTER_WEIGHTS).write_bytes(_tensors_file(dict(state.tensors())))
+            for name, text in export.files.items():
+                (temporary / name).write_text(text)
+            plain = snapshot._asdict()
+            (temporary / NODE_TENSORS).write_bytes(_tensors_file(plain.pop("tensors")))
+            (temporary / NODE_STATE).write_text(json.dumps({"run": run, "node": plain}))
             digests = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
             (temporary / MANIFEST).write_text(json.dumps(digests, indent=1))
             for path in temporary.iterdir():
@@ -123,7 +136,7 @@ class Home:
                 shutil.rmtree(final)
             temporary.rename(final)
             sync(self._checkpoints)
-            self._export(weights, adapter_config)
+            self._export(self.adapter, state, export)
             for path in self._complete()[keep:]:
                 shutil.rmtree(path)
         except OSError as error:
@@ -132,6 +145,20 @@ class Home:
                 "earlier checkpoints are unharmed. Free some space and start again"
             ) from error
         return Checkpoint(final, snapshot.round, state, snapshot, run, final / TRAINER_STATE)
+
+    def export_personal(self, state: AdapterState, export: Export) -> Path:
+        """Write our personal adapter to ``personal/`` and return the folder.
+
+        Raises:
+            HomeError: the disk refused.
+        """
+        try:
+            self._export(self.path / "personal", state, export)
+        except OSError as error:
+            raise HomeError(
+                f"cannot write {self.path / 'personal'}: {error.strerror}; free some space"
+            ) from error
+        return self.path / "personal"
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest checkpoint that is whole, and a line for each newer one that is not.
@@ -160,11 +187,16 @@ class Home:
         """Return checkpoint folders, newest first."""
         return sorted((path for path in self._checkpoints.glob("round-*") if not path.suffix), reverse=True)
 
-    def _export(self, weights: bytes, adapter_config: str) -> None:
-        """Bring ``adapter/`` up to date file by file; the configuration never changes in a run, so no mix is torn."""
-        self.adapter.mkdir(exist_ok=True)
-        for name, content in ((ADAPTER_CONFIG, adapter_config.encode()), (ADAPTER_WEIGHTS, weights)):
-            write_atomically(self.adapter / name, content)
+    @staticmethod
+    def _export(folder: Path, state: AdapterState, export: Export) -> None:
+        """Bring a folder up to date file by file; all but the weights never change in a run, so no mix is torn."""
+        if not folder.exists():
+            folder.mkdir()
+            for source in export.copies:
+                shutil.copy(source, folder)
+        for name, text in export.files.items():
+            write_atomically(folder / name, text.encode())
+        write_atomically(folder / export.weights, _tensors_file(export_tensors(state, export.frozen)))
 
 
 @contextmanager
@@ -196,6 +228,11 @@ def open_home(path: Path) -> Iterator[Home]:
         os.close(lock)  # releases it; so does any death of the process
 
 
+def _tensors_file(tensors: dict[str, Tensor]) -> bytes:
+    contents: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    return contents
+
+
 def _load(path: Path) -> Checkpoint:
     digests = json.loads((path / MANIFEST).read_text())
     for name, digest in digests.items():
@@ -203,7 +240,7 @@ def _load(path: Path) -> Checkpoint:
             raise ValueError(f"{name} does not have the digest it was written with")
     node = json.loads((path / NODE_STATE).read_text())
     state = AdapterState.from_tensors(load_file(path / ADAPTER_WEIGHTS))
-    snapshot = NodeSnapshot(**node["node"])
+    snapshot = NodeSnapshot(**node["node"], tensors=load_file(path / NODE_TENSORS))
     return Checkpoint(path, snapshot.round, state, snapshot, node["run"], path / TRAINER_STATE)
 
 

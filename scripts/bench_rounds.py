@@ -29,7 +29,7 @@ import trio
 
 from gossip.adapter import AdapterSpec, AdapterState
 from peer.config import PeerConfig
-from peer.frames import Evaluated, OnStep, Progress, Ready, Trained
+from peer.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
 from peer.identity import load_or_create_identity, peer_id
 from peer.journal import Journal
 from peer.runtime import run_peer
@@ -44,7 +44,15 @@ WARM_UP, MEASURED = 3, 15
 class IdleTrainer:
     """Hands the adapter back at once, moved by a hair, so that every round's payload is new."""
 
-    async def train(self, state: AdapterState, round: int, save_to: Path, on_step: OnStep) -> Trained:
+    async def train(
+        self,
+        state: AdapterState,
+        round: int,
+        save_to: Path,
+        on_step: OnStep,
+        part: str,
+        drift: torch.Tensor | None,
+    ) -> Trained:
         """Return the moved adapter; the state file is empty."""
         save_to.write_bytes(b"")
         await trio.lowlevel.checkpoint()
@@ -72,7 +80,8 @@ async def start_idle(
         "adapter_spec": spec.fingerprint,
     }
     adapter_config = json.dumps({"base_model_name_or_path": "none"})
-    ready = Ready(initial, adapter_config, manifest, "none", "cpu", "no data", 0, 0, 0, 0, 0.0)
+    export = Export("adapter_model.safetensors", {"adapter_config.json": adapter_config})
+    ready = Ready(initial, adapter_config, manifest, "none", "cpu", "no data", 0, 0, 0, 0, 0.0, export)
     return IdleTrainer(), ready
 
 

@@ -55,9 +55,10 @@ class Screen:
 
     def _print(self, view: PeerView, event: dict[str, Any]) -> None:
         if event["event"] == "round":
+            what = "merge" if event["merging"] else f"loss {event['loss']:.3f}"
             console.print(
-                f"{view.regime:8} {view.name:12} round {event['round'] + 1}/{event['rounds']} "
-                f"loss {event['loss']:.3f} read {len(event['mixed'])} in {megabytes(event['bytes_in'])}"
+                f"{view.regime:8} {view.name:12} round {event['round'] + 1}/{event['rounds']} {what} "
+                f"read {len(event['mixed'])} in {megabytes(event['bytes_in'])}"
             )
         elif event["event"] == "eval":
             console.print(

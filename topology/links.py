@@ -266,7 +266,9 @@ def _draw_alike(
 
     The largest of scores with independent Gumbel noise are such a draw (Efraimidis and Spirakis 2006).
     """
-    noisy = {j: scores[j] - math.log(-math.log(rng.random() or 1e-300)) for j in range(len(roster)) if j != mine}
+    noisy = {
+        j: scores[j] - math.log(-math.log(rng.random() or 1e-300)) for j in range(len(roster)) if j != mine
+    }
     drawn = sorted(sorted(noisy, key=lambda j: noisy[j], reverse=True)[:sample])
     weight = 1.0 / (len(drawn) + 1)
     return Links(tuple((roster[j], weight) for j in drawn), 1.0 - len(drawn) * weight)

@@ -20,8 +20,8 @@ from topology.graphs import power_of_two_problem
 from topology.parameters import Parameter, fraction, positive, whole
 
 LIKENESS_SHARPNESS = 10.0
-"""A peer is drawn with a chance that grows as exp(T x likeness), likeness = cosine of what two adapters have learned, in
-[-1, 1]. Source: guess; DAC's 30 is for another likeness, the inverse loss."""
+"""A peer is drawn with a chance that grows as exp(T x likeness); likeness = cosine of what two adapters have learned,
+in [-1, 1]. Source: guess; DAC's 30 is for another likeness, the inverse loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,10 @@ def epidemic(n: int, round: int, draws: Draws, sample: int) -> WeightedEdges:
     )
 
 
-def similar(n: int, round: int, draws: Draws, sample: int, sharpness: float = LIKENESS_SHARPNESS) -> WeightedEdges:
-    """Each reads S others, those like itself more often: DAC (Zec et al. 2022) by likeness of adapters; row-stochastic."""
+def similar(
+    n: int, round: int, draws: Draws, sample: int, sharpness: float = LIKENESS_SHARPNESS
+) -> WeightedEdges:
+    """Each reads S others, those whose adapters are like its own more often (DAC, Zec et al. 2022); row-stochastic."""
     return epidemic(n, round, draws, sample)  # before anything is known of anybody
 
 

@@ -32,7 +32,9 @@ from gossip.events import (
     Trained,
 )
 from gossip.messages import Parcel
-from gossip.node import Diverged, GossipNode, NodeSettings, Phase
+from gossip.methods import Names
+from gossip.node import Diverged, GossipNode, Phase
+from gossip.node_settings import NodeSettings
 from topology.links import parse_topology
 
 SPEC = AdapterSpec((("w", (4,)),))
@@ -43,8 +45,7 @@ def state(*values: float) -> AdapterState:
 
 
 def parcel(round: int, *values: float, codec: str = "float32", age: int = 1) -> Parcel:
-    payload, _ = CODECS[codec].encode(state(*values), ())
-    return Parcel(round, age, codec, payload)
+    return Parcel(round, age, codec, CODECS[codec].make().encode(state(*values).flat, SPEC, round))
 
 
 def make(
@@ -52,11 +53,16 @@ def make(
 ) -> GossipNode:
     chosen = NodeSettings(
         topology=parse_topology(str(more.get("topology", "ring")), seed=0),
-        mixing=str(more.get("mixing", "average")),
-        codec="float32",
+        names=Names(
+            mixing=str(more.get("mixing", "average")),
+            codec=str(more.get("codec", "float32")),
+            feedback=str(more.get("feedback", "auto")),
+            merge=str(more.get("merge", "none")),
+        ),
         rounds=rounds,
         collect_s=collect_s,
         norm_cap=10.0,
+        overlap=bool(more.get("overlap")),
     )
     return GossipNode(me, state(1, 1, 1, 1), chosen, random.Random(0), members)
 

@@ -1,5 +1,7 @@
 """Many nodes: theory's known answers, determinism across processes, churn, loss, and what attackers cannot do."""
 
+import dataclasses
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ import torch
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.methods import Names
 from gossip.quadratic import Quadratic, positions
 from gossip.simulation import LinkModel, Simulation
 
@@ -36,7 +39,7 @@ def test_the_stationary_point_is_the_one_that_theory_says(topology: str, peers: 
 
 @pytest.mark.parametrize("codec", ["bfloat16", "int8"])
 def test_lossy_codecs_end_near_it(codec: str) -> None:
-    network = Quadratic(peers=8, rounds=120, codec=codec)
+    network = Quadratic(peers=8, rounds=120, methods=Names(codec=codec))
     error = np.abs(positions(run(network), network.names).double().numpy() - network.stationary_point()).max()
     assert error < 0.03
     assert error > 0  # or the codec was not used
@@ -52,9 +55,11 @@ def test_more_mixing_is_more_agreement() -> None:
 
 
 SCRIPT = """
+from gossip.methods import Names
 from gossip.quadratic import Quadratic
 from gossip.simulation import LinkModel
-network = Quadratic(peers=12, topology="epidemic:3", rounds=8, codec="int8", links=LinkModel(loss=0.1), seed={seed})
+links = LinkModel(loss=0.1)
+network = Quadratic(peers=12, topology="epidemic:3", rounds=8, methods=Names(codec="int8"), links=links, seed={seed})
 simulation = network.simulation()
 simulation.run()
 print(simulation.log_hash)
@@ -73,7 +78,7 @@ def test_equal_seeds_give_equal_logs_in_different_processes() -> None:
 
     assert log_hash(1, "1") == log_hash(1, "2")
     network = Quadratic(
-        peers=12, topology="epidemic:3", rounds=8, codec="int8", links=LinkModel(loss=0.1), seed=1
+        peers=12, topology="epidemic:3", rounds=8, methods=Names(codec="int8"), links=LinkModel(loss=0.1), seed=1
     )
     assert run(network).log_hash == log_hash(1, "3")
     assert run(replace(network, seed=2)).log_hash != log_hash(1, "1")
@@ -109,7 +114,7 @@ def test_the_dead_cost_one_deadline_and_nothing_after_it_is_noticed() -> None:
 
 
 def test_a_peer_that_comes_back_from_a_snapshot_catches_up() -> None:
-    network = Quadratic(peers=6, topology="complete", rounds=40, mixing="age")
+    network = Quadratic(peers=6, topology="complete", rounds=40, methods=Names(mixing="age"))
     simulation = network.simulation()
     simulation.run(until_s=8.0)
     old = simulation.node("p0002")
@@ -154,22 +159,14 @@ def test_a_partition_heals() -> None:
 def test_poison_never_reaches_an_honest_adapter(poison: float) -> None:
     network = Quadratic(peers=5, topology="complete", rounds=6)
     simulation = network.simulation()
-    train = simulation.train
+    chain = simulation.node("p0001")._chain
+    publish = chain.publish
 
-    def poisoned(name: str, state: AdapterState, round: int):
-        steps = train(name, state, round)
-        if name == "p0001":
-            simulation.node(name).state = state  # its own guard against divergence is not what is tested
-            return steps._replace(state=AdapterState(state.spec, torch.full_like(state.flat, 1e9)))
-        return steps
+    def publish_poison(*states: AdapterState, **said: int):
+        payload = struct.pack("<8f", *[poison] * 8)
+        return dataclasses.replace(publish(*states, **said), payload=payload)
 
-    simulation.train = poisoned
-    encode = simulation.node("p0001")._codec.encode
-
-    def encode_poison(state: AdapterState, codec_state: object):
-        return encode(AdapterState(state.spec, torch.full_like(state.flat, poison)), codec_state)
-
-    simulation.node("p0001")._codec = simulation.node("p0001")._codec._replace(encode=encode_poison)
+    chain.publish = publish_poison
     simulation.run()
     honest = [name for name in network.names if name != "p0001"]
     assert all(torch.isfinite(simulation.node(name).state.flat).all() for name in honest)

@@ -23,7 +23,8 @@ from peer.transport import Stream, Transport
 
 def manifest(codec: str = "float32") -> RunManifest:
     return RunManifest(
-        base_model="b", dtype="d", tokenizer="t", adapter="a", layout="l", seed=0, initial="i", mixing="m", codec=codec
+        base_model="b", dtype="d", tokenizer="t", adapter="a", layout="l", seed=0, initial="i", factors="f",
+        mixing="m", optimizer="o", codec=codec, feedback="n", gamma="1", merge="none", overlap="no",
     )
 
 

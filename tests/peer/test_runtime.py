@@ -18,7 +18,7 @@ from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from gossip.messages import Ping
 from peer.config import PeerConfig
-from peer.frames import Evaluated, OnStep, Progress, Ready, Trained
+from peer.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
 from peer.identity import peer_id
 from peer.journal import Journal
 from peer.libp2p_transport import libp2p_transport
@@ -48,9 +48,12 @@ class Quadratic:
         )
         base = json.dumps({"base_model_name_or_path": "none"})
         initial = AdapterState(SPEC, torch.zeros(4))
-        return self, Ready(initial, base, manifest, "none", "cpu", "none", 2, 1, 1, 0, 0.0)
+        export = Export("adapter_model.safetensors", {"adapter_config.json": base})
+        return self, Ready(initial, base, manifest, "none", "cpu", "none", 2, 1, 1, 0, 0.0, export)
 
-    async def train(self, state: AdapterState, round: int, save_to: Path, on_step: OnStep) -> Trained:
+    async def train(
+        self, state: AdapterState, round: int, save_to: Path, on_step: OnStep, part: str, drift: object
+    ) -> Trained:
         await trio.lowlevel.checkpoint()
         if self.deaths and round == self.deaths[0]:
             self.deaths.pop(0)
@@ -74,7 +77,9 @@ class Running:
         self.id = peer_id(self.key)
         self.out = io.StringIO()
         self.trainer = Quadratic(optimum, settings.pop("deaths", None))
-        defaults: dict[str, Any] = {"rounds": 12, "topology": "complete", "eval_every": 100}
+        defaults: dict[str, Any] = {
+            "rounds": 12, "topology": "complete", "eval_every": 100, "merge": "none"
+        }
         config = PeerConfig(**(defaults | settings))
         self.journal = Journal(None, as_json=True, out=self.out)
         checkpoint, _ = home.newest()
@@ -124,20 +129,21 @@ async def address_of(running: Running) -> tuple[str, ...]:
 def test_three_peers_meet_at_the_mean_of_their_optima(homes: Any, network: Any) -> None:
     async def body() -> None:
         make = network()
-        first = Running(1, homes("a"), 0.0, wait_peers=2)
+        first = Running(1, homes("a"), 0.0, wait_peers=2, merge="product")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first.peer.run, make(first.key))
-            joining = {"wait_peers": 2, "join": await address_of(first)}
+            joining = {"wait_peers": 2, "join": await address_of(first), "merge": "product"}
             rest = [Running(2, homes("b"), 3.0, **joining), Running(3, homes("c"), 6.0, **joining)]
             for running in rest:
                 nursery.start_soon(running.peer.run, make(running.key))
         for running in (first, *rest):
             rounds = running.events("round")
-            assert len(rounds) == 12
+            assert len(rounds) == 13
+            assert [event["merging"] for event in rounds] == [False] * 12 + [True]
             assert all(len(event["mixed"]) == 2 and not event["failed"] for event in rounds)
-            assert rounds[-1]["fetches_ok"] == 24
-            # 24 parcels of 16 bytes and frames of some 100; presence and greetings are a few more
-            assert 24 * 16 < rounds[-1]["bytes_in"] < 24 * 300 + 10_000
+            assert rounds[-1]["fetches_ok"] == 26
+            # 26 parcels of 16 bytes and frames of some 100; presence and greetings are a few more
+            assert 26 * 16 < rounds[-1]["bytes_in"] < 26 * 300 + 10_000
             (finished,) = running.events("finished")
             assert finished["complete"]
             assert running.events("eval")[-1]["own"] == pytest.approx(3.0, abs=1e-3)
@@ -214,7 +220,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("network", [memory, libp2p])
-@pytest.mark.parametrize("protocol", ["/gossip-peer/1/control", "/gossip-peer/1/adapter"])
+@pytest.mark.parametrize("protocol", ["/gossip-peer/2/control", "/gossip-peer/2/adapter"])
 def test_garbage_is_counted_the_connection_is_closed_and_the_peer_lives(
     homes: Any, network: Any, protocol: str
 ) -> None:

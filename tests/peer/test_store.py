@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.node import NodeSnapshot
+from gossip.node_settings import NodeSnapshot
 from peer import durable, store
+from peer.frames import Export
 from peer.store import Home, HomeError, open_home
 
 SPEC = AdapterSpec((("base.lora_A.weight", (2, 3)), ("base.lora_B.weight", (4,))))
 RUN = {"seed": 1}
+
+
+EXPORT = Export("adapter_model.safetensors", {"adapter_config.json": "{}"})
 
 
 class Crash(BaseException):
@@ -29,7 +33,7 @@ def state(round: int) -> AdapterState:
 
 def save(home: Home, round: int, keep: int = 2) -> None:
     (home.begin(round) / store.TRAINER_STATE).write_bytes(b"optimizer %d" % round)
-    home.commit(state(round), NodeSnapshot(round, 2 * round, [3, [1, 2], None], [0.5]), RUN, "{}", keep)
+    home.commit(state(round), NodeSnapshot(round, 2 * round, [3, [1, 2], None], [0.5]), RUN, EXPORT, keep)
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -171,7 +171,11 @@ def test_one_and_two_members() -> None:
         for letter in ("K", "S", "M"):
             text = text.replace(f":{letter}", ":3")
         topology = parse(
-            text.replace("[:T]", "").replace(":P", ":0.5").replace("[:RxC]", "").replace("[:0.5]", "").replace("[:ETA]", "")
+            text.replace("[:T]", "")
+            .replace(":P", ":0.5")
+            .replace("[:RxC]", "")
+            .replace("[:0.5]", "")
+            .replace("[:ETA]", "")
         )
         assert topology("me", ("me",), 0, RNG) == Links((), 1.0)
         for round in range(3):
