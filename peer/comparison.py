@@ -40,6 +40,9 @@ TUNING_SEED = 1000
 LEARNING_RATES = (2e-3, 5e-3, 1e-2, 2e-2)
 """The grid if nothing else is said. Source: ours; around what short runs of LoRA with AdamW want, factors of 2."""
 
+POINTS_MIN = 10
+"""Points of a curve if there are so many rounds. Source: guess; enough to see where methods part."""
+
 COLUMNS = (
     "round", "merging", "steps", "bytes_per_peer", "seconds", "train_loss", "consensus_distance", "cross_term", "loss",
     "loss_worst", "loss_best", "loss_mean_adapter", "accuracy", "accuracy_mean_adapter",
@@ -300,7 +303,7 @@ class Comparison:
         return self.local_steps or self._workload_settings().get("local_steps", PEER_DEFAULTS["local_steps"])
 
     def _evaluate_every(self) -> int:
-        """Return the rounds after which measuring costs a quarter of training.
+        """Return the rounds after which measuring costs a quarter of training, but so that curves have points.
 
         A sequence costs 1 to measure and 3 to train on; guessed is that four groups of text are measured.
         """
@@ -308,7 +311,7 @@ class Comparison:
         blocks = given.get("eval_blocks_max", PEER_DEFAULTS["eval_blocks_max"])
         groups = 1 if given.get("task") == "classification" else 4
         training = 3 * self._local_steps() * given.get("batch_size", PEER_DEFAULTS["batch_size"])
-        return max(1, round(4 * groups * blocks / training))
+        return max(1, min(round(4 * groups * blocks / training), self.rounds // POINTS_MIN))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, for the manifest."""

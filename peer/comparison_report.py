@@ -70,7 +70,7 @@ CURVES: tuple[tuple[str, str, str], ...] = (
 """(column of rounds.parquet, file, label) of the plots."""
 LOGARITHMIC = ("consensus_distance", "cross_term")
 AXES = (
-    ("round", "optimizer steps", 1.0),
+    ("round", "rounds, in optimizer steps of a peer", 1.0),
     ("bytes_per_peer", "MB read per peer", 1e-6),
     ("seconds", "virtual seconds", 1.0),
 )
@@ -228,12 +228,20 @@ def _signed(value: Interval) -> str:
 def figures(found: Found) -> list[tuple[str, Figure]]:
     """Return (name, figure) of all plots that have something to show."""
     made = []
+    baselines = [one for one in found.methods if one.method in BASELINES]
+    others = [one for one in found.methods if one.method not in BASELINES]
+    size = CURVES_MAX - len(BASELINES)
+    parts = [others[start : start + size] for start in range(0, max(1, len(others)), size)]
     for column, name, label in CURVES:
-        drawn = [one for one in found.methods if _drawable(one, column)]
-        if drawn:
-            made.append((name, _curves(found, drawn, column, label)))
-    made += [("frontier", _frontier(found)), ("spread", _spread(found))]
-    return made
+        for number, part in enumerate(parts, start=1):
+            drawn = [one for one in (*baselines, *part) if _drawable(one, column)]
+            if drawn:
+                numbered = f"{name}-{number}" if len(parts) > 1 else name
+                made.append((numbered, _curves(found, drawn, column, label)))
+    frontier = _frontier(found)
+    if frontier is not None:
+        made.append(("frontier", frontier))
+    return [*made, ("spread", _spread(found))]
 
 
 def _drawable(one: MethodResults, column: str) -> bool:
@@ -250,7 +258,7 @@ def _style(found: Found, one: MethodResults) -> dict[str, Any]:
 def _curves(found: Found, drawn: Sequence[MethodResults], column: str, label: str) -> Figure:
     figure, axes = new_figure(13.5, 4.2, columns=3)
     for ax, (abscissa, x_label, factor) in zip(axes, AXES, strict=True):
-        for one in drawn[:CURVES_MAX]:
+        for one in drawn:
             curves = list(one.rounds.values())
             rows, mean, low, high = mean_curve(curves, column)
             x = _abscissa(curves, abscissa, rows) * factor
@@ -259,8 +267,11 @@ def _curves(found: Found, drawn: Sequence[MethodResults], column: str, label: st
             ):  # nothing is read: as good at any number of bytes
                 ax.axhline(mean[-1], **_style(found, one), linewidth=1.0, alpha=0.6)
                 continue
-            ax.plot(x, mean, **_style(found, one), label=one.method, linewidth=1.4)
-            ax.fill_between(x, low, high, color=_style(found, one)["color"], alpha=0.2, linewidth=0)
+            keep = slice(int((x == 0).sum()), None) if abscissa == "bytes_per_peer" else slice(None)
+            ax.plot(x[keep], mean[keep], **_style(found, one), label=one.method, linewidth=1.4)
+            ax.fill_between(
+                x[keep], low[keep], high[keep], color=_style(found, one)["color"], alpha=0.2, linewidth=0
+            )
         ax.set_xlabel(x_label)
         if column in LOGARITHMIC:
             ax.set_yscale("log")
@@ -276,23 +287,27 @@ def _abscissa(curves: Sequence[dict[str, Any]], column: str, rows: Any) -> Any:
     return values.mean(axis=0)
 
 
-def _frontier(found: Found) -> Figure:
-    """Draw where methods end: final loss against all bytes, what is below and left of others is better."""
+def _frontier(found: Found) -> Figure | None:
+    """Draw where methods end: final loss minus local, paired, against all bytes; low and to the left is good."""
+    local = found.named("local")
+    if local is None:
+        return None
     figure, (ax,) = new_figure(8.5, 4.6)
     for one in found.methods:
-        loss, spent = one.outcome("final_loss"), one.outcome("bytes_per_peer", 1e-6)
-        if loss.mean is None or spent.mean is None:
+        gained = paired(one, local, lambda run: run["final_loss"])
+        spent = one.outcome("bytes_per_peer", 1e-6)
+        if gained.mean is None or spent.mean is None:
             continue
         style = _style(found, one)
         if spent.mean == 0.0:
-            ax.axhline(loss.mean, **style, label=one.method, linewidth=1.0)
+            ax.axhline(gained.mean, **style, label=one.method, linewidth=1.0)
         else:
             ax.errorbar(
-                spent.mean, loss.mean, loss.half or 0.0, fmt="o", color=style["color"], label=one.method
+                spent.mean, gained.mean, gained.half or 0.0, fmt="o", color=style["color"], label=one.method
             )
     ax.set_xscale("log")
     ax.set_xlabel("MB read per peer, merge included")
-    ax.set_ylabel("final held-out loss (nats)")
+    ax.set_ylabel("final held-out loss minus local (nats)")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
