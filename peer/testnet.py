@@ -346,7 +346,8 @@ def consensus_distance(adapters: Sequence[Path]) -> float:
     from gossip.adapter import AdapterState
 
     vectors = [
-        AdapterState.from_tensors(load_file(path / "adapter_model.safetensors")).flat.double() for path in adapters
+        AdapterState.from_tensors(load_file(next(path.glob("*model.safetensors")))).flat.double()
+        for path in adapters
     ]
     mean = torch.stack(vectors).mean(dim=0)
     squares = [float((vector - mean).square().sum()) for vector in vectors]

@@ -153,6 +153,13 @@ def rounds() -> Iterator[Row]:
     yield from bench_rounds.rows()
 
 
+def methods() -> Iterator[Row]:
+    """A round of every kind of method beside the local steps of the default demo; see bench_methods.py."""
+    import bench_methods
+
+    yield from bench_methods.rows()
+
+
 def memory() -> Iterator[Row]:
     """Private memory of a local peer with SmolLM2-135M, before its first step, while a second one runs beside it."""
     import bench_memory
@@ -182,10 +189,11 @@ SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
     "transport": transport,
     "topology": topology,
     "rounds": rounds,
+    "methods": methods,
     "memory": memory,
     "learning": learning,
 }
-SLOW = {"topology", "memory", "learning"}
+SLOW = {"topology", "methods", "memory", "learning"}
 
 
 def machine() -> dict[str, Any]:

@@ -23,7 +23,6 @@ from rich.table import Table
 
 from gossip.errors import LocalError
 from peer.journal import megabytes
-from peer.settings import load_line_of
 from peer.testnet import PeerView, TestnetConfig, run_testnet
 
 app = App(name="testnet.py", help=__doc__, default_parameter=Parameter(show_env_var=False))
@@ -162,7 +161,7 @@ def print_summary(summary: dict[str, Any], views: dict[str, list[PeerView]]) -> 
         )
     first = views["gossip"][0]
     console.print("an adapter loads in plain peft with", soft_wrap=True)
-    console.print(f"    {load_line_of(first.home / 'adapter')}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"    {first.last['finished']['load']}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.default
