@@ -10,7 +10,6 @@ baselines local, centralized and fedavg always run. Every method's learning rate
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 from cyclopts import App, Parameter
 
-from gossip.errors import LocalError
 from peer.comparison import Comparison, read_comparison
+from peer.long_command import exit_code_of, note
 
 app = App(
     name="compare.py",
@@ -100,24 +99,9 @@ def _compare(comparison: Comparison, out: Path, jobs: int) -> None:
         note(f"learning rate {rate:g}: {method}")
 
 
-def note(text: str) -> None:
-    """Say something that is not the result."""
-    print(text, file=sys.stderr)
-
-
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; refusals are one line on stderr and the exit code of docs/exit-codes.md."""
-    try:
-        app(words)
-    except LocalError as error:
-        note(f"error: {error}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        note("stopped; runs that are finished are kept, the same command goes on with the others")
-        return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    """Run one command and return its exit code."""
+    return exit_code_of(app, words)
 
 
 if __name__ == "__main__":

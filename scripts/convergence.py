@@ -12,7 +12,6 @@ A sweep's TOML file holds the fields of a cell (peer/experiments.py); every one 
 from __future__ import annotations
 
 import json as json_text
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 from cyclopts import App, Parameter
 
-from gossip.errors import LocalError
 from peer.experiments import Cell, product, read_grid
+from peer.long_command import exit_code_of, note
 
 app = App(
     name="convergence.py",
@@ -195,24 +194,9 @@ def _sweep(cells: Sequence[Cell], out: Path, engine: str, workers: int, spec: di
         run_sweep(cells, out, engine=engine, workers=workers, spec=spec, on_cell=on_cell)
 
 
-def note(text: str) -> None:
-    """Say something that is not the result."""
-    print(text, file=sys.stderr)
-
-
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; refusals are one line on stderr and the exit code of docs/exit-codes.md."""
-    try:
-        app(words)
-    except LocalError as error:
-        note(f"error: {error}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        note("stopped; cells that are finished are kept, the same command goes on with the others")
-        return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    """Run one command and return its exit code."""
+    return exit_code_of(app, words)
 
 
 if __name__ == "__main__":
