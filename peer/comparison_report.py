@@ -44,6 +44,9 @@ class Table(NamedTuple):
     rows: Rows
 
 
+MARKERS = ("o", "s", "^")
+"""For points what ``STYLES`` are for lines, where the ten colors come again."""
+
 SHOWN: tuple[tuple[str, str, float], ...] = (
     ("final_loss", "loss", 1.0),
     ("final_worst", "worst peer", 1.0),
@@ -303,7 +306,12 @@ def _frontier(found: Found) -> Figure | None:
             ax.axhline(gained.mean, **style, label=one.method, linewidth=1.0)
         else:
             ax.errorbar(
-                spent.mean, gained.mean, gained.half or 0.0, fmt="o", color=style["color"], label=one.method
+                spent.mean,
+                gained.mean,
+                gained.half or 0.0,
+                fmt=MARKERS[STYLES.index(style["linestyle"])],
+                color=style["color"],
+                label=one.method,
             )
     ax.set_xscale("log")
     ax.set_xlabel("MB read per peer, merge included")
