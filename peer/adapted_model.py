@@ -88,7 +88,7 @@ class AdaptedModel:
         self.parameters = {name: found[name] for name in sorted(found)}
         self.spec = AdapterSpec.of(self.parameters)
         self.initial = self.state()
-        self.export: Export = adapter_kinds.export(self.module, self.source)
+        self.export: Export = adapter_kinds.export(self.module, self.source, config.labels)
         stored = str(next(base.parameters()).dtype).removeprefix("torch.")
         self.manifest: Mapping[str, str] = {
             "base_digest": models.model_digest(self.source.folder),

@@ -14,7 +14,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from gossip.errors import LocalError
 from gossip.wire import PAYLOAD_BYTES_MAX
 from peer import core_adapter, tasks
 from peer.config import PeerConfig
-from peer.frames import Export
+from peer.frames import LABELS_FILE, Export
 from peer.models import ModelSource
 
 EMBEDDINGS = "prompt_embeddings"
@@ -169,19 +169,24 @@ def frozen_digest(model: Any) -> str:
 # -- what others load
 
 
-def export(model: Any, source: ModelSource) -> Export:
-    """Return how the values of ``model`` become a folder that peft, or transformers alone, loads."""
+def export(model: Any, source: ModelSource, labels: Sequence[str] = ()) -> Export:
+    """Return how the values of ``model`` become a folder that peft, or transformers alone, loads.
+
+    Args:
+        labels: of a classification, in the order of its head's outputs: adapter_config.json has no place for them.
+    """
+    told = {LABELS_FILE: json.dumps(list(labels), ensure_ascii=False)} if labels else {}
     if not isinstance(model, PeftModel):
         kept = [
             str(file)
             for file in sorted(source.folder.iterdir())
             if file.suffix in COPIED and file.name != "config.json" and not file.name.endswith(".index.json")
         ]
-        return Export("model.safetensors", {"config.json": _model_config(model, source)}, tuple(kept))
+        return Export("model.safetensors", {"config.json": _model_config(model, source), **told}, tuple(kept))
     frozen = _frozen_factors(model)
     return Export(
         "adapter_model.safetensors",
-        {"adapter_config.json": _adapter_config(model.active_peft_config, source)},
+        {"adapter_config.json": _adapter_config(model.active_peft_config, source), **told},
         frozen=AdapterState.from_tensors(frozen) if frozen else None,
     )
 

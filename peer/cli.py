@@ -105,14 +105,26 @@ def evaluate(
     data: Annotated[tuple[Path, ...], Parameter(help="Text files to measure on, all of their rows.")],
     max_length: Annotated[int, Parameter(help="Tokens per sequence.")] = 64,
 ) -> None:
-    """Measure an adapter's loss on your files, next to the base model's."""
-    from peer.inference import losses
+    """Measure an adapter's loss on your files next to the base model's; how many labels are right, if it gives labels.
 
-    row = "{:40} {:>8} {:>8}"
-    for number, (path, base_loss, adapter_loss) in enumerate(losses(adapter, data, max_length)):
+    The base model knows no labels. What compares is always naming the commonest label of the file.
+    """
+    from peer.inference import measure
+
+    for number, found in enumerate(measure(adapter, data, max_length)):
+        if found.accuracy is None:
+            unit, columns = "nats per token", {"base": f"{found.base:.3f}", "adapter": f"{found.loss:.3f}"}
+        else:
+            unit = "nats per text; commonest: accuracy of always naming the commonest label"
+            columns = {"loss": f"{found.loss:.3f}", "accuracy": f"{found.accuracy:.1%}"}
+            columns["commonest"] = f"{found.commonest:.1%}"
         if number == 0:
-            print(row.format("file", "base", "adapter"), "  (nats per token)")
-        print(row.format(str(path), f"{base_loss:.3f}", f"{adapter_loss:.3f}"))
+            print(_row("file", *columns), f"  ({unit})")
+        print(_row(str(found.file), *columns.values()))
+
+
+def _row(file: str, *columns: str) -> str:
+    return " ".join([f"{file:40}", *(f"{column:>9}" for column in columns)])
 
 
 @app.command

@@ -21,7 +21,6 @@ from peer.comparison import Trial
 from peer.comparison_method import BASELINES
 from peer.comparison_record import Moment, Record, TrialResult, average, mean_adapter
 from peer.comparison_setting import Setting, make_setting
-from peer.data import BatchSampler
 from peer.experiment_learning import one_thread
 from peer.settings import node_settings, written_names
 from peer.training import LocalTrainer
@@ -165,33 +164,18 @@ def _centralized(trial: Trial, setting: Setting, record: Record) -> None:
         record.add(Moment(round, dict.fromkeys(setting.names, state), 0.0, seconds, made.loss))
 
 
-class _EveryPeer:
-    """Draws a batch of every peer from their sequences laid one after another."""
-
-    def __init__(self, samplers: Sequence[BatchSampler]) -> None:
-        self._samplers = samplers
-
-    def draw(self) -> list[int]:
-        drawn, start = [], 0
-        for sampler in self._samplers:
-            drawn += [start + index for index in sampler.draw()]
-            start += sampler.count
-        return drawn
-
-
 def _pooled(setting: Setting) -> LocalTrainer:
-    """Return a trainer with everybody's training sequences, of which each step takes a batch of every peer.
+    """Return a trainer whose every step takes a batch of every peer's training sequences.
 
     Drawing from all sequences alike would favor peers with much text, whom neither gossip nor what is measured favors.
     """
     peers = [setting.trainers[name] for name in setting.names]
     size = setting.config.batch_size * len(peers)
-    pooled = LocalTrainer(
-        dataclasses.replace(setting.config, data=setting.layout.train, batch_size=size), setting.model
+    return LocalTrainer(
+        dataclasses.replace(setting.config, data=setting.layout.train, batch_size=size),
+        setting.model,
+        draw=lambda: [tokens for peer in peers for tokens in peer.draw_batch()],
     )
-    pooled._train = [tokens for peer in peers for tokens in peer._train]
-    pooled._sampler = _EveryPeer([peer._sampler for peer in peers])  # type: ignore[assignment] - draws as one does
-    return pooled
 
 
 REGIMES: dict[str, Callable[[Trial, Setting, Record], None]] = {

@@ -24,6 +24,9 @@ HEADER_BYTES_MAX = 16 << 20
 PREFIX_BYTES = 4
 """Length of the header's length."""
 
+LABELS_FILE = "labels.json"
+"""Beside an exported classification: its labels, a list in the order of the head's outputs."""
+
 Progress = Callable[[str, float | None], None]
 """Called with (stage, done): stage is "download", "convert", ...; done is 0 to 1, or None where not known."""
 
@@ -97,7 +100,8 @@ class Export:
 
     Attributes:
         weights: name of the file of tensors.
-        files: the other files that are written, name to text; they never change in a run.
+        files: the other files that are written, name to text; they never change in a run. Of a classification, its
+            labels are among them, as a list in ``LABELS_FILE``.
         copies: paths of the base model's files that go along as they are (a tokenizer); empty for adapters.
         frozen: factors that all peers share and that never travel, under their exported names; None without any.
     """
@@ -114,22 +118,20 @@ class Ready:
 
     Attributes:
         initial: the seeded adapter that every peer of the run starts from (also after a resume).
-        adapter_config_json: adapter_config.json of the exported adapter, for ``PeftModel.from_pretrained``; empty if
-            what is exported is a whole model.
         manifest: base_digest, base_dtype, tokenizer_digest, adapter_digest (of the seeded values),
             adapter_spec, adapter_frozen (of what peers draw alike and do not send): what must be equal among peers
             for mixing to make sense.
         model_name: how to name the base model to a human.
         device: "cpu", "cuda" or "mps".
         data_report: the rows read, the bad ones, one rendered sample: text to print.
-        rows, rows_held_out, sequences: sizes of this peer's shard (sequences: training ones).
+        rows, rows_held_out, sequences: this peer's shard: rows to learn from, rows held out, sequences to learn
+            from.
         base_parameters: parameters of the frozen base.
         seconds: from the start of the process until now.
-        export: how the adapter is written for others to load; None only where nothing is exported (stand-ins).
+        export: how the adapter is written for others to load.
     """
 
     initial: AdapterState
-    adapter_config_json: str
     manifest: Mapping[str, str]
     model_name: str
     device: str
@@ -139,7 +141,7 @@ class Ready:
     sequences: int
     base_parameters: int
     seconds: float
-    export: Export | None = None
+    export: Export
 
 
 def encode(header: Mapping[str, Any], payload_bytes: int = 0) -> bytes:

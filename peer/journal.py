@@ -87,7 +87,7 @@ def _ready(e: dict[str, Any]) -> str:
         f"base model {e['model']} ({e['dtype']}, {e['base_parameters'] / 1e6:.1f} M parameters, on {e['device']}), "
         f"{e['adapter']} adapter of {e['adapter_values']:,} values\n"
         f"{e['data_report']}\n"
-        f"{e['rows']} rows: {e['rows'] - e['rows_held_out']} to learn from ({e['sequences']} sequences), "
+        f"{e['rows'] + e['rows_held_out']} rows: {e['rows']} to learn from ({e['sequences']} sequences), "
         f"{e['rows_held_out']} held out"
     )
 
@@ -116,7 +116,10 @@ def _round(e: dict[str, Any]) -> str:
 
 def _eval(e: dict[str, Any]) -> str:
     whole = f", over all files {_loss(e['all'])}" if e["all"] is not None else ""
-    return f"after round {e['round']}: held-out loss {_loss(e['own'])}{whole}"
+    right = f"; right labels {e['accuracy']:.1%}" if e["accuracy"] is not None else ""
+    if right and e["accuracy_all"] is not None:
+        right += f", over all files {e['accuracy_all']:.1%}"
+    return f"after round {e['round']}: held-out loss {_loss(e['own'])}{whole}{right}"
 
 
 def _loss(value: float | None) -> str:

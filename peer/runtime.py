@@ -204,7 +204,6 @@ class Peer:
     async def _take_part(self, factory: TransportFactory, ready: Ready, manifest: RunManifest) -> None:
         config = self._config
         self._manifest = manifest
-        assert ready.export is not None
         self._export = ready.export
         self._membership = Membership(manifest, self._name, self._post, self._note, self._traffic)
         self._publisher = Publisher(manifest.fingerprint, self._traffic)
@@ -359,7 +358,13 @@ class Peer:
         assert self._trainer
         result = await self._trainer.evaluate(self._node.state)
         self._journal.emit(
-            "eval", round=round, own=result.own, all=result.all, per_file=dict(result.per_file)
+            "eval",
+            round=round,
+            own=result.own,
+            all=result.all,
+            per_file=dict(result.per_file),
+            accuracy=result.accuracy,
+            accuracy_all=result.accuracy_all,
         )
 
     async def _personalize(self) -> None:

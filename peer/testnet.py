@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -72,6 +72,16 @@ class TestnetConfig:
             raise LocalError(f"--compare knows local, central and none, not {', '.join(sorted(unknown))}")
 
 
+class Evaluation(NamedTuple):
+    """What a peer measured after ``round`` rounds: held-out losses, nats, and shares of right labels, if there are."""
+
+    round: int
+    own: float
+    all: float
+    accuracy: float | None
+    accuracy_all: float | None
+
+
 @dataclass(slots=True)
 class PeerView:
     """What one process has told so far."""
@@ -83,14 +93,19 @@ class PeerView:
     peer_id: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
     last: dict[str, dict[str, Any]] = field(default_factory=dict)
-    evals: list[tuple[int, float, float]] = field(default_factory=list)  # round, own, all
+    evals: list[Evaluation] = field(default_factory=list)
     exit_code: int | None = None
 
     def take(self, event: dict[str, Any]) -> None:
         """Note one event of the process."""
         self.last[event["event"]] = event
         if event["event"] == "eval":
-            self.evals.append((event["round"], event["own"], self._over_all(event)))
+            accuracy, accuracy_all = event["accuracy"], event["accuracy_all"]
+            if accuracy_all is None:  # there is no shard but our own
+                accuracy_all = accuracy
+            self.evals.append(
+                Evaluation(event["round"], event["own"], self._over_all(event), accuracy, accuracy_all)
+            )
 
     def _over_all(self, event: Mapping[str, Any]) -> float:
         """Mean of the token means of all shards; the central peer holds them all, so its own is none of them."""
@@ -303,37 +318,49 @@ def run_testnet(config: TestnetConfig, watch: Watch) -> tuple[dict[str, Any], di
 
 
 def summarize(config: TestnetConfig, views: Mapping[str, Sequence[PeerView]], wall_s: float) -> dict[str, Any]:
-    """Return the content of ``summary.json``; losses are held-out token means in nats, over all shards."""
+    """Return the content of ``summary.json``: held-out means over all shards; losses in nats a token or labeled text,
+    accuracies null where nothing is classified."""
     gossip = views["gossip"]
     finals = [view.evals[-1] for view in gossip]
 
-    def mean_final(regime: str) -> float | None:
-        regime_views = views.get(regime)
-        return _mean([view.evals[-1][2] for view in regime_views]) if regime_views else None
+    def finals_of(regime: str, measured: str) -> list[float]:
+        found = [getattr(view.evals[-1], measured) for view in views.get(regime, ())]
+        return [value for value in found if value is not None]
+
+    def mean_final(regime: str, measured: str = "all") -> float | None:
+        found = finals_of(regime, measured)
+        return _mean(found) if found else None
 
     return {
         "config": {**{name: _plain(getattr(config, name)) for name in config.__slots__}, "cpus": os.cpu_count()},
         "wall_s": round(wall_s, 1),
-        "base_loss": gossip[0].evals[0][2],
+        "base_loss": gossip[0].evals[0].all,
         "local_loss": mean_final("local"),
         "central_loss": mean_final("central"),
-        "gossip_loss_mean": _mean([over_all for _, _, over_all in finals]),
-        "gossip_loss_worst": max(over_all for _, _, over_all in finals),
+        "gossip_loss_mean": mean_final("gossip"),
+        "gossip_loss_worst": max(final.all for final in finals),
+        "base_accuracy": gossip[0].evals[0].accuracy_all,
+        "local_accuracy": mean_final("local", "accuracy_all"),
+        "central_accuracy": mean_final("central", "accuracy_all"),
+        "gossip_accuracy_mean": mean_final("gossip", "accuracy_all"),
+        "gossip_accuracy_worst": min(finals_of("gossip", "accuracy_all"), default=None),
         "consensus_distance": consensus_distance([view.home / "adapter" for view in gossip]),
         "peers": [
             {
                 "name": view.name,
                 "peer_id": view.peer_id,
                 "rounds": view.last["round"]["round"] + 1,
-                "loss_own": own,
-                "loss_all": over_all,
+                "loss_own": final.own,
+                "loss_all": final.all,
+                "accuracy_own": final.accuracy,
+                "accuracy_all": final.accuracy_all,
                 **{
                     name: view.last["round"][name]
                     for name in ("bytes_in", "bytes_out", "fetches_ok", "fetches_failed")
                 },
                 "adapter": str((view.home / "adapter").resolve()),
             }
-            for view, (_, own, over_all) in zip(gossip, finals, strict=True)
+            for view, final in zip(gossip, finals, strict=True)
         ],
     }
 

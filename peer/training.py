@@ -33,6 +33,10 @@ NON_FINITE_MAX = 3
 batch."""
 
 
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter, as torch calls it."""
+
+
 class Diverged(LocalError):
     """The loss is not a number any more; more steps would not bring it back."""
 
@@ -49,6 +53,8 @@ class LocalTrainer:
         model: the model to train on; without one, its own is built from ``config``.
         progress: told of stages while a model is built.
         cache: where models are made; default ``models.cache_folder()``.
+        draw: gives the sequences of each step (``draw_batch`` of other trainers, say), in place of our own; ``save``
+            then keeps nothing of where it is.
 
     Attributes:
         model: the model with the adapter.
@@ -68,6 +74,7 @@ class LocalTrainer:
         model: AdaptedModel | None = None,
         progress: Progress | None = None,
         cache: Path | None = None,
+        draw: Callable[[], list[Tokens]] | None = None,
     ):
         self.config = config
         if not config.data:
@@ -86,6 +93,7 @@ class LocalTrainer:
         self._generators = dict(self.model.generators)
         self._pad = self._tokenizer.pad_token_id or 0
         self._sampler = BatchSampler(self.sequences, config.batch_size, config.seed)
+        self._draw = draw or self.draw_batch
         self._non_finite = 0
 
     def _tokenize(self, loaded: data.Loaded) -> None:
@@ -117,6 +125,10 @@ class LocalTrainer:
         sequences, _ = self._task.tokenize(rows, self._tokenizer, self.config)
         return sequences[: self.config.eval_blocks_max]
 
+    def draw_batch(self) -> list[Tokens]:
+        """Return ``batch_size`` of our own training sequences, the next in order, and move on."""
+        return [self._train[index] for index in self._sampler.draw()]
+
     def train(
         self,
         state: AdapterState,
@@ -144,7 +156,7 @@ class LocalTrainer:
         with self._own_generators(), self._only(part) as trained:
             shift = _Shift(trained, state, drift, self.config.proximal)
             for step in range(1, self.config.local_steps + 1):
-                batch, targets = self._batch([self._train[index] for index in self._sampler.draw()])
+                batch, targets = self._batch(self._draw())
                 value, taken = self._step(batch, shift)
                 if taken:
                     loss_sum, tokens = loss_sum + value * targets, tokens + targets
@@ -258,7 +270,7 @@ class LocalTrainer:
         """Continue where ``save`` was called; on a CPU the next steps are then the same to the bit.
 
         Raises:
-            LocalError: no such file, not one of ours, or made with another adapter or other data.
+            LocalError: no such file, not ours, made with another adapter or other data, or by an earlier version.
         """
         try:
             with safe_open(path, framework="pt") as opened:
@@ -272,6 +284,7 @@ class LocalTrainer:
             raise LocalError(
                 f"cannot resume from {path}: its adapter has other tensors (rank, modules, layers)"
             )
+        self._check_moments(path, tensors)
         self._sampler.restore(written["sampler"])
         self._non_finite = written["non_finite"]
         for device in self._generators:
@@ -283,6 +296,16 @@ class LocalTrainer:
                     "exp_avg": tensors[f"optimizer.exp_avg.{name}"].to(parameter.device),
                     "exp_avg_sq": tensors[f"optimizer.exp_avg_sq.{name}"].to(parameter.device),
                 }
+
+    def _check_moments(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Refuse moments of no parameter of ours: left out silently, training would go on as if it had just begun."""
+        known = {f"optimizer.{moment}.{name}" for moment in MOMENTS for name in self._parameters}
+        strange = sorted(name for name in tensors if name.startswith("optimizer.") and name not in known)
+        if strange:
+            raise LocalError(
+                f"cannot resume from {path}: made by an earlier version ({len(strange)} tensors such as {strange[0]} "
+                "belong to no tensor of the adapter). Start anew with another --home, or go on with that version."
+            )
 
     def _batch(self, sequences: Sequence[Tokens]) -> tuple[dict[str, torch.Tensor], int]:
         """Return model inputs on the device, and how many targets are predicted."""

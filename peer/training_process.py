@@ -85,7 +85,6 @@ class Server:
         ready = {
             "kind": "ready",
             "entries": trainer.spec.entries,
-            "adapter_config_json": export.files.get("adapter_config.json", ""),
             "export": {
                 "weights": export.weights,
                 "files": export.files,

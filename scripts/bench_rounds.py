@@ -81,7 +81,7 @@ async def start_idle(
     }
     adapter_config = json.dumps({"base_model_name_or_path": "none"})
     export = Export("adapter_model.safetensors", {"adapter_config.json": adapter_config})
-    ready = Ready(initial, adapter_config, manifest, "none", "cpu", "no data", 0, 0, 0, 0, 0.0, export)
+    ready = Ready(initial, manifest, "none", "cpu", "no data", 0, 0, 0, 0, 0.0, export)
     return IdleTrainer(), ready
 
 

@@ -60,31 +60,40 @@ class Screen:
                 f"read {len(event['mixed'])} in {megabytes(event['bytes_in'])}"
             )
         elif event["event"] == "eval":
+            found = view.evals[-1]
+            right = ""
+            if found.accuracy is not None:
+                right = f"; right labels own {found.accuracy:.1%}, over all {found.accuracy_all:.1%}"
             console.print(
                 f"{view.regime:8} {view.name:12} after round {event['round']}: held-out loss "
-                f"own {view.evals[-1][1]:.3f}, over all {view.evals[-1][2]:.3f}"
+                f"own {found.own:.3f}, over all {found.all:.3f}{right}"
             )
 
     def table(self, regime: str) -> Table:
         """Return the table of one regime's peers."""
         table = Table(title=f"{regime} learning", title_justify="left")
-        for column in ("peer", "doing", "round", "step", "loss own", "loss all", "read from", "in", "out", "age"):
+        shown = {key: view for key, view in self._views.items() if key[0] == regime}
+        labels = any(view.evals and view.evals[-1].accuracy is not None for view in shown.values())
+        losses = ("loss own", "loss all", *(("right own", "right all") if labels else ()))
+        for column in ("peer", "doing", "round", "step", *losses, "read from", "in", "out", "age"):
             table.add_column(column, justify="left" if column in ("peer", "doing", "read from") else "right")
-        for key, view in self._views.items():
-            if key[0] == regime:
-                table.add_row(*self._row(key, view))
+        for key, view in shown.items():
+            table.add_row(*self._row(key, view, labels))
         return table
 
-    def _row(self, key: tuple[str, str], view: PeerView) -> list[str]:
+    def _row(self, key: tuple[str, str], view: PeerView, labels: bool) -> list[str]:
+        """Return the cells of one peer; with those of right labels, if ``labels`` are what is learned."""
         done, step = view.last.get("round"), view.last.get("step")
-        own, over_all = view.evals[-1][1:] if view.evals else (None, None)
+        found = view.evals[-1] if view.evals else None
+        right = (found.accuracy, found.accuracy_all) if found else (None, None)
         return [
             view.name,
             self._stages.get(key, "start"),
             f"{done['round'] + 1}/{done['rounds']}" if done else "",
             f"{step['step']}/{step['steps']}" if step else "",
-            "" if own is None else f"{own:.3f}",
-            "" if over_all is None else f"{over_all:.3f}",
+            f"{found.own:.3f}" if found else "",
+            f"{found.all:.3f}" if found else "",
+            *(("" if share is None else f"{share:.1%}" for share in right) if labels else ()),
             ", ".join(done["mixed"]) if done else "",
             megabytes(done["bytes_in"]) if done else "",
             megabytes(done["bytes_out"]) if done else "",
@@ -118,39 +127,47 @@ def plot(views: dict[str, list[PeerView]], summary: dict[str, Any], path: Path) 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for regime, regime_views in views.items():
         for view in regime_views:
-            axes.plot([e[0] for e in view.evals], [e[2] for e in view.evals], color=colors[regime], alpha=0.25, lw=1)
-        rounds = [e[0] for e in regime_views[0].evals]
-        mean = [sum(view.evals[i][2] for view in regime_views) / len(regime_views) for i in range(len(rounds))]
+            rounds, losses = [e.round for e in view.evals], [e.all for e in view.evals]
+            axes.plot(rounds, losses, color=colors[regime], alpha=0.25, lw=1)
+        rounds = [e.round for e in regime_views[0].evals]
+        mean = [sum(view.evals[i].all for view in regime_views) / len(regime_views) for i in range(len(rounds))]
         label = f"{regime}: {mean[-1]:.3f}" + (" (mean of peers)" if len(regime_views) > 1 else "")
         axes.plot(rounds, mean, "o-", color=colors[regime], label=label, ms=4)
     axes.axhline(summary["base_loss"], color="gray", ls=":", label=f"base model: {summary['base_loss']:.3f}")
     axes.set_xlabel("round")
-    axes.set_ylabel("held-out loss over all shards (nats per token)")
+    axes.set_ylabel(f"held-out loss over all shards (nats per {_target(summary)})")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
+def _target(summary: dict[str, Any]) -> str:
+    """Return what a loss is measured per."""
+    return "token" if summary["base_accuracy"] is None else "text"
+
+
 def print_summary(summary: dict[str, Any], views: dict[str, list[PeerView]]) -> None:
     """Print the final table and where everything is."""
-    table = Table(title="held-out loss over all shards, nats per token", title_justify="left")
-    for column in ("", "loss", "gain over base", "share of central"):
+    title = f"held-out loss over all shards, nats per {_target(summary)}"
+    labels = summary["base_accuracy"] is not None
+    table = Table(title=title, title_justify="left")
+    for column in ("", "loss", "gain over base", "share of central", *(("right labels",) if labels else ())):
         table.add_column(column, justify="right" if column else "left")
     base, central = summary["base_loss"], summary["central_loss"]
     rows = (
-        ("base model", base),
-        ("local only", summary["local_loss"]),
-        ("gossip, mean of peers", summary["gossip_loss_mean"]),
-        ("gossip, worst peer", summary["gossip_loss_worst"]),
-        ("centralized", central),
+        ("base model, random head" if labels else "base model", base, summary["base_accuracy"]),
+        ("local only", summary["local_loss"], summary["local_accuracy"]),
+        ("gossip, mean of peers", summary["gossip_loss_mean"], summary["gossip_accuracy_mean"]),
+        ("gossip, worst peer", summary["gossip_loss_worst"], summary["gossip_accuracy_worst"]),
+        ("centralized", central, summary["central_accuracy"]),
     )
-    for name, loss in rows:
+    for name, loss, accuracy in rows:
         if loss is None:
             continue
         gain = base - loss
         share = f"{gain / (base - central):.0%}" if central is not None and base > central else ""
-        table.add_row(name, f"{loss:.3f}", f"{gain:.3f}", share)
+        table.add_row(name, f"{loss:.3f}", f"{gain:.3f}", share, *([f"{accuracy:.1%}"] if labels else []))
     console.print(table)
     console.print(f"peers differ by {summary['consensus_distance']:.2%} of their adapters' norm")
     for peer in summary["peers"]:

@@ -24,8 +24,8 @@ from peer.cli import main
 from peer.config import ADAPTER_KINDS, UNMIXABLE, PeerConfig
 from peer.core_adapter import export_tensors
 from peer.frames import Ready
-from peer.inference import load_adapter, losses
-from peer.settings import manifest_of
+from peer.inference import load_adapter, measure
+from peer.settings import manifest_of, methods_of
 from peer.training import LocalTrainer
 
 Quick = Callable[..., PeerConfig]
@@ -133,10 +133,10 @@ def test_the_exported_folder_can_be_measured_and_talked_to(
     state = trainer.train(trainer.train(trainer.initial).state).state
     folder = export(trainer, state, tmp_path / "adapter")
     files = [languages["german"]]
-    ((_, base, learned),) = losses(folder, files, 64)
-    ((_, again, untrained),) = losses(export(trainer, trainer.initial, tmp_path / "initial"), files, 64)
-    assert base == again
-    assert learned < untrained - 0.005
+    (learned,) = measure(folder, files, 64)
+    (untrained,) = measure(export(trainer, trainer.initial, tmp_path / "initial"), files, 64)
+    assert learned.base == untrained.base
+    assert learned.loss < untrained.loss - 0.005
     model, tokenizer = load_adapter(folder)
     ids = tokenizer("the old sailor", return_tensors="pt")["input_ids"]
     said = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4)
@@ -201,11 +201,11 @@ def test_a_whole_model_trains_in_float32_counts_tied_weights_once_and_stays_smal
 
 def test_the_manifest_tells_apart_what_differs(quick: Quick) -> None:
     trainer = LocalTrainer(quick())
-    ready = Ready(trainer.initial, "{}", trainer.manifest, "tiny", "cpu", "", 1, 1, 1, 1, 0.0)
+    ready = Ready(trainer.initial, trainer.manifest, "tiny", "cpu", "", 1, 1, 1, 1, 0.0, trainer.model.export)
     configs = [quick(), quick(adapter="oft"), quick(virtual_tokens=4), quick(oft_block_size=8)]
-    told = [manifest_of(config, ready).adapter for config in configs]
+    told = [manifest_of(config, ready, methods_of(config, trainer.spec)).adapter for config in configs]
     frozen = dataclasses.replace(ready, manifest={**ready.manifest, "adapter_frozen": "other"})
-    assert len({*told, manifest_of(quick(), frozen).adapter}) == len(told) + 1
+    assert len({*told, manifest_of(quick(), frozen, methods_of(quick(), trainer.spec)).adapter}) == len(told) + 1
 
 
 @pytest.mark.parametrize(

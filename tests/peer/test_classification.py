@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gossip.adapter import AdapterState
 from gossip.errors import LocalError
-from peer import data, tasks, tiny
+from peer import data, models, tasks, tiny
+from peer.cli import evaluate
 from peer.config import PeerConfig
+from peer.inference import Conversation, labels_of, load_adapter, measure
+from peer.journal import Journal
+from peer.testnet import PeerView, TestnetConfig, summarize
 from peer.training import LocalTrainer
 from peer.workloads import lay_out, parse_workload
 
@@ -197,6 +204,102 @@ def test_an_encoder_gets_its_own_modules_and_plain_peft_loads_what_it_learned(
     with torch.no_grad():
         ours, theirs = trainer._model(**batch).logits, loaded(**batch).logits
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+
+
+def exported(trainer: LocalTrainer, state: AdapterState, folder: Path) -> Path:
+    made = trainer.model.export
+    folder.mkdir()
+    for name, text in made.files.items():
+        (folder / name).write_text(text)
+    for path in made.copies:
+        shutil.copy(path, folder)
+    save_file(dict(state.tensors()), folder / made.weights, {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def half(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in bfloat16, as most models are."""
+    from transformers import AutoModelForCausalLM
+
+    folder, source = tmp_path_factory.mktemp("half"), models.resolve("tiny").folder
+    AutoModelForCausalLM.from_pretrained(source).to(torch.bfloat16).save_pretrained(folder)
+    for file in source.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "base"), [("lora", "tiny"), ("lora", "half"), ("lora", "encoder"), ("full", "tiny")])
+def test_an_exported_classification_says_its_labels_and_can_be_measured(
+    classify: Quick, shards: dict[str, Path], half: Path, encoder: Path, tmp_path: Path, kind: str, base: str
+) -> None:
+    model = {"half": str(half), "encoder": str(encoder)}.get(base, base)
+    trainer = LocalTrainer(classify(adapter=kind, model=model, local_steps=20))
+    state = trainer.train(trainer.initial).state
+    folder = exported(trainer, state, tmp_path / "adapter")
+    assert json.loads((folder / "labels.json").read_text()) == list(LABELS)
+    assert labels_of(folder) == LABELS
+    loaded, _ = load_adapter(folder)
+    assert loaded.config.id2label == dict(enumerate(LABELS))
+
+    both, statements = measure(folder, [shards["both"], shards["statement"]], 64)
+    sequences = [*trainer._train, *next(iter(trainer._shards.values()))]
+    assert len(sequences) == len(shards["both"].read_text().splitlines()), "all rows of the file"
+    trainer.evaluate(state)
+    expected = tasks.measure(trainer._task, trainer._model, sequences, 8, trainer._pad)
+    assert both.loss == pytest.approx(expected.loss / len(sequences), rel=1e-4)
+    assert both.accuracy == pytest.approx(expected.correct / len(sequences), abs=1e-9)
+    assert (both.base, both.commonest, statements.commonest) == (None, 0.5, 1.0)
+
+
+def test_what_gives_labels_does_not_chat_and_must_name_them(
+    classify: Quick, tmp_path: Path, shards: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = LocalTrainer(classify())
+    folder = exported(trainer, trainer.initial, tmp_path / "adapter")
+    told = r"label \(question, statement\) and cannot chat.*peer eval(.|\n)*num_labels=2"
+    with pytest.raises(LocalError, match=told):
+        Conversation(folder, 4)
+    evaluate(adapter=folder, data=(shards["question"],))
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["file", "loss", "accuracy", "commonest"]
+    assert row.split()[3] == "100.0%"
+    (folder / "labels.json").write_text('{"0": "question"}')
+    with pytest.raises(LocalError, match="no list of labels"):
+        next(measure(folder, [shards["both"]], 64))
+    (folder / "labels.json").write_text('["a", "b", "c"]')
+    with pytest.raises(LocalError, match="cannot load the adapter"):
+        load_adapter(folder)
+    (folder / "labels.json").unlink()
+    with pytest.raises(LocalError, match=r"no labels\.json to name them"):
+        Conversation(folder, 4)
+
+
+def test_accuracy_is_told_and_summed_up(tmp_path: Path) -> None:
+    event = {"event": "eval", "round": 3, "own": 0.5, "all": 0.25, "per_file": {"b": 0.0}}
+    text, labeled = {**event, "accuracy": None, "accuracy_all": None}, {**event, "accuracy": 1.0, "accuracy_all": 0.75}
+    out = io.StringIO()
+    journal = Journal(out=out)
+    for one in (text, labeled):
+        journal.emit(**one)
+    journal.close()
+    first, second = out.getvalue().splitlines()
+    assert first == "after round 3: held-out loss 0.500, over all files 0.250"
+    assert second == first + "; right labels 100.0%, over all files 75.0%"
+
+    view = PeerView("a", "gossip", tmp_path, shards=2)
+    traffic = dict.fromkeys(("round", "bytes_in", "bytes_out", "fetches_ok", "fetches_failed"), 0)
+    for told in ({**labeled, "accuracy_all": 0.25}, labeled, {"event": "round", **traffic}):
+        view.take(told)
+    (tmp_path / "adapter").mkdir()
+    save_file({"x": torch.ones(2)}, tmp_path / "adapter" / "adapter_model.safetensors")
+    summary = summarize(TestnetConfig(), {"gossip": [view]}, 0.0)
+    found = [summary[f"{name}_accuracy{end}"] for name, end in (("base", ""), ("gossip", "_mean"), ("local", ""))]
+    assert found == [0.25, 0.75, None]
+    assert summary["peers"][0]["accuracy_own"] == 1.0
+    view.evals.clear()
+    view.take(text)
+    assert summarize(TestnetConfig(), {"gossip": [view]}, 0.0)["gossip_accuracy_worst"] is None
 
 
 def test_what_a_base_cannot_do_is_explained(classify: Quick, quick: Quick, encoder: Path) -> None:

@@ -49,7 +49,7 @@ class Quadratic:
         base = json.dumps({"base_model_name_or_path": "none"})
         initial = AdapterState(SPEC, torch.zeros(4))
         export = Export("adapter_model.safetensors", {"adapter_config.json": base})
-        return self, Ready(initial, base, manifest, "none", "cpu", "none", 2, 1, 1, 0, 0.0, export)
+        return self, Ready(initial, manifest, "none", "cpu", "none", 2, 1, 1, 0, 0.0, export)
 
     async def train(
         self, state: AdapterState, round: int, save_to: Path, on_step: OnStep, part: str, drift: object

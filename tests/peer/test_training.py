@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gossip.adapter import AdapterState
@@ -100,6 +101,30 @@ def test_a_trainer_state_of_another_run_is_refused(
         LocalTrainer(quick()).load(tmp_path / "none")
     with pytest.raises(LocalError, match="cannot write"):
         LocalTrainer(quick()).save(tmp_path / "no folder" / "trainer.safetensors")
+
+
+def test_moments_that_fit_no_parameter_are_refused_and_not_left_out(quick: Quick, tmp_path: Path) -> None:
+    trainer = LocalTrainer(quick(local_steps=1))
+    trainer.train(trainer.initial)
+    trainer.save(tmp_path / "trainer.safetensors")
+    with safe_open(tmp_path / "trainer.safetensors", framework="pt") as opened:
+        tensors, told = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    renamed = {name.replace(".lora_A.weight", ".lora_A.default.weight"): one for name, one in tensors.items()}
+    save_file(renamed, tmp_path / "trainer.safetensors", told)
+    with pytest.raises(LocalError, match=r"earlier version .*lora_A\.default.* Start anew"):
+        trainer.load(tmp_path / "trainer.safetensors")
+
+
+def test_steps_can_draw_from_other_trainers(quick: Quick, languages: dict[str, Path]) -> None:
+    german, french = quick(local_steps=2), quick(local_steps=2, data=(languages["french"],))
+    own = LocalTrainer(german)
+    expected = own.train(own.initial).state
+    lender = LocalTrainer(german, own.model)
+    borrower = LocalTrainer(french, own.model, draw=lender.draw_batch)
+    assert borrower.train(own.initial).state.digest() == expected.digest()
+    peers = [LocalTrainer(german, own.model), LocalTrainer(french, own.model)]
+    pooled = LocalTrainer(german, own.model, draw=lambda: [one for peer in peers for one in peer.draw_batch()])
+    assert pooled.train(own.initial).sequences == 2 * sum(peer.config.batch_size for peer in peers)
 
 
 def test_losses_are_token_means_of_held_out_rows_of_each_file(
