@@ -1,7 +1,7 @@
 """The whole thing: real processes, real libp2p, a tiny language model, a death and a return.
 
-What a peer must be able to say afterwards: gossip beats learning alone by a margin, central training beats gossip, the
-killed peer came back and caught up, and its adapter loads in plain peft.
+What a peer must be able to say afterwards: gossip beats learning alone by a margin and comes near central training, all
+end with the same adapter, the killed peer came back and caught up, and the adapter loads in plain peft.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MEASURE = ("--eval-every", "20", "--eval-blocks-max", "64")
 
 
 @pytest.mark.timeout(400)
-def test_gossip_beats_alone_and_central_beats_gossip(
+def test_gossip_beats_alone_and_all_end_with_one_adapter_near_the_central_one(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Central training would take all cores, and its threads wait for one another where others want the cores too: with
@@ -67,15 +67,15 @@ def test_gossip_beats_alone_and_central_beats_gossip(
         print({name: value for name, value in summary.items() if name.endswith("_loss") or "gossip" in name}, end=" ")
     written = json.loads((config.out / "summary.json").read_text())
     assert written == summary
-    # Seen: 4.287, 3.315, 3.267 (worst 3.276), 3.217.
+    # Seen: 4.287, 3.315, 3.222, 3.217 (without the final merge 3.268, worst 3.279).
     assert summary["base_loss"] > summary["local_loss"] + 0.5
-    assert summary["local_loss"] > summary["gossip_loss_mean"] + 0.02
-    assert summary["gossip_loss_mean"] > summary["central_loss"] + 0.02
-    assert summary["gossip_loss_worst"] < summary["local_loss"]
-    assert 0 < summary["consensus_distance"] < 0.5
+    assert summary["local_loss"] > summary["gossip_loss_mean"] + 0.05
+    assert abs(summary["gossip_loss_mean"] - summary["central_loss"]) < 0.04
+    assert summary["gossip_loss_worst"] == pytest.approx(summary["gossip_loss_mean"], abs=1e-5)
+    assert summary["consensus_distance"] < 1e-9  # the final merge
     for peer in summary["peers"]:
-        assert peer["rounds"] == 6
-        assert peer["fetches_ok"] == 12
+        assert peer["rounds"] == 7
+        assert peer["fetches_ok"] == 14
         assert peer["fetches_failed"] == 0
         assert peer["bytes_in"] > 12 * 8_000
     assert_loads_in_plain_peft(Path(summary["peers"][0]["adapter"]))
