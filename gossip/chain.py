@@ -283,7 +283,13 @@ class Chain:
         self, others: list[Contribution], round: int, age: int
     ) -> tuple[Contribution, list[Contribution], list[guards.Objection]]:
         own = Contribution(self._me, self._own, 1.0, age, round)
-        passed, objections = guards.apply_all(own, others, self._norm_cap)
+        alike = [part for part in others if part.state.spec == self._own.spec]
+        passed, objections = guards.apply_all(own, alike, self._norm_cap)
+        if len(alike) < len(others):  # decoded in a layout of this run, hence of another rank
+            others = [part for part in others if part.state.spec != self._own.spec]
+            more, found = guards.of_another_rank(own, others, self._norm_cap)
+            passed = sorted((*passed, *more), key=lambda part: part.sender)
+            objections = [*objections, *found]
         return own._replace(weight=1.0 - sum(part.weight for part in passed)), passed, objections
 
     def _outcome(

@@ -74,6 +74,18 @@ def apply_all(own: Contribution, others: Sequence[Contribution], norm_cap: float
     return passed, objections
 
 
+def of_another_rank(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:
+    """Drop adapters of another LoRA rank that are not finite, or whose factors are too large to lie within the cap.
+
+    No distance is known between factors of different shapes: what is within the cap of ours has at most (1 + cap) times
+    our norm.
+    """
+    passed, objections = finite(own, others, norm_cap)
+    largest = (1.0 + norm_cap) * (float(torch.linalg.vector_norm(own.state.flat)) or 1.0)
+    kept, found = _keep(passed, lambda part: float(torch.linalg.vector_norm(part.state.flat)) <= largest, "norm")
+    return kept, [*objections, *found]
+
+
 def _keep(others: Sequence[Contribution], test: Callable[[Contribution], bool], reason: str) -> Guarded:
     verdicts = [(part, test(part)) for part in others]
     objections = [Objection(part.sender, reason, is_fault=True) for part, good in verdicts if not good]

@@ -1,0 +1,84 @@
+"""Peers whose LoRA ranks differ: the real nodes mix products, each keeps its own rank."""
+
+import random
+
+import torch
+
+from gossip.adapter import AdapterSpec, AdapterState
+from gossip.events import Train
+from gossip.messages import Parcel
+from gossip.methods import Names
+from gossip.node import GossipNode
+from gossip.node_settings import NodeSettings
+from gossip.products import product_distance
+from gossip.simulation import LocalSteps, Simulation
+from topology.links import parse_topology
+
+OUT, IN = 6, 8
+RANKS = {"a": 2, "b": 3, "c": 4}
+
+
+def layout(rank: int) -> AdapterSpec:
+    return AdapterSpec((("m.lora_A.weight", (rank, IN)), ("m.lora_B.weight", (OUT, rank))))
+
+
+def drawn(rank: int, seed: int) -> AdapterState:
+    spec = layout(rank)
+    return AdapterState(spec, torch.randn(spec.size, generator=torch.Generator().manual_seed(seed)))
+
+
+def network(rounds: int, merge: str) -> Simulation:
+    settings = NodeSettings(
+        topology=parse_topology("complete", seed=0),
+        names=Names(factors="tsvd", merge=merge),
+        rounds=rounds,
+        collect_s=60.0,
+        norm_cap=100.0,
+    )
+    nodes = {
+        name: GossipNode(name, drawn(rank, place), settings, random.Random(place), tuple(RANKS))
+        for place, (name, rank) in enumerate(RANKS.items())
+    }
+
+    def rest(name: str, action: Train) -> LocalSteps:
+        return LocalSteps(action.state, 1, 0.0, 1.0)
+
+    return Simulation(nodes, rest)
+
+
+def test_each_gets_the_best_of_its_own_rank_of_the_mean_product() -> None:
+    states = [drawn(rank, place) for place, rank in enumerate(RANKS.values())]
+    factors = [(s.flat[: r * IN].view(r, IN), s.flat[r * IN :].view(OUT, r)) for s, r in zip(states, RANKS.values())]
+    mean = sum(b @ a for a, b in factors) / 3
+    left, values, right = torch.linalg.svd(mean)
+    simulation = network(rounds=1, merge="none")
+    simulation.run()
+    assert simulation.penalties == []
+    for name, rank in RANKS.items():
+        state = simulation.node(name).state
+        assert state.spec == layout(rank)
+        product = state.flat[rank * IN :].view(OUT, rank) @ state.flat[: rank * IN].view(rank, IN)
+        best = left[:, :rank] @ torch.diag(values[:rank]) @ right[:rank]
+        torch.testing.assert_close(product, best, atol=1e-4, rtol=1e-4)
+
+
+def test_after_the_merge_equal_ranks_would_hold_the_same_and_others_what_fits() -> None:
+    simulation = network(rounds=3, merge="product")
+    simulation.run()
+    largest, middle = simulation.node("c").state, simulation.node("b").state
+    tail = torch.linalg.svdvals(largest.flat[4 * IN :].view(OUT, 4) @ largest.flat[: 4 * IN].view(4, IN))[3:]
+    assert product_distance(largest, middle) <= float(tail.norm()) * 1.01 + 1e-4
+
+
+def test_a_payload_of_no_possible_rank_is_the_sender_s_fault() -> None:
+    simulation = network(rounds=1, merge="none")
+    chain = simulation.node("b")._chain
+    publish = chain.publish
+
+    def cut(*states: AdapterState, **said: int) -> Parcel:
+        parcel = publish(*states, **said)
+        return Parcel(parcel.round, parcel.age, parcel.codec, parcel.payload[:-4])
+
+    chain.publish = cut
+    simulation.run()
+    assert {(victim, culprit) for victim, culprit, _ in simulation.penalties} == {("a", "b"), ("c", "b")}
