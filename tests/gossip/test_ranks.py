@@ -48,8 +48,11 @@ def network(rounds: int, merge: str) -> Simulation:
 
 def test_each_gets_the_best_of_its_own_rank_of_the_mean_product() -> None:
     states = [drawn(rank, place) for place, rank in enumerate(RANKS.values())]
-    factors = [(s.flat[: r * IN].view(r, IN), s.flat[r * IN :].view(OUT, r)) for s, r in zip(states, RANKS.values())]
-    mean = sum(b @ a for a, b in factors) / 3
+    products = [
+        state.flat[rank * IN :].view(OUT, rank) @ state.flat[: rank * IN].view(rank, IN)
+        for state, rank in zip(states, RANKS.values(), strict=True)
+    ]
+    mean = sum(products) / 3
     left, values, right = torch.linalg.svd(mean)
     simulation = network(rounds=1, merge="none")
     simulation.run()
