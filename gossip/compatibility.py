@@ -206,6 +206,11 @@ def check(
     }
     facts = facts_of(topology, peers)
     check_needs(needs, facts, settings)
+    if overlap and names.optimizer != "none":
+        raise LocalError(
+            f"--optimizer {names.optimizer} counts on local steps that come before the mixing, but with --overlap they "
+            "run beside it: use --optimizer none, or no --overlap"
+        )
     if mixer.reweighs:
         check_reweighing(f"--mixing {names.mixing}", f"--optimizer {names.optimizer}", optimizer.needs)
     if optimizer.outer:

@@ -256,3 +256,9 @@ def test_outer_momentum_over_a_static_w_is_judged_by_its_smallest_eigenvalue() -
     check_outer("--optimizer noloco", Outer(0.5, 2.24), facts)
     with pytest.raises(LocalError, match=r"below 2\.25"):
         check_outer("--optimizer noloco", Outer(0.5, 2.26), facts)
+
+
+def test_momentum_beside_overlapped_steps_is_refused() -> None:
+    names = Names(optimizer="noloco")
+    assert "no --overlap" in refusal(names, "ring", overlap=True)
+    compatibility.check(names, topology("ring"), 8, collect_s=60.0)
