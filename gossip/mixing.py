@@ -167,6 +167,9 @@ def staleness(exponent: float = STALENESS_EXPONENT) -> Mixer:
 def symmetric_drop(row: Row) -> AdapterState:
     """An exchange counts only if both sides have it, else its weight goes to self: loss does not move the mean.
 
+    As far as both decide alike: word that comes after one side's deadline is known to the other alone, and with many
+    losses the mean then drifts as without the rule. Push-sum is exact under any loss.
+
     With a share q of confirmed exchanges E[W] = I - q (I - W) (algorithms.md section 7). A parcel of another round is
     not what its sender mixes now, and does not count.
     """
@@ -232,6 +235,6 @@ MIXERS: dict[str, Entry[Mixer]] = {
     ),
     "symmetric-drop": Entry(
         lambda: _stateless(symmetric_drop, Needs(symmetric=True, lock_step=True, linear=True), confirms=True),
-        "an exchange counts only if both sides have it: loss does not move the mean",
+        "an exchange counts only if both sides know of it, so that a lost message does not move the mean",
     ),
 }
