@@ -320,10 +320,9 @@ class GossipNode:
         if not self._landed(event.peer):
             return []
         parcel, peer = event.parcel, event.peer
+        # In the merge, what an earlier fetch brings does not end the wait for what this one will.
         is_early = self._is_merging and parcel.round < self.settings.rounds and self._in_flight[peer] > 0
-        waited_for = not is_early and self._settled(
-            peer
-        )  # of an earlier fetch: that of the merge is under way
+        waited_for = not is_early and self._settled(peer)
         waiting = self._inbox.get(peer)
         newest = waiting.round if waiting else -1
         if self._methods.mixer.extra:  # running sums: an older one would look like a sender that began anew
