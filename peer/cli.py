@@ -1,4 +1,4 @@
-"""The command line: ``peer init``, ``id``, ``run``, ``eval``, ``chat`` and ``topology``.
+"""The command line: ``peer init``, ``id``, ``run``, ``methods``, ``eval``, ``chat`` and ``topology``.
 
 Flags beat ``PEER_*`` environment variables, which beat the TOML file of ``--config``, which beats the defaults of
 ``PeerConfig``. Nothing heavy is imported until a command needs it, so that ``--help`` answers at once. Every expected
@@ -96,6 +96,20 @@ def run(
         finally:
             journal.close()
     return 128 + stopped.signal if stopped.signal else 0
+
+
+@app.command
+def methods() -> None:
+    """List what --factors, --mixing, --optimizer, --codec and --feedback may be."""
+    from gossip.catalogue import signatures
+    from peer.settings import CATALOGUES
+
+    for option, catalogue in CATALOGUES.items():
+        print(f"--{option}")
+        lines = signatures(catalogue)
+        width = max(map(len, lines))
+        for written, doc in lines.items():
+            print(f"  {written:<{width}}  {doc}")
 
 
 @app.command(name="eval")
@@ -197,6 +211,9 @@ def main(words: Sequence[str] | None = None) -> None:
         code = error.exit_code
     except* KeyboardInterrupt:
         code = 130
+    except* BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except* Exception as group:  # noqa: BLE001 - the last stop: whatever arrives here is our bug
         traceback.print_exception(group)
         print("error: this is a bug of gossip-peer, please report it with the lines above", file=sys.stderr)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gossip import compatibility, products
 from gossip.adapter import AdapterSpec
 from gossip.budget import choose_codec
-from gossip.catalogue import find, written
+from gossip.catalogue import Entry, find, written
 from gossip.codecs import CODECS
 from gossip.errors import LocalError
 from gossip.factors import FACTORS
@@ -38,6 +40,16 @@ MEMBERS_GUESSED = 4
 """Peers that a topology is judged for where the configuration does not say how many will come. Source: the demo."""
 SWEEP_SEEN = 32
 """Rounds of a schedule that are looked at. Source: a whole sweep of every finite-time schedule up to 1,000 peers."""
+
+
+CATALOGUES: Mapping[str, Mapping[str, Entry[Any]]] = {
+    "factors": FACTORS,
+    "mixing": MIXERS,
+    "optimizer": OPTIMIZERS,
+    "codec": CODECS,
+    "feedback": FEEDBACKS,
+}
+"""Option of ``peer run`` -> what it may be."""
 
 
 def check_config(config: PeerConfig) -> None:

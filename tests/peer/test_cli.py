@@ -133,3 +133,15 @@ def test_every_option_is_documented_and_survives_json() -> None:
     config = PeerConfig(data=(Path("a"),), join=("x",), lora_r=5, home=Path("/h"))
     assert PeerConfig.from_json(config.to_json()) == config
     assert PeerConfig.from_json(PeerConfig().to_json()) == PeerConfig()
+
+
+def test_methods_lists_every_entry_of_the_catalogues(capsys: pytest.CaptureFixture[str]) -> None:
+    from peer.settings import CATALOGUES
+
+    with pytest.raises(SystemExit) as ended:
+        main(["methods"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    for option, catalogue in CATALOGUES.items():
+        assert f"--{option}\n" in told
+        assert all(f"\n  {name}" in told for name in catalogue)
