@@ -25,23 +25,14 @@ from peer.experiment_cells import CellResult
 from peer.experiment_learning import Watch, link_model, one_thread, run_to_the_end
 from peer.experiments import Cell
 from peer.training import LocalTrainer
+from peer.workloads import TINY
 from topology.links import parse_topology
 
 PEERS_MAX = 64
 """Four languages cut into more pieces would leave a few lines each."""
 TRAIN_S = 0.5
 """Virtual seconds of local steps; up to a tenth more, drawn. As in ``gossip.quadratic``."""
-SETTINGS = {
-    "model": "tiny",
-    "device": "cpu",
-    "threads": 1,
-    "lora_target_modules": ("all-linear",),
-    "learning_rate": 5e-3,
-    "batch_size": 8,
-    "max_length": 64,
-    "eval_blocks_max": 8,
-}
-"""Source: as the tests of training use it; learns in tens of steps."""
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +61,7 @@ def run_tiny(cell: Cell) -> CellResult:
                     eval_data=text.measured,
                     seed=cell.seed,
                     local_steps=cell.local_steps,
-                    **SETTINGS,
+                    **TINY,
                 )
             )
             for name, text in zip(names, texts, strict=True)
