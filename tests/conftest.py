@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Before anything imports torch: its threads, as many per worker as there are cores, spin while they wait for one
+# another. A test of 2 s was seen to take 75 s.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import HealthCheck, settings
 
