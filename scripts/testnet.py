@@ -177,7 +177,7 @@ def print_summary(summary: dict[str, Any], views: dict[str, list[PeerView]]) -> 
             soft_wrap=True,
         )
     first = views["gossip"][0]
-    console.print("an adapter loads in plain peft with", soft_wrap=True)
+    console.print("load one with", soft_wrap=True)
     console.print(f"    {first.last['finished']['load']}", soft_wrap=True, markup=False, highlight=False)
 
 
