@@ -94,7 +94,7 @@ class Chain:
         own = self._laid_out([initial.part(methods.shared).flat] * methods.optimizer.vectors)
         self._optimizer = methods.optimizer.init(methods.shared.size)
         self._mixer = methods.mixer.init(own)
-        self._feedback = methods.feedback.init(next(iter(methods.formats.values())).size)
+        self._feedback = methods.feedback.init(methods.travels.size)
         for name, tensor in (saved or {}).items():
             kind, _, rest = name.partition("/")
             {"optimizer": self._optimizer, "mixer": self._mixer, "feedback": self._feedback}[kind][rest] = (
@@ -148,8 +148,7 @@ class Chain:
         begun, ended = start.part(methods.shared).flat, trained.part(methods.shared).flat
         self._own = self._laid_out(methods.optimizer.publish(begun, ended, steps, self._optimizer))
         vector, self._mixer = methods.mixer.publish(self._own, readers, self._mixer)
-        layout = next(iter(methods.formats.values())) if not methods.factor_rule.refactors else methods.shared
-        name = methods.names.codec
+        layout, name = methods.travels, methods.names.codec
         if self._origin is None:
             self._seen = self._own.flat
             return Parcel(round, age, name, methods.codec.encode(vector, layout, round))

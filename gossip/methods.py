@@ -19,7 +19,6 @@ from gossip.errors import LocalError
 from gossip.factors import FACTORS, FactorRule, has_factors
 from gossip.feedback import FEEDBACKS, Feedback, default_feedback
 from gossip.mixing import MIXERS, Mixer
-from gossip.needs import Needs
 from gossip.optimizers import OPTIMIZERS, Optimizer
 
 RANKS_MAX = 64
@@ -69,7 +68,8 @@ class Methods:
         spec: layout of the whole adapter.
         shared: layout of the part of it that travels.
         mixed: layout of what is mixed: ``shared``, once for every vector that the optimizer sends.
-        formats: payload bytes -> layout that travels: ``mixed`` and what the mixing rule adds, of every rank allowed.
+        travels: layout of what we send: ``mixed`` and what the mixing rule adds.
+        formats: payload bytes -> layout of what may come: ``travels``, of every rank allowed.
         merge_formats: the same for the final merge.
         factor_rule, mixer, optimizer, codec, feedback, merge_codec: the methods.
         gamma: mixing step size.
@@ -79,6 +79,7 @@ class Methods:
     spec: AdapterSpec
     shared: AdapterSpec
     mixed: AdapterSpec
+    travels: AdapterSpec
     formats: dict[int, AdapterSpec]
     merge_formats: dict[int, AdapterSpec]
     factor_rule: FactorRule
@@ -98,32 +99,19 @@ class Methods:
     @property
     def sends_plain_adapters(self) -> bool:
         """What travels is the adapter and nothing else."""
-        return self.mixed is self.shared and self.mixer.extra == 0
+        return self.travels is self.shared
 
     @property
     def merges_as_it_mixes(self) -> bool:
         """Parcels of the final merge are encoded as all others."""
         return self.merge_codec is self.codec
 
-    @property
-    def needs(self) -> dict[str, Needs]:
-        """What each method asks of the run, by how it is written."""
-        return {
-            f"--factors {self.names.factors}": self.factor_rule.needs,
-            f"--mixing {self.names.mixing}": self.mixer.needs,
-            f"--optimizer {self.names.optimizer}": self.optimizer.needs,
-        }
-
-    def travelling(self, length: int, *, merging: bool) -> AdapterSpec:
-        """Return the layout of a payload of an accepted length."""
-        return (self.merge_formats if merging else self.formats)[length]
-
     def origin(self, initial: AdapterState) -> Tensor:
         """Return what codecs count from, float32[travelling size]: the adapter that all peers began with.
 
         Where ranks may differ there is no common one, and codecs count from 0.
         """
-        size = next(iter(self.formats.values())).size
+        size = self.travels.size
         if self.factor_rule.refactors:
             return torch.zeros(size)
         begin = initial.part(self.shared).flat
@@ -150,6 +138,11 @@ def fit(names: Names, spec: AdapterSpec) -> Methods:
         shared = shared.only(lambda name: name not in names.private)
     mixed = _repeated(shared, optimizer.vectors)
     travels = _extended(mixed, mixer.extra)
+    if rule.refactors and feedback.keeps_replicas:
+        raise LocalError(
+            f"--feedback {feedback_name} needs neighbors' adapters of one size, but with --factors {names.factors} "
+            "ranks may differ: use --feedback error, or --factors both"
+        )
     one_round_does = codec.gamma == 1.0 and feedback_name == "none"
     merge_codec_name = names.codec if one_round_does else MERGE_CODEC
     merge_codec = codec if one_round_does else find("codec", MERGE_CODEC, CODECS)
@@ -164,6 +157,7 @@ def fit(names: Names, spec: AdapterSpec) -> Methods:
         spec=spec,
         shared=shared,
         mixed=mixed,
+        travels=travels,
         formats=formats,
         merge_formats={merge_codec.payload_bytes(layout): layout for layout in merge_layouts},
         factor_rule=rule,

@@ -155,11 +155,6 @@ def truncated_mean(
     return Truncated(result, max(1.0 - kept / whole, 0.0) if whole > 0.0 else 0.0)
 
 
-def merge(states: Sequence[AdapterState]) -> AdapterState:
-    """Return one adapter for all: the equal mean of their products, with the first one's rank, as at a run's end."""
-    return average_products(states, [1.0 / len(states)] * len(states))
-
-
 # -- ranks
 
 

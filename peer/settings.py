@@ -128,8 +128,7 @@ def methods_of(config: PeerConfig, spec: AdapterSpec) -> Methods:
         names = dataclasses.replace(names, private=tuple(sorted(tasks.head_names(spec))))
     if config.budget_mb:
         plain = fit(dataclasses.replace(names, codec="float32", feedback="none"), spec)
-        layout = next(iter(plain.formats.values()))
-        codec = choose_codec(round(config.budget_mb * 1e6), layout, reads_per_round(config))
+        codec = choose_codec(round(config.budget_mb * 1e6), plain.travels, reads_per_round(config))
         names = dataclasses.replace(names, codec=codec, feedback=default_feedback(codec))
     return fit(names, spec)
 

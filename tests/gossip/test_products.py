@@ -14,7 +14,6 @@ from gossip.mixing import weighted_sum
 from gossip.products import (
     average_products,
     cross_term,
-    merge,
     product_distance,
     rank_of,
     relayout,
@@ -184,7 +183,7 @@ def test_rotated_copies_of_an_adapter_average_to_its_products_but_not_by_their_f
     )
     original = random_state(0, spec)
     copies, weights = [rotated(original, seed) for seed in range(16)], [1 / 16] * 16
-    assert distance(products(merge(copies)), products(original)) < 1e-6
+    assert distance(products(average_products(copies, [1 / len(copies)] * len(copies))), products(original)) < 1e-6
     naive = distance(products(factor_mean(copies, weights)), products(original))
     assert naive == pytest.approx(15 / 16, abs=0.02)
     assert cross_term(copies, weights) == pytest.approx(naive, rel=1e-5)
@@ -198,7 +197,8 @@ def test_the_order_of_adapters_does_not_matter_to_the_product() -> None:
 
 def test_without_a_reference_the_result_depends_on_nothing_but_the_adapters() -> None:
     states = [random_state(seed) for seed in (1, 2, 3)]
-    one, other = merge(states), merge([AdapterState(s.spec, s.flat.clone()) for s in states])
+    copies = [AdapterState(state.spec, state.flat.clone()) for state in states]
+    one, other = (average_products(each, [1 / 3] * 3) for each in (states, copies))
     assert torch.equal(one.flat, other.flat)
     for pair in factor_pairs(SPEC):
         b = one.flat[pair.b].view(-1, pair.rank)

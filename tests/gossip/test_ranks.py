@@ -2,12 +2,14 @@
 
 import random
 
+import pytest
 import torch
 
 from gossip.adapter import AdapterSpec, AdapterState
+from gossip.errors import LocalError
 from gossip.events import Train
 from gossip.messages import Parcel
-from gossip.methods import Names
+from gossip.methods import Names, fit
 from gossip.node import GossipNode
 from gossip.node_settings import NodeSettings
 from gossip.products import product_distance
@@ -27,10 +29,10 @@ def drawn(rank: int, seed: int) -> AdapterState:
     return AdapterState(spec, torch.randn(spec.size, generator=torch.Generator().manual_seed(seed)))
 
 
-def network(rounds: int, merge: str) -> Simulation:
+def network(rounds: int, merge: str, codec: str = "float32") -> Simulation:
     settings = NodeSettings(
         topology=parse_topology("complete", seed=0),
-        names=Names(factors="tsvd", merge=merge),
+        names=Names(factors="tsvd", merge=merge, codec=codec),
         rounds=rounds,
         collect_s=60.0,
         norm_cap=100.0,
@@ -85,3 +87,19 @@ def test_a_payload_of_no_possible_rank_is_the_sender_s_fault() -> None:
     chain.publish = cut
     simulation.run()
     assert {(victim, culprit) for victim, culprit, _ in simulation.penalties} == {("a", "b"), ("c", "b")}
+
+
+@pytest.mark.parametrize(("codec", "bound"), [("bfloat16", 0.02), ("int8", 0.03), ("int4", 0.4)])
+def test_adapters_of_other_ranks_also_come_through_lossy_codecs(codec: str, bound: float) -> None:
+    exact, lossy = network(rounds=1, merge="none"), network(rounds=1, merge="none", codec=codec)
+    exact.run()
+    lossy.run()
+    assert lossy.penalties == []
+    for name in RANKS:
+        one, other = exact.node(name).state, lossy.node(name).state
+        assert 0 < product_distance(one, other) < bound * float(one.flat.norm())
+
+
+def test_replicas_are_refused_where_ranks_may_differ() -> None:
+    with pytest.raises(LocalError, match="use --feedback error"):
+        fit(Names(factors="tsvd", codec="int8", feedback="replica"), layout(2))
