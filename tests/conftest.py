@@ -22,3 +22,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     Each worker imports torch and collects everything: seconds that a file or two do not win back.
     """
     return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-golden", action="store_true", help="write the golden files of tests/golden anew")
