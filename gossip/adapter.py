@@ -1,7 +1,8 @@
 """The adapter as one flat float32 vector, and the layout that gives its slices their names.
 
 Mixing is a weighted sum, clipping a norm, int8 a reshape: all of them want one vector. Names and shapes matter only
-where the vector meets peft (``peer/training.py``) and disk (``peer/store.py``). This file knows neither.
+where the vector meets peft (``peer/training/local_trainer.py``) and disk (``peer/checkpoints.py``). This file knows
+neither.
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ class Train:
     Args:
         state: where to begin.
         round: number of the round, from 0.
-        part: which tensors to change: ``"all"``, or ``"a"`` or ``"b"`` of LoRA's factors (gossip/factors.py).
-        drift: float32[P] to add to the adapter after every local step, or None (gossip/optimizers.py).
+        part: which tensors to change: ``"all"``, or ``"a"`` or ``"b"`` of LoRA's factors (gossip/methods/factors.py).
+        drift: float32[P] to add to the adapter after every local step, or None (gossip/methods/optimizers.py).
     """
 
     state: AdapterState
@@ -155,7 +155,7 @@ class RoundReport:
         payload_bytes: bytes of the parcels mixed.
         drift: ``|mixed - own| / |own|``, how far the neighbors pulled us (0 when alone).
         cross_term: what averaging LoRA's factors loses against averaging their products, relative to the latter, for
-            this row (gossip/products.py); NaN where there are no factors, or none was mixed.
+            this row (gossip/methods/products.py); NaN where there are no factors, or none was mixed.
         collect_s: seconds between publishing and mixing.
         deadline_s: seconds that we would have waited at most.
         state: the adapter after mixing.

@@ -25,7 +25,6 @@ from dataclasses import replace
 from typing import assert_never
 
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.chain import Arrived, Chain, Mixed
 from gossip.deadline import Deadline
 from gossip.errors import LocalError, RemoteError
 from gossip.events import (
@@ -49,10 +48,11 @@ from gossip.events import (
     Train,
     Trained,
 )
-from gossip.factors import switching_interval
-from gossip.merging import MERGE_S, merge_rounds, merge_topology
-from gossip.methods import fit
-from gossip.node_settings import NodeSettings, NodeSnapshot
+from gossip.final_merge import MERGE_S, merge_rounds, merge_topology
+from gossip.methods.factors import switching_interval
+from gossip.methods.method_set import fit
+from gossip.methods.pipeline import Arrived, Chain, Mixed
+from gossip.settings import NodeSettings, NodeSnapshot
 from topology.contraction import measured_contraction
 from topology.links import Links
 

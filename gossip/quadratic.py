@@ -19,9 +19,9 @@ from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.events import RoundReport, Train
-from gossip.methods import Names
+from gossip.methods.method_set import Names
 from gossip.node import GossipNode
-from gossip.node_settings import NodeSettings
+from gossip.settings import NodeSettings
 from gossip.simulation import LinkModel, LocalSteps, Simulation
 from topology.links import parse_topology
 from topology.quadratic import fixed_point

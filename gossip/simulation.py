@@ -40,7 +40,7 @@ from gossip.events import (
 )
 from gossip.messages import Offer, Parcel, Pull, Refusal
 from gossip.node import GossipNode
-from gossip.shelf import Shelf
+from gossip.published import Shelf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

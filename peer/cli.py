@@ -48,20 +48,24 @@ app.command(topology)
 @app.command
 def init(*, home: HomeOption = None) -> None:
     """Make this peer's identity: a key file that only you can read."""
-    from peer.identity import create_identity, peer_id
+    from peer.network.identity import create_identity, peer_id
 
     path = home_path(home)
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise LocalError(f"cannot make the home folder {path}: {error.strerror}; choose another --home") from error
-    print(f"{peer_id(create_identity(path))}\nidentity written to {path}; back it up, whoever has it is this peer")
+        raise LocalError(
+            f"cannot make the home folder {path}: {error.strerror}; choose another --home"
+        ) from error
+    print(
+        f"{peer_id(create_identity(path))}\nidentity written to {path}; back it up, whoever has it is this peer"
+    )
 
 
 @app.command(name="id")
 def show_id(*, home: HomeOption = None) -> None:
     """Print this peer's id."""
-    from peer.identity import load_identity, peer_id
+    from peer.network.identity import load_identity, peer_id
 
     print(peer_id(load_identity(home_path(home))))
 
@@ -70,7 +74,9 @@ def show_id(*, home: HomeOption = None) -> None:
 def run(
     config: Annotated[PeerConfig, Parameter(name="*")] = PeerConfig(),  # noqa: B008 - frozen
     *,
-    json: Annotated[bool, Parameter(negative=(), help="Print events as JSON lines (docs/events.md).")] = False,
+    json: Annotated[
+        bool, Parameter(negative=(), help="Print events as JSON lines (docs/events.md).")
+    ] = False,
 ) -> int:
     """Take part in a run: learn from your data, and read the adapters of neighbors.
 
@@ -79,12 +85,12 @@ def run(
     # Heavy imports (torch, libp2p: seconds) happen here, before the event loop runs, because they would block it.
     import trio
 
-    from peer.identity import load_or_create_identity
+    from peer.checkpoints import open_home
     from peer.journal import Journal
-    from peer.libp2p_transport import libp2p_transport
+    from peer.network.identity import load_or_create_identity
+    from peer.network.libp2p import libp2p_transport
+    from peer.run_plan import check_config
     from peer.runtime import run_peer
-    from peer.settings import check_config
-    from peer.store import open_home
 
     check_config(config)
     with open_home(home_path(config.home)) as home:
@@ -101,8 +107,8 @@ def run(
 @app.command
 def methods() -> None:
     """List what --factors, --mixing, --optimizer, --codec and --feedback may be."""
-    from gossip.catalogue import signatures
-    from peer.settings import CATALOGUES
+    from gossip.methods.catalogue import signatures
+    from peer.run_plan import CATALOGUES
 
     for option, catalogue in CATALOGUES.items():
         print(f"--{option}")
@@ -123,7 +129,7 @@ def evaluate(
 
     The base model knows no labels. What compares is always naming the commonest label of the file.
     """
-    from peer.inference import measure
+    from peer.training.inference import measure
 
     for number, found in enumerate(measure(adapter, data, max_length)):
         if found.accuracy is None:
@@ -148,7 +154,7 @@ def chat(
     max_new_tokens: Annotated[int, Parameter(help="Longest answer, tokens.")] = 64,
 ) -> None:
     """Talk to the model with an adapter; an empty line ends it."""
-    from peer.inference import Conversation
+    from peer.training.inference import Conversation
 
     conversation = Conversation(adapter, max_new_tokens)
     print("(an empty line ends)")

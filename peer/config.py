@@ -18,13 +18,13 @@ ADAPTER_KINDS = (
     "lora", "rslora", "dora", "lora-xs", "ia3", "loha", "vera", "oft", "prompt-tuning", "prefix-tuning", "layernorm",
     "full",
 )  # fmt: skip
-"""Kinds of adapter, in the order of ``peer/adapter_kinds.py``, which says what each is."""
+"""Kinds of adapter, in the order of ``peer/training/adapter_kinds.py``, which says what each is."""
 
 LOCAL_OPTIMIZERS = ("adamw", "sgd")
-"""What can take local steps, in the order of ``peer/training.py``."""
+"""What can take local steps, in the order of ``peer/training/local_trainer.py``."""
 
 TASKS = ("causal-lm", "classification")
-"""What can be learned, in the order of ``peer/tasks.py``."""
+"""What can be learned, in the order of ``peer/training/tasks.py``."""
 
 UNMIXABLE = {
     "p-tuning": "what it saves is computed by an encoder, and the encoder that trains is not saved, so that mixing "
@@ -143,7 +143,7 @@ class PeerConfig:
     feedback: str = "auto"
     """What is remembered of what a codec lost: none, error (DeepSqueeze), replica (CHOCO); auto = what fits it."""
     gamma: float = 0.0
-    """Mixing step size, above 0 to 1; 0 = the codec's own, 1 from 8 bits on. Source: our bench (gossip/codecs.py)."""
+    """Mixing step size, above 0 to 1; 0 = the codec's own, 1 from 8 bits on. Source: our bench."""
     budget_mb: float = 0.0
     """Megabytes to read per round at most: chooses the most exact codec within it; 0 = no limit, --codec counts."""
     overlap: bool = False
@@ -187,8 +187,14 @@ class PeerConfig:
             if not getattr(self, field) > 0:
                 raise LocalError(f"{field} must be greater than 0, not {getattr(self, field)!r}")
         if self.adapter not in ADAPTER_KINDS:
-            reason = f" {self.adapter} cannot be mixed: {UNMIXABLE[self.adapter]}." if self.adapter in UNMIXABLE else ""
-            raise LocalError(f"unknown --adapter {self.adapter!r}; known: {', '.join(ADAPTER_KINDS)}.{reason}")
+            reason = (
+                f" {self.adapter} cannot be mixed: {UNMIXABLE[self.adapter]}."
+                if self.adapter in UNMIXABLE
+                else ""
+            )
+            raise LocalError(
+                f"unknown --adapter {self.adapter!r}; known: {', '.join(ADAPTER_KINDS)}.{reason}"
+            )
         for field in (
             "collect_s",
             "join_timeout_s",
@@ -235,9 +241,15 @@ def _check_task(task: str, labels: tuple[str, ...], private_head: bool) -> None:
         raise LocalError(f"unknown --task {task!r}; known: {', '.join(TASKS)}")
     if task != "classification":
         if labels or private_head:
-            raise LocalError("labels and private_head are for --task classification only: give that task, or neither")
+            raise LocalError(
+                "labels and private_head are for --task classification only: give that task, or neither"
+            )
         return
-    if len(labels) < 2 or len(set(labels)) < len(labels) or not all(label.strip() == label != "" for label in labels):
+    if (
+        len(labels) < 2
+        or len(set(labels)) < len(labels)
+        or not all(label.strip() == label != "" for label in labels)
+    ):
         raise LocalError(
             f"--task classification needs at least 2 different labels, not {', '.join(labels) or 'none'}: give each "
             "class that any peer has with --labels, in the same order everywhere"

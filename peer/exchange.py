@@ -18,8 +18,8 @@ import trio
 from gossip import wire
 from gossip.errors import RemoteError
 from gossip.messages import Message, Offer, Parcel, Pull, Refusal
-from gossip.shelf import Shelf
-from peer.transport import Stream, Transport, Unreachable, receive_exactly
+from gossip.published import Shelf
+from peer.network.transport import Stream, Transport, Unreachable, receive_exactly
 
 CONTROL = "/gossip-peer/2/control"
 ADAPTER = "/gossip-peer/2/adapter"

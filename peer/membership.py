@@ -21,7 +21,7 @@ from gossip.events import Event, PeerDown, PeerUp
 from gossip.manifest import RunManifest, first_difference
 from gossip.messages import Hello, Message, Ping, Presence, Refusal
 from peer.exchange import ANSWER_S, Traffic, ask, receive_message, send_message
-from peer.transport import Stream, Transport, Unreachable
+from peer.network.transport import Stream, Transport, Unreachable
 
 PRESENCE_S = 5.0
 """Announce ourselves this often (GossipSub withholds above 10 messages a second and peer, libp2p.md section 5)."""
@@ -160,7 +160,9 @@ class Membership:
                     self._remember(peer, "", (address,), 0)
                     await self._greet(peer)
                 except RemoteError as error:
-                    problem = NobodyThere(f"cannot join {address} within {within_s:g} s: {error.detail or error}")
+                    problem = NobodyThere(
+                        f"cannot join {address} within {within_s:g} s: {error.detail or error}"
+                    )
                 else:
                     return None
                 await trio.sleep(REDIAL_S[0])

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from gossip.adapter import AdapterState
-from peer.frames import Evaluated, Export
-from peer.store import Home
+from peer.checkpoints import Home
+from peer.training.frames import Evaluated, Export
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of our own adapter that are tried. Source: algorithms.md section 6."""

@@ -43,18 +43,19 @@ from gossip.events import (
 from gossip.manifest import RunManifest
 from gossip.messages import Pull
 from gossip.node import GossipNode
+from peer.checkpoints import TRAINER_STATE, Checkpoint, Home, HomeError
 from peer.config import PeerConfig
 from peer.exchange import ADAPTER, CONTROL, Publisher, Traffic, pull
-from peer.frames import Evaluated, OnStep, Progress, Ready, Step
-from peer.frames import Trained as RoundTrained
-from peer.identity import peer_id
 from peer.journal import Journal
 from peer.membership import Membership
+from peer.network.identity import peer_id
+from peer.network.transport import Stream, TransportFactory, Unreachable
 from peer.personal import personalize
-from peer.settings import join_line, load_line_of, manifest_of, methods_of, node_settings, ready_fields
-from peer.store import TRAINER_STATE, Checkpoint, Home, HomeError
-from peer.trainer import TrainerDied, TrainerProcess
-from peer.transport import Stream, TransportFactory, Unreachable
+from peer.run_plan import join_line, manifest_of, methods_of, node_settings, ready_fields
+from peer.training.export import load_line_of
+from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step
+from peer.training.frames import Trained as RoundTrained
+from peer.training.process import TrainerDied, TrainerProcess
 
 FAULTS = frozenset({"malformed", "oversized", "shape", "digest"})
 """Reasons that no honest peer of our run ever gives: they count as strikes."""

@@ -1,108 +1,13 @@
-"""Which way of learning together is best: methods on the same text, splits, initial adapter and tokens, over seeds.
-
-    python scripts/compare.py run --workload languages-tiny --method ring --method "epidemic:3 codec=int8" --out runs/a
-    python scripts/compare.py run --spec comparison.toml --out runs/b
-    python scripts/compare.py report --out runs/a
-
-A method is a topology and settings of a peer: "epidemic:3 codec=int4 optimizer=noloco local_steps=5 overlap". The
-baselines local, centralized and fedavg always run. Every method's learning rate is tuned on the same grid.
-"""
+"""Ways of learning together, compared on equal terms; see ``scripts/lab/comparison/command.py``."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cyclopts import App, Parameter
-
-from peer.comparison import Comparison, read_comparison
-from peer.long_command import exit_code_of, note
-
-app = App(
-    name="compare.py",
-    help=__doc__,
-    default_parameter=Parameter(negative_iterable=(), consume_multiple=True, show_env_var=False),
-)
-
-OutOption = Annotated[Path, Parameter(help="Folder of the results.")]
-
-
-@app.command
-def run(
-    *,
-    out: OutOption,
-    workload: Annotated[
-        str | None, Parameter(help="Name, file:PATH[:FIELD] or labeled:PATH[:FIELD].")
-    ] = None,
-    method: Annotated[list[str] | None, Parameter(help="What to compare; may be given many times.")] = None,
-    spec: Annotated[
-        Path | None, Parameter(help="TOML file with these options; flags count before it.")
-    ] = None,
-    partition: Annotated[str | None, Parameter(help="As dirichlet:0.3; default: the workload's own.")] = None,
-    peers: Annotated[int | None, Parameter(help="Default: 8.")] = None,
-    rounds: Annotated[int | None, Parameter(help="Rounds before the final merge; default: 20.")] = None,
-    local_steps: Annotated[int | None, Parameter(help="Steps a round; default: the workload's own.")] = None,
-    seeds: Annotated[int | None, Parameter(help="Paired repetitions; default: 5.")] = None,
-    learning_rates: Annotated[list[float] | None, Parameter(help="The grid of all methods.")] = None,
-    tune_seeds: Annotated[int | None, Parameter(help="Seeds that rates are tuned with; default: 1.")] = None,
-    set: Annotated[list[str] | None, Parameter(help="KEY=VALUE: a setting of all methods.")] = None,
-    evaluate_every: Annotated[
-        int | None, Parameter(help="Rounds; default: for a quarter of the cost of training.")
-    ] = None,
-    latency_s: Annotated[float | None, Parameter(help="One way; default: 0.05.")] = None,
-    bandwidth_mbit: Annotated[float | None, Parameter(help="Of a transfer; default: 20.")] = None,
-    loss: Annotated[float | None, Parameter(help="Probability that a message is lost; default: 0.")] = None,
-    step_s: Annotated[
-        float | None, Parameter(help="Virtual seconds of a step; default: 0.1; 0 = as measured here, once.")
-    ] = None,
-    jobs: Annotated[int, Parameter(help="Processes; 0 = one per core.")] = 0,
-) -> None:
-    """Tune and compare. Broken off, even by kill -9, the same command goes on where it stopped."""
-    options = {**locals(), "methods": method, "settings": set}
-    given = {name: options[name] for name in options if name not in ("out", "method", "spec", "set", "jobs")}
-    if step_s == 0.0:
-        from peer.comparison_setting import measured_step_s
-
-        given["step_s"] = measured_step_s(read_comparison({**given, "step_s": None}, spec), out)
-    comparison = read_comparison(given, spec)
-    _compare(comparison, out, jobs)
-    note(f"results in {out}; now: python scripts/compare.py report --out {out}")
-
-
-@app.command
-def report(*, out: OutOption) -> None:
-    """Print the first table; write plots, table.md and one self-contained report.html."""
-    from peer.comparison_report import write_comparison
-
-    target, table = write_comparison(out)
-    print("\n".join(table))
-    note(f"written to {target}")
-
-
-def _compare(comparison: Comparison, out: Path, jobs: int) -> None:
-    from peer.comparison_sweep import run_comparison
-    from peer.experiment_progress import progress
-
-    def on_phase(phase: str, total: int) -> Any:
-        note(f"{phase}: {total} runs")
-        return progress(total, lambda trial: trial.title())
-
-    rates = run_comparison(
-        comparison, out, workers=jobs, engine="here" if jobs == 1 else "pool", on_phase=on_phase
-    )
-    for method, rate in rates.items():
-        note(f"learning rate {rate:g}: {method}")
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    return exit_code_of(app, words)
-
+from scripts.lab.comparison.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

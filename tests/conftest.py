@@ -25,4 +25,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--rewrite-golden", action="store_true", help="write the golden files of tests/golden anew")
+    parser.addoption(
+        "--rewrite-golden", action="store_true", help="write the golden files of tests/golden anew"
+    )

@@ -117,7 +117,9 @@ def advise(
         if topology is None:
             continue
         runs = [_simulate(topology, n, loss, tolerance, seed + draw) for draw in range(DRAWS)]
-        reached = sorted((rounds, draw) for draw, run in enumerate(runs) if (rounds := run.rounds_to(tolerance)))
+        reached = sorted(
+            (rounds, draw) for draw, run in enumerate(runs) if (rounds := run.rounds_to(tolerance))
+        )
         if 2 * len(reached) <= DRAWS:
             continue
         rounds, middle = reached[DRAWS // 2]

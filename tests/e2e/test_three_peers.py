@@ -19,15 +19,15 @@ from typing import Any
 
 import pytest
 
-from peer import testnet
-from peer.testnet import TestnetConfig, run_testnet
+from scripts.lab import testnet
+from scripts.lab.testnet import TestnetConfig, run_testnet
 
 LANGUAGES = ("german", "french", "italian")
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from peer import corpus
+    from scripts.lab import corpus
 
     folder = tmp_path_factory.mktemp("shards")
     corpus.write(folder, LANGUAGES)
@@ -64,7 +64,10 @@ def test_gossip_beats_alone_and_all_end_with_one_adapter_near_the_central_one(
     )
     summary, _ = run_testnet(config, lambda view, event: None)
     with capsys.disabled():
-        print({name: value for name, value in summary.items() if name.endswith("_loss") or "gossip" in name}, end=" ")
+        print(
+            {name: value for name, value in summary.items() if name.endswith("_loss") or "gossip" in name},
+            end=" ",
+        )
     written = json.loads((config.out / "summary.json").read_text())
     assert written == summary
     # Seen: 4.287, 3.315, 3.222, 3.217 (without the final merge 3.268, worst 3.279).
@@ -95,7 +98,9 @@ def assert_loads_in_plain_peft(adapter: Path) -> None:
         with model.disable_adapter():
             base = model(input_ids=ids).logits
     assert (adapted - base).abs().max() > 1e-3
-    assert all(torch.isfinite(tensor).all() for tensor in load_file(adapter / "adapter_model.safetensors").values())
+    assert all(
+        torch.isfinite(tensor).all() for tensor in load_file(adapter / "adapter_model.safetensors").values()
+    )
 
 
 class PeerProcess:
@@ -256,5 +261,5 @@ def child_of(pid: int) -> int:
     import psutil
 
     children = psutil.Process(pid).children()
-    (child,) = [child for child in children if "peer.training_process" in " ".join(child.cmdline())]
+    (child,) = [child for child in children if "peer.training.worker" in " ".join(child.cmdline())]
     return int(child.pid)

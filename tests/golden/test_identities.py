@@ -13,12 +13,12 @@ import torch
 from gossip import wire
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.messages import Hello, Message, Offer, Ping, Presence, Pull, Refusal
-from peer.comparison import read_comparison
 from peer.config import PeerConfig
-from peer.experiment_cells import run_cell
-from peer.experiments import Cell
-from peer.frames import Export, Ready
-from peer.settings import join_line, manifest_of, methods_of
+from peer.run_plan import join_line, manifest_of, methods_of
+from peer.training.frames import Export, Ready
+from scripts.lab.comparison.trial import read_comparison
+from scripts.lab.convergence.cell import Cell
+from scripts.lab.convergence.run import run_cell
 
 COMPARISONS = Path(__file__).parents[2] / "docs" / "comparisons"
 LORA = AdapterSpec.of(

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gossip.events import RoundReport
-from gossip.methods import Names
+from gossip.methods.method_set import Names
 from gossip.quadratic import Quadratic, positions
 from gossip.simulation import LinkModel
 

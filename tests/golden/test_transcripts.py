@@ -17,11 +17,11 @@ import torch
 
 from gossip import events
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.codecs import CODECS
 from gossip.messages import Parcel
-from gossip.methods import Names
+from gossip.methods.codecs import CODECS
+from gossip.methods.method_set import Names
 from gossip.node import GossipNode
-from gossip.node_settings import NodeSettings
+from gossip.settings import NodeSettings
 from topology.links import parse_topology
 
 TRANSCRIPTS = Path(__file__).parent / "transcripts"

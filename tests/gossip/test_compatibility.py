@@ -5,15 +5,22 @@ from typing import NamedTuple
 
 import pytest
 
-from gossip import compatibility
-from gossip.catalogue import find
-from gossip.compatibility import SUGGESTED, Settings, TopologyFacts, check_needs, check_outer, facts_of
 from gossip.errors import LocalError
-from gossip.factors import FACTORS
-from gossip.mixing import MIXERS
-from gossip.needs import Needs
-from gossip.optimizers import OPTIMIZERS
-from gossip.stability import Outer, outer_bound, random_bound, random_rate
+from gossip.methods import compatibility
+from gossip.methods.catalogue import find
+from gossip.methods.compatibility import (
+    SUGGESTED,
+    Settings,
+    TopologyFacts,
+    check_needs,
+    check_outer,
+    facts_of,
+)
+from gossip.methods.factors import FACTORS
+from gossip.methods.mixing import MIXERS
+from gossip.methods.optimizers import OPTIMIZERS
+from gossip.methods.requirements import Needs
+from gossip.methods.stability import Outer, outer_bound, random_bound, random_rate
 from topology.links import Topology, parse_topology
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.catalogue import find
 from gossip.errors import LocalError
-from gossip.factors import (
+from gossip.methods.catalogue import find
+from gossip.methods.factors import (
     FACTORS,
     FactorRule,
     factor_of,

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.codecs import CODECS
 from gossip.errors import LocalError
 from gossip.events import (
     Action,
@@ -32,9 +31,10 @@ from gossip.events import (
     Trained,
 )
 from gossip.messages import Parcel
-from gossip.methods import Names
+from gossip.methods.codecs import CODECS
+from gossip.methods.method_set import Names
 from gossip.node import Diverged, GossipNode, Phase
-from gossip.node_settings import NodeSettings
+from gossip.settings import NodeSettings
 from topology.links import parse_topology
 
 SPEC = AdapterSpec((("w", (4,)),))
@@ -49,7 +49,11 @@ def parcel(round: int, *values: float, codec: str = "float32", age: int = 1) -> 
 
 
 def make(
-    me: str = "b", members: tuple[str, ...] = ("a", "b", "c"), collect_s: float = 10.0, rounds: int = 3, **more: object
+    me: str = "b",
+    members: tuple[str, ...] = ("a", "b", "c"),
+    collect_s: float = 10.0,
+    rounds: int = 3,
+    **more: object,
 ) -> GossipNode:
     chosen = NodeSettings(
         topology=parse_topology(str(more.get("topology", "ring")), seed=0),
@@ -113,7 +117,9 @@ def test_arrival_order_does_not_change_a_bit() -> None:
         node = make()
         collecting(node)
         for peer in order:
-            actions = node.handle(Fetched(peer, parcel(0, *((0.1, 0.2, 0.3, 0.4) if peer == "a" else (7, 8, 9, 1)))), 2)
+            actions = node.handle(
+                Fetched(peer, parcel(0, *((0.1, 0.2, 0.3, 0.4) if peer == "a" else (7, 8, 9, 1)))), 2
+            )
         results.append(reports(actions)[0].state.flat)
     assert torch.equal(*results)
 
@@ -280,7 +286,9 @@ def test_a_snapshot_goes_on_with_the_same_draws() -> None:
 peers = st.sampled_from(["a", "b", "c", "d", "e", "x"])
 hostile_parcels = st.one_of(
     st.builds(parcel, st.integers(0, 9), *[st.floats(width=32)] * 4, age=st.integers(0, 2**40)),
-    st.builds(Parcel, st.integers(0, 2**40), st.integers(0, 2**40), st.text(max_size=5), st.binary(max_size=20)),
+    st.builds(
+        Parcel, st.integers(0, 2**40), st.integers(0, 2**40), st.text(max_size=5), st.binary(max_size=20)
+    ),
 )
 events = st.one_of(
     st.builds(Trained, st.just(state(1, 2, 3, 4)), st.integers(1, 5), st.floats(0, 5)),

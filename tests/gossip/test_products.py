@@ -9,9 +9,9 @@ from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
-from gossip.factors import FACTORS, factor_pairs
-from gossip.mixing import weighted_sum
-from gossip.products import (
+from gossip.methods.factors import FACTORS, factor_pairs
+from gossip.methods.mixing import weighted_sum
+from gossip.methods.products import (
     average_products,
     cross_term,
     product_distance,
@@ -183,7 +183,10 @@ def test_rotated_copies_of_an_adapter_average_to_its_products_but_not_by_their_f
     )
     original = random_state(0, spec)
     copies, weights = [rotated(original, seed) for seed in range(16)], [1 / 16] * 16
-    assert distance(products(average_products(copies, [1 / len(copies)] * len(copies))), products(original)) < 1e-6
+    assert (
+        distance(products(average_products(copies, [1 / len(copies)] * len(copies))), products(original))
+        < 1e-6
+    )
     naive = distance(products(factor_mean(copies, weights)), products(original))
     assert naive == pytest.approx(15 / 16, abs=0.02)
     assert cross_term(copies, weights) == pytest.approx(naive, rel=1e-5)

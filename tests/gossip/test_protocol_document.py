@@ -8,10 +8,10 @@ import torch
 
 from gossip import wire
 from gossip.adapter import AdapterSpec
-from gossip.catalogue import find
-from gossip.codecs import CODECS, Codec
-from gossip.feedback import FEEDBACKS
 from gossip.messages import Message, Parcel, Ping, Pull, Refusal
+from gossip.methods.catalogue import find
+from gossip.methods.codecs import CODECS, Codec
+from gossip.methods.feedback import FEEDBACKS
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 EXAMPLES = {

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gossip import push_sum
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.mixing import Contribution, Row
-from gossip.needs import State
+from gossip.methods import push_sum
+from gossip.methods.contribution import Contribution, Row
+from gossip.methods.requirements import State
 from topology.links import parse_topology
 
 # Irregular, directed and strongly connected: a circle of 7 with shortcuts. arcs[i] = whom i reads.

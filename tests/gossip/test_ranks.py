@@ -9,10 +9,10 @@ from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from gossip.events import Train
 from gossip.messages import Parcel
-from gossip.methods import Names, fit
+from gossip.methods.method_set import Names, fit
+from gossip.methods.products import product_distance
 from gossip.node import GossipNode
-from gossip.node_settings import NodeSettings
-from gossip.products import product_distance
+from gossip.settings import NodeSettings
 from gossip.simulation import LocalSteps, Simulation
 from topology.links import parse_topology
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gossip.methods import Names
+from gossip.methods.method_set import Names
 from gossip.quadratic import Quadratic, positions
 from gossip.simulation import LinkModel, Simulation
 from topology.links import parse_topology

@@ -4,7 +4,7 @@ import pytest
 
 from gossip.deadline import FLOOR_S, MISSED_FACTOR, Deadline
 from gossip.messages import Parcel, Pull
-from gossip.shelf import Shelf
+from gossip.published import Shelf
 
 RUN = bytes(16)
 

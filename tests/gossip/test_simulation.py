@@ -12,7 +12,7 @@ import torch
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
-from gossip.methods import Names
+from gossip.methods.method_set import Names
 from gossip.quadratic import Quadratic, positions
 from gossip.simulation import LinkModel, Simulation
 
@@ -28,13 +28,16 @@ def mean_error(network: Quadratic, simulation: Simulation) -> float:
 
 
 @pytest.mark.parametrize(
-    ("topology", "peers"), [("ring", 8), ("torus", 9), ("complete", 5), ("star", 6), ("exponential", 8), ("ring", 1)]
+    ("topology", "peers"),
+    [("ring", 8), ("torus", 9), ("complete", 5), ("star", 6), ("exponential", 8), ("ring", 1)],
 )
 def test_the_stationary_point_is_the_one_that_theory_says(topology: str, peers: int) -> None:
     network = Quadratic(peers=peers, topology=topology, rounds=120)
     reached = positions(run(network), network.names).double().numpy()
     np.testing.assert_allclose(reached, network.stationary_point(), atol=2e-6)
-    np.testing.assert_allclose(reached.mean(axis=0), network.optima().double().numpy().mean(axis=0), atol=2e-6)
+    np.testing.assert_allclose(
+        reached.mean(axis=0), network.optima().double().numpy().mean(axis=0), atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("codec", ["bfloat16", "int8"])
@@ -55,7 +58,7 @@ def test_more_mixing_is_more_agreement() -> None:
 
 
 SCRIPT = """
-from gossip.methods import Names
+from gossip.methods.method_set import Names
 from gossip.quadratic import Quadratic
 from gossip.simulation import LinkModel
 links = LinkModel(loss=0.1)
@@ -78,7 +81,12 @@ def test_equal_seeds_give_equal_logs_in_different_processes() -> None:
 
     assert log_hash(1, "1") == log_hash(1, "2")
     network = Quadratic(
-        peers=12, topology="epidemic:3", rounds=8, methods=Names(codec="int8"), links=LinkModel(loss=0.1), seed=1
+        peers=12,
+        topology="epidemic:3",
+        rounds=8,
+        methods=Names(codec="int8"),
+        links=LinkModel(loss=0.1),
+        seed=1,
     )
     assert run(network).log_hash == log_hash(1, "3")
     assert run(replace(network, seed=2)).log_hash != log_hash(1, "1")
@@ -92,7 +100,9 @@ def test_with_loss_all_rounds_end_and_the_mean_stays_near(topology: str, collect
     )
     simulation = run(network)
     assert all(simulation.node(name).round == 40 for name in network.names)
-    assert mean_error(network, simulation) < 0.7  # what the mean of 16 iid optima in 8 dimensions deviates by itself
+    assert (
+        mean_error(network, simulation) < 0.7
+    )  # what the mean of 16 iid optima in 8 dimensions deviates by itself
 
 
 def test_the_dead_cost_one_deadline_and_nothing_after_it_is_noticed() -> None:
@@ -171,10 +181,14 @@ def test_poison_never_reaches_an_honest_adapter(poison: float) -> None:
     honest = [name for name in network.names if name != "p0001"]
     assert all(torch.isfinite(simulation.node(name).state.flat).all() for name in honest)
     assert max(float(simulation.node(name).state.flat.norm()) for name in honest) < 10
-    assert {(victim, culprit) for victim, culprit, _ in simulation.penalties} == {(n, "p0001") for n in honest}
+    assert {(victim, culprit) for victim, culprit, _ in simulation.penalties} == {
+        (n, "p0001") for n in honest
+    }
 
 
-@pytest.mark.parametrize("bad", [{"loss": -0.1}, {"loss": 1.0}, {"latency_s": -1.0}, {"bandwidth_bytes_s": 0.0}])
+@pytest.mark.parametrize(
+    "bad", [{"loss": -0.1}, {"loss": 1.0}, {"latency_s": -1.0}, {"bandwidth_bytes_s": 0.0}]
+)
 def test_impossible_links_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(LocalError):
         LinkModel(**bad)

@@ -106,7 +106,15 @@ BAD_FIELDS = [
     {"type": "presence", "run": bytes(16), "name": "", "round": 0, "addresses": ["a"] * 65, "leaving": False},
     {"type": "presence", "run": bytes(16), "name": "", "round": 0, "addresses": [5], "leaving": False},
     {"type": "presence", "run": bytes(16), "name": "", "round": 0, "addresses": [], "leaving": 1},
-    {"type": "pull", "run": bytes(16), "round": 0, "newer_than": -2, "wait_s": 0.0, "offset": 0, "digest": b""},
+    {
+        "type": "pull",
+        "run": bytes(16),
+        "round": 0,
+        "newer_than": -2,
+        "wait_s": 0.0,
+        "offset": 0,
+        "digest": b"",
+    },
     {
         "type": "pull",
         "run": bytes(16),

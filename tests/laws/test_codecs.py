@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from gossip import lowrank, sparse
 from gossip.adapter import AdapterSpec
-from gossip.catalogue import find, written
-from gossip.codecs import CODECS, INT8_BLOCK, Codec
 from gossip.errors import LocalError, RemoteError
+from gossip.methods import lowrank, sparse
+from gossip.methods.catalogue import find, written
+from gossip.methods.codecs import CODECS, INT8_BLOCK, Codec
 
 NAMES = [*CODECS, "topk:0.004", "topk:0.3", "topk:1", "randomk:0.03", "randomk:1", "lowrank:1", "lowrank:9"]
 SIZES = (1, 7, INT8_BLOCK - 1, INT8_BLOCK, INT8_BLOCK + 1, 5000)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from gossip.adapter import AdapterSpec
-from gossip.budget import LADDER, choose_codec
-from gossip.catalogue import find
-from gossip.codecs import CODECS, Codec
 from gossip.errors import LocalError, RemoteError
-from gossip.feedback import FEEDBACKS, Feedback, default_feedback
+from gossip.methods.budget import LADDER, choose_codec
+from gossip.methods.catalogue import find
+from gossip.methods.codecs import CODECS, Codec
+from gossip.methods.feedback import FEEDBACKS, Feedback, default_feedback
 
 SPEC = AdapterSpec((("a", (8, 30)), ("b", (30, 8)), ("c", (20,))))
 PEERS = 16

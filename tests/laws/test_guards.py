@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.guards import GUARDS, REFUSE_RATIO, apply_all
-from gossip.mixing import Contribution
+from gossip.methods.contribution import Contribution
+from gossip.methods.guards import GUARDS, REFUSE_RATIO, apply_all
 
 SPEC = AdapterSpec((("w", (100,)),))
 OWN = Contribution("me", AdapterState(SPEC, torch.ones(100)), 0.5, 1, 0)  # norm 10

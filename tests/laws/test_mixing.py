@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.catalogue import find
 from gossip.errors import LocalError
-from gossip.mixing import AGE_RATIO_MAX, MIX_BLOCK, MIXERS, Contribution, Row, weighted_sum
+from gossip.methods.catalogue import find
+from gossip.methods.contribution import Contribution, Row
+from gossip.methods.mixing import AGE_RATIO_MAX, MIX_BLOCK, MIXERS, weighted_sum
 from topology.links import parse_topology
 
 SPEC = AdapterSpec((("a", (3, 5)), ("b", (7,))))

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gossip.catalogue import find
 from gossip.errors import LocalError
-from gossip.needs import State
-from gossip.optimizers import OPTIMIZERS, Optimizer
-from gossip.stability import Outer, outer_bound, random_bound, random_rate, static_bound, static_rate
+from gossip.methods.catalogue import find
+from gossip.methods.optimizers import OPTIMIZERS, Optimizer
+from gossip.methods.requirements import State
+from gossip.methods.stability import Outer, outer_bound, random_bound, random_rate, static_bound, static_rate
 from topology.links import parse_topology
 from topology.quadratic import fixed_point
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from peer import corpus
 from peer.config import PeerConfig
+from scripts.lab import corpus
 
 
 def pytest_configure(config: pytest.Config) -> None:

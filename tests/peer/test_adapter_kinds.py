@@ -18,15 +18,15 @@ from transformers import AutoModelForCausalLM
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
-from peer import models
-from peer.adapter_kinds import ADAPTERS
 from peer.cli import main
 from peer.config import ADAPTER_KINDS, UNMIXABLE, PeerConfig
-from peer.core_adapter import export_tensors
-from peer.frames import Ready
-from peer.inference import load_adapter, measure
-from peer.settings import manifest_of, methods_of
-from peer.training import LocalTrainer
+from peer.run_plan import manifest_of, methods_of
+from peer.training import base_models
+from peer.training.adapter_kinds import ADAPTERS
+from peer.training.frames import Ready
+from peer.training.inference import load_adapter, measure
+from peer.training.local_trainer import LocalTrainer
+from peer.training.lora_xs import export_tensors
 
 Quick = Callable[..., PeerConfig]
 
@@ -53,7 +53,7 @@ def plain_loss(folder: Path, batch: dict[str, torch.Tensor]) -> float:
     torch.manual_seed(12345)  # whoever loads it has another generator
     if (folder / "adapter_config.json").exists():
         written = json.loads((folder / "adapter_config.json").read_text())
-        source = models.resolve(written["base_model_name_or_path"]).folder
+        source = base_models.resolve(written["base_model_name_or_path"]).folder
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source), folder)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder)
@@ -139,7 +139,9 @@ def test_the_exported_folder_can_be_measured_and_talked_to(
     assert learned.loss < untrained.loss - 0.005
     model, tokenizer = load_adapter(folder)
     ids = tokenizer("the old sailor", return_tensors="pt")["input_ids"]
-    said = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4)
+    said = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4
+    )
     for _ in range(4):  # the same without a cache of keys
         with torch.no_grad():
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
@@ -173,7 +175,7 @@ def test_veras_projections_do_not_travel_but_must_be_equal(quick: Quick) -> None
 def test_a_whole_model_trains_in_float32_counts_tied_weights_once_and_stays_small(
     quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = models.resolve("tiny").folder
+    source = base_models.resolve("tiny").folder
     half = AutoModelForCausalLM.from_pretrained(source).to(torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
     for file in source.glob("tokenizer*"):
@@ -187,14 +189,16 @@ def test_a_whole_model_trains_in_float32_counts_tied_weights_once_and_stays_smal
         assert torch.equal(view, named[name].float()), "it begins as the model it was given"
     trained = trainer.train(trainer.initial).state
     again = LocalTrainer(trainer.config)
-    assert torch.equal(again.initial.flat, trainer.initial.flat), "training must not write into the model's file"
+    assert torch.equal(again.initial.flat, trainer.initial.flat), (
+        "training must not write into the model's file"
+    )
     folder = export(trainer, trained, tmp_path / "whole")
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
     loaded, tokenizer = load_adapter(folder)
     assert loaded.dtype == torch.float32
     assert loaded.config.use_cache
     assert tokenizer("moon")["input_ids"] == trainer.model.tokenizer("moon")["input_ids"]
-    monkeypatch.setattr("peer.adapter_kinds.PAYLOAD_BYTES_MAX", 4 * trainer.spec.size - 1)
+    monkeypatch.setattr("peer.training.adapter_kinds.PAYLOAD_BYTES_MAX", 4 * trainer.spec.size - 1)
     with pytest.raises(LocalError, match="weights would travel"):
         LocalTrainer(trainer.config)
 
@@ -205,7 +209,9 @@ def test_the_manifest_tells_apart_what_differs(quick: Quick) -> None:
     configs = [quick(), quick(adapter="oft"), quick(virtual_tokens=4), quick(oft_block_size=8)]
     told = [manifest_of(config, ready, methods_of(config, trainer.spec)).adapter for config in configs]
     frozen = dataclasses.replace(ready, manifest={**ready.manifest, "adapter_frozen": "other"})
-    assert len({*told, manifest_of(quick(), frozen, methods_of(quick(), trainer.spec)).adapter}) == len(told) + 1
+    assert (
+        len({*told, manifest_of(quick(), frozen, methods_of(quick(), trainer.spec)).adapter}) == len(told) + 1
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
-from peer import data, models, tasks, tiny
 from peer.cli import evaluate
 from peer.config import PeerConfig
-from peer.inference import Conversation, labels_of, load_adapter, measure
 from peer.journal import Journal
-from peer.testnet import PeerView, TestnetConfig, summarize
-from peer.training import LocalTrainer
-from peer.workloads import lay_out, parse_workload
+from peer.training import base_models, data, tasks, tiny_model
+from peer.training.inference import Conversation, labels_of, load_adapter, measure
+from peer.training.local_trainer import LocalTrainer
+from scripts.lab.testnet import PeerView, TestnetConfig, summarize
+from scripts.lab.workloads import lay_out, parse_workload
 
 Quick = Callable[..., PeerConfig]
 LABELS = ("question", "statement")
@@ -44,9 +44,11 @@ def write(path: Path, rows: list[Any]) -> Path:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Phrases that differ in their last letter alone: a file of each label, and one of both."""
     folder = tmp_path_factory.mktemp("labeled")
-    phrases = [f"{one} {other}" for one in tiny.phrases(tiny.SUBJECTS) for other in tiny.phrases(tiny.VERBS)][
-        ::2
-    ]
+    phrases = [
+        f"{one} {other}"
+        for one in tiny_model.phrases(tiny_model.SUBJECTS)
+        for other in tiny_model.phrases(tiny_model.VERBS)
+    ][::2]
     rows = {
         label: [{"text": phrase + mark, "label": label} for phrase in phrases]
         for label, mark in zip(LABELS, "?.", strict=True)
@@ -70,7 +72,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("encoder")
-    tokenizer = tiny.byte_tokenizer()
+    tokenizer = tiny_model.byte_tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=96, pad_token_id=tokenizer.pad_token_id,
@@ -222,14 +224,16 @@ def half(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in bfloat16, as most models are."""
     from transformers import AutoModelForCausalLM
 
-    folder, source = tmp_path_factory.mktemp("half"), models.resolve("tiny").folder
+    folder, source = tmp_path_factory.mktemp("half"), base_models.resolve("tiny").folder
     AutoModelForCausalLM.from_pretrained(source).to(torch.bfloat16).save_pretrained(folder)
     for file in source.glob("tokenizer*"):
         shutil.copy(file, folder)
     return folder
 
 
-@pytest.mark.parametrize(("kind", "base"), [("lora", "tiny"), ("lora", "half"), ("lora", "encoder"), ("full", "tiny")])
+@pytest.mark.parametrize(
+    ("kind", "base"), [("lora", "tiny"), ("lora", "half"), ("lora", "encoder"), ("full", "tiny")]
+)
 def test_an_exported_classification_says_its_labels_and_can_be_measured(
     classify: Quick, shards: dict[str, Path], half: Path, encoder: Path, tmp_path: Path, kind: str, base: str
 ) -> None:
@@ -277,7 +281,10 @@ def test_what_gives_labels_does_not_chat_and_must_name_them(
 
 def test_accuracy_is_told_and_summed_up(tmp_path: Path) -> None:
     event = {"event": "eval", "round": 3, "own": 0.5, "all": 0.25, "per_file": {"b": 0.0}}
-    text, labeled = {**event, "accuracy": None, "accuracy_all": None}, {**event, "accuracy": 1.0, "accuracy_all": 0.75}
+    text, labeled = (
+        {**event, "accuracy": None, "accuracy_all": None},
+        {**event, "accuracy": 1.0, "accuracy_all": 0.75},
+    )
     out = io.StringIO()
     journal = Journal(out=out)
     for one in (text, labeled):
@@ -294,7 +301,9 @@ def test_accuracy_is_told_and_summed_up(tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     save_file({"x": torch.ones(2)}, tmp_path / "adapter" / "adapter_model.safetensors")
     summary = summarize(TestnetConfig(), {"gossip": [view]}, 0.0)
-    found = [summary[f"{name}_accuracy{end}"] for name, end in (("base", ""), ("gossip", "_mean"), ("local", ""))]
+    found = [
+        summary[f"{name}_accuracy{end}"] for name, end in (("base", ""), ("gossip", "_mean"), ("local", ""))
+    ]
     assert found == [0.25, 0.75, None]
     assert summary["peers"][0]["accuracy_own"] == 1.0
     view.evals.clear()
@@ -318,7 +327,7 @@ def test_a_head_computes_in_float32_on_a_base_in_bfloat16(classify: Quick) -> No
 
 
 def test_only_the_answer_is_learned(quick: Quick, tmp_path: Path) -> None:
-    tokenizer = tiny.byte_tokenizer()
+    tokenizer = tiny_model.byte_tokenizer()
     file = write(
         tmp_path / "chat.jsonl", [{"messages": CHAT}, {"messages": CHAT[:3]}, {"messages": CHAT[1:2]}]
     )

@@ -45,7 +45,10 @@ def test_help_imports_nothing_heavy() -> None:
         (["run", "--data", "{data}", "--topology", "rng"], "Did you mean 'ring'"),
         (["run", "--data", "{data}", "--topology", "matrix:none.csv"], "none.csv"),
         (["run", "--data", "{data}", "--topology", "matrix:{matrix}"], "0.9"),
-        (["run", "--data", "{data}", "--topology", "hypercube", "--roster", "a", "b", "c"], "does not fit the roster"),
+        (
+            ["run", "--data", "{data}", "--topology", "hypercube", "--roster", "a", "b", "c"],
+            "does not fit the roster",
+        ),
         (["run", "--data", "{data}", "--weights", "metropolys"], "metropolis-hastings"),
         (["run", "--data", "{data}", "--codec", "int9"], "bfloat16, float32, int4"),
         (["run", "--data", "{data}", "--mixing", "averag"], "Did you mean 'average'?"),
@@ -87,7 +90,9 @@ def test_init_and_id(tmp_path: Path) -> None:
     assert "never overwritten" in again.stderr
 
 
-def test_flags_beat_environment_beats_file_beats_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_beat_environment_beats_file_beats_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "run.toml"
     file.write_text('codec = "int8"\nlora_r = 3\nrounds = 7\ndata = ["a.jsonl"]\n')
     monkeypatch.setenv("PEER_LORA_R", "4")
@@ -95,7 +100,7 @@ def test_flags_beat_environment_beats_file_beats_defaults(tmp_path: Path, monkey
     seen: list[PeerConfig] = []
     from peer import cli
 
-    monkeypatch.setattr("peer.settings.check_config", lambda config: seen.append(config) or stop())
+    monkeypatch.setattr("peer.run_plan.check_config", lambda config: seen.append(config) or stop())
     with pytest.raises(Stopped):
         cli.app.meta(["--config", str(file), "run", "--rounds", "9"], exit_on_error=False)
     assert (seen[0].codec, seen[0].lora_r, seen[0].rounds, seen[0].data) == ("int8", 4, 9, (Path("a.jsonl"),))
@@ -136,7 +141,7 @@ def test_every_option_is_documented_and_survives_json() -> None:
 
 
 def test_methods_lists_every_entry_of_the_catalogues(capsys: pytest.CaptureFixture[str]) -> None:
-    from peer.settings import CATALOGUES
+    from peer.run_plan import CATALOGUES
 
     with pytest.raises(SystemExit) as ended:
         main(["methods"])

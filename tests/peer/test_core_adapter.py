@@ -10,8 +10,8 @@ import torch
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from peer.config import PeerConfig
-from peer.core_adapter import CoreFactor, export_tensors, factors
-from peer.training import LocalTrainer
+from peer.training.local_trainer import LocalTrainer
+from peer.training.lora_xs import CoreFactor, export_tensors, factors
 
 Quick = Callable[..., PeerConfig]
 
@@ -59,13 +59,17 @@ def test_only_cores_travel_and_their_mean_is_the_mean_of_updates(quick: Quick) -
     frozen = trainer.model.export.frozen
     assert frozen is not None
     generator = torch.Generator().manual_seed(0)
-    states = [AdapterState(trainer.spec, torch.randn(trainer.spec.size, generator=generator)) for _ in range(2)]
+    states = [
+        AdapterState(trainer.spec, torch.randn(trainer.spec.size, generator=generator)) for _ in range(2)
+    ]
     mean = AdapterState(trainer.spec, (states[0].flat + states[1].flat) / 2)
 
     def updates(state: AdapterState) -> dict[str, torch.Tensor]:
         found = export_tensors(state, frozen)
         assert set(found) == {name for name, _ in frozen.spec.entries}
-        return {name: found[name.replace("lora_A", "lora_B")] @ found[name] for name in found if "lora_A" in name}
+        return {
+            name: found[name.replace("lora_A", "lora_B")] @ found[name] for name in found if "lora_A" in name
+        }
 
     one, two, both = map(updates, (*states, mean))
     assert len(one) == len(trainer.spec.entries)

@@ -11,15 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossip.errors import LocalError
-from peer import corpus, data, tiny
-from peer.data import IGNORED, BatchSampler, DataError
+from peer.training import data, tiny_model
+from peer.training.data import IGNORED, BatchSampler, DataError
+from scripts.lab import corpus
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello you"}]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return tiny.byte_tokenizer()
+    return tiny_model.byte_tokenizer()
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -168,7 +169,7 @@ def test_text_is_packed_with_its_ends_and_no_token_is_lost(tmp_path: Path, token
 def test_text_begins_as_the_tokenizer_begins_it(tmp_path: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = tiny.byte_tokenizer()
+    tokenizer = tiny_model.byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<begin>"})
     path = write(tmp_path / "a.jsonl", '{"text": "ab"}\n{"prompt": "c", "completion": "d"}\n')
     rows = data.load([path]).rows
@@ -210,7 +211,7 @@ def test_only_the_completion_is_learned(tmp_path: Path, tokenizer: Any, as_messa
 
 
 def test_a_chat_uses_the_models_template_and_its_refusals_are_bad_rows(tmp_path: Path) -> None:
-    tokenizer = tiny.byte_tokenizer()
+    tokenizer = tiny_model.byte_tokenizer()
     tokenizer.chat_template = (
         "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}"
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"

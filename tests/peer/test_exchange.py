@@ -12,8 +12,8 @@ from gossip import wire
 from gossip.errors import RemoteError
 from gossip.messages import Offer, Parcel, Ping, Pull, Refusal
 from peer.exchange import ADAPTER, CONTROL, PULLS_PER_PEER, Publisher, Traffic, ask, pull
-from peer.memory_transport import MemoryNetwork
-from peer.transport import Stream, Transport, Unreachable
+from peer.network.memory import MemoryNetwork
+from peer.network.transport import Stream, Transport, Unreachable
 
 RUN = b"run fingerprint!"
 SIZE = 1_000_000
@@ -33,7 +33,9 @@ def run(body: Callable[[], Awaitable[None]]) -> None:
 
 
 @asynccontextmanager
-async def reader_of(handler: Callable[[Stream], Awaitable[None]], protocol: str = ADAPTER) -> AsyncIterator[Transport]:
+async def reader_of(
+    handler: Callable[[Stream], Awaitable[None]], protocol: str = ADAPTER
+) -> AsyncIterator[Transport]:
     """A transport connected to a peer ``server`` that answers with ``handler``."""
     network = MemoryNetwork()
     silent = {"topic": "t", "on_announced": lambda *_: None, "on_connection": lambda *_: None}
@@ -166,7 +168,10 @@ HONEST = Parcel(0, 1, "float32", PAYLOAD)
         (wire.framed(Refusal("run", "no")), "run"),
         (b"\xff\xff\xff\xff" + PAYLOAD, "oversized"),
         (b"\x00\x00\x00\x05abcde", "malformed"),
-        (wire.framed(HONEST.offer()) + PAYLOAD[:1000], "malformed"),  # broken off, then another offset than asked
+        (
+            wire.framed(HONEST.offer()) + PAYLOAD[:1000],
+            "malformed",
+        ),  # broken off, then another offset than asked
         (wire.framed(HONEST.offer())[:20], "unreachable"),
         (b"", "unreachable"),
     ],

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from gossip.errors import LocalError
-from peer.identity import KEY_FILE, create_identity, load_identity, load_or_create_identity, peer_id
+from peer.network.identity import KEY_FILE, create_identity, load_identity, load_or_create_identity, peer_id
 
 
 def test_the_peer_id_of_a_known_key() -> None:
     """Key of 32 zero bytes; the id was computed by libp2p (tests/transport compares more of them)."""
-    from peer.libp2p_transport import peer_id_of
+    from peer.network.libp2p import peer_id_of
 
     for key in (bytes(32), bytes(range(32)), b"\xff" * 32):
         assert peer_id(key) == peer_id_of(key)

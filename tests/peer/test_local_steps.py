@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
-from peer.adapted_model import AdaptedModel
 from peer.config import PeerConfig
-from peer.training import LocalTrainer
+from peer.training.adapted_model import AdaptedModel
+from peer.training.local_trainer import LocalTrainer
 
 Quick = Callable[..., PeerConfig]
 
@@ -84,7 +84,9 @@ def test_a_model_is_lent_only_to_who_wants_it_so(quick: Quick, setting: dict[str
 
 
 @pytest.mark.parametrize(("part", "kept", "moved"), [("a", "lora_B", "lora_A"), ("b", "lora_A", "lora_B")])
-def test_only_the_part_asked_for_moves(quick: Quick, tmp_path: Path, part: str, kept: str, moved: str) -> None:
+def test_only_the_part_asked_for_moves(
+    quick: Quick, tmp_path: Path, part: str, kept: str, moved: str
+) -> None:
     trainer = LocalTrainer(quick(adapter="dora", weight_decay=0.1))
     start = trainer.train(scattered(trainer.initial)).state
     trainer.save(tmp_path / "before")
@@ -97,7 +99,9 @@ def test_only_the_part_asked_for_moves(quick: Quick, tmp_path: Path, part: str, 
     before, after = load_file(tmp_path / "before"), load_file(tmp_path / "after")
     for name in before:
         if name.startswith("optimizer."):
-            assert torch.equal(before[name], after[name]) == (kept in name or (part == "a" and "magnitude" in name))
+            assert torch.equal(before[name], after[name]) == (
+                kept in name or (part == "a" and "magnitude" in name)
+            )
 
 
 def test_a_part_that_does_not_exist_is_refused(quick: Quick) -> None:
@@ -150,7 +154,10 @@ def test_sgd_goes_down_the_gradient_of_the_batch(quick: Quick, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("setting", "complaint"),
-    [({"proximal": -0.1}, "proximal must not be negative"), ({"local_optimizer": "adam"}, "known: adamw, sgd")],
+    [
+        ({"proximal": -0.1}, "proximal must not be negative"),
+        ({"local_optimizer": "adam"}, "known: adamw, sgd"),
+    ],
 )
 def test_impossible_steps_are_refused(setting: dict[str, object], complaint: str) -> None:
     with pytest.raises(LocalError, match=complaint):

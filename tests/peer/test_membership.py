@@ -17,14 +17,27 @@ from gossip.manifest import RunManifest
 from gossip.messages import Presence
 from peer.exchange import CONTROL, Traffic
 from peer.membership import STRIKES, Incompatible, Membership, NobodyThere
-from peer.memory_transport import MemoryNetwork
-from peer.transport import Stream, Transport
+from peer.network.memory import MemoryNetwork
+from peer.network.transport import Stream, Transport
 
 
 def manifest(codec: str = "float32") -> RunManifest:
     return RunManifest(
-        base_model="b", dtype="d", tokenizer="t", adapter="a", layout="l", seed=0, initial="i", factors="f",
-        mixing="m", optimizer="o", codec=codec, feedback="n", gamma="1", merge="none", overlap="no",
+        base_model="b",
+        dtype="d",
+        tokenizer="t",
+        adapter="a",
+        layout="l",
+        seed=0,
+        initial="i",
+        factors="f",
+        mixing="m",
+        optimizer="o",
+        codec=codec,
+        feedback="n",
+        gamma="1",
+        merge="none",
+        overlap="no",
     )
 
 
@@ -37,7 +50,9 @@ class Node:
         self.told: list[str] = []
         self.answered = 0
         self.traffic = Traffic()
-        self.membership = Membership(manifest(codec), name, self.events.append, self.told.append, self.traffic)
+        self.membership = Membership(
+            manifest(codec), name, self.events.append, self.told.append, self.traffic
+        )
         self.transport: Transport
 
     async def serve(self, stream: Stream) -> None:
@@ -227,7 +242,9 @@ def test_a_peer_cannot_point_us_at_somebody_elses_address() -> None:
         a = Node("a")
         async with group(MemoryNetwork(), a):
             fingerprint = manifest().fingerprint
-            lie = Presence(fingerprint, "x", 0, ("/memory/b/p2p/b", "/ip4/10.0.0.1/tcp/80", "/memory/x/p2p/x"), False)
+            lie = Presence(
+                fingerprint, "x", 0, ("/memory/b/p2p/b", "/ip4/10.0.0.1/tcp/80", "/memory/x/p2p/x"), False
+            )
             a.membership.on_announced("x", wire.encode(lie))
             assert a.membership.members["x"].addresses == ("/memory/x/p2p/x",)
 

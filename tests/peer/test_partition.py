@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip.errors import LocalError
-from peer.partition import (
+from scripts.lab.partition import (
     PARTITIONERS,
     ROWS_MIN,
     dirichlet,

@@ -17,16 +17,16 @@ from gossip import wire
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from gossip.messages import Ping
+from peer.checkpoints import Home, HomeError, open_home
 from peer.config import PeerConfig
-from peer.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
-from peer.identity import peer_id
 from peer.journal import Journal
-from peer.libp2p_transport import libp2p_transport
-from peer.memory_transport import MemoryNetwork
+from peer.network.identity import peer_id
+from peer.network.libp2p import libp2p_transport
+from peer.network.memory import MemoryNetwork
+from peer.network.transport import TransportFactory, Unreachable
 from peer.runtime import Peer
-from peer.store import Home, HomeError, open_home
-from peer.trainer import TrainerDied
-from peer.transport import TransportFactory, Unreachable
+from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
+from peer.training.process import TrainerDied
 
 SPEC = AdapterSpec((("x", (4,)),))
 
@@ -39,11 +39,20 @@ class Quadratic:
         self.deaths = deaths or []
         self.starts = 0
 
-    async def start(self, config: PeerConfig, resume: Path | None, progress: Progress) -> tuple[Quadratic, Ready]:
+    async def start(
+        self, config: PeerConfig, resume: Path | None, progress: Progress
+    ) -> tuple[Quadratic, Ready]:
         self.starts += 1
         await trio.lowlevel.checkpoint()
         manifest = dict.fromkeys(
-            ("base_digest", "base_dtype", "tokenizer_digest", "adapter_digest", "adapter_spec", "adapter_frozen"),
+            (
+                "base_digest",
+                "base_dtype",
+                "tokenizer_digest",
+                "adapter_digest",
+                "adapter_spec",
+                "adapter_frozen",
+            ),
             "same",
         )
         base = json.dumps({"base_model_name_or_path": "none"})
@@ -77,9 +86,7 @@ class Running:
         self.id = peer_id(self.key)
         self.out = io.StringIO()
         self.trainer = Quadratic(optimum, settings.pop("deaths", None))
-        defaults: dict[str, Any] = {
-            "rounds": 12, "topology": "complete", "eval_every": 100, "merge": "none"
-        }
+        defaults: dict[str, Any] = {"rounds": 12, "topology": "complete", "eval_every": 100, "merge": "none"}
         config = PeerConfig(**(defaults | settings))
         self.journal = Journal(None, as_json=True, out=self.out)
         checkpoint, _ = home.newest()
@@ -209,7 +216,11 @@ def test_one_death_of_the_trainer_is_survived_and_the_second_is_an_error(homes: 
 
 
 def flat(error: BaseException) -> list[BaseException]:
-    return [e for part in error.exceptions for e in flat(part)] if isinstance(error, BaseExceptionGroup) else [error]
+    return (
+        [e for part in error.exceptions for e in flat(part)]
+        if isinstance(error, BaseExceptionGroup)
+        else [error]
+    )
 
 
 GARBAGE = {
@@ -228,7 +239,11 @@ def test_garbage_is_counted_the_connection_is_closed_and_the_peer_lives(
         make = network()
         victim = Running(1, homes("a"), 1.0, rounds=3, wait_peers=1)
         attacker = make(bytes([9]) * 32)
-        silent: dict[str, Any] = {"topic": "t", "on_announced": lambda *_: None, "on_connection": lambda *_: None}
+        silent: dict[str, Any] = {
+            "topic": "t",
+            "on_announced": lambda *_: None,
+            "on_connection": lambda *_: None,
+        }
         async with trio.open_nursery() as nursery:
             nursery.start_soon(victim.peer.run, make(victim.key))
             address = await address_of(victim)

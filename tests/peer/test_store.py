@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.node_settings import NodeSnapshot
-from peer import durable, store
-from peer.frames import Export
-from peer.store import Home, HomeError, open_home
+from gossip.settings import NodeSnapshot
+from peer import checkpoints, durable
+from peer.checkpoints import Home, HomeError, open_home
+from peer.training.frames import Export
 
 SPEC = AdapterSpec((("base.lora_A.weight", (2, 3)), ("base.lora_B.weight", (4,))))
 RUN = {"seed": 1}
@@ -32,7 +32,7 @@ def state(round: int) -> AdapterState:
 
 
 def save(home: Home, round: int, keep: int = 2) -> None:
-    (home.begin(round) / store.TRAINER_STATE).write_bytes(b"optimizer %d" % round)
+    (home.begin(round) / checkpoints.TRAINER_STATE).write_bytes(b"optimizer %d" % round)
     home.commit(state(round), NodeSnapshot(round, 2 * round, [3, [1, 2], None], [0.5]), RUN, EXPORT, keep)
 
 
@@ -61,7 +61,7 @@ def test_old_ones_are_pruned_and_the_adapter_is_the_newest(tmp_path: Path) -> No
             save(home, round)
         kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["round-000003", "round-000004"]
-    exported = store.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    exported = checkpoints.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert torch.equal(AdapterState.from_tensors(exported).flat, state(4).flat)
 
 
@@ -83,9 +83,9 @@ def operations(monkeypatch: pytest.MonkeyPatch, stop_at: int | None) -> list[str
 
     for name in STEPS:
         monkeypatch.setattr(Path, name, counted(name, getattr(Path, name)))
-    for module in (store, durable):
+    for module in (checkpoints, durable):
         monkeypatch.setattr(module, "sync", counted("sync", durable.sync))
-    monkeypatch.setattr(store.shutil, "rmtree", counted("rmtree", store.shutil.rmtree))
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", counted("rmtree", checkpoints.shutil.rmtree))
     return seen
 
 
@@ -113,15 +113,22 @@ def test_killed_at_every_step_of_a_save_one_whole_checkpoint_is_there(
             assert complaints == []
             assert checkpoint.round in (2, 3)
             assert torch.equal(checkpoint.state.flat, state(checkpoint.round).flat)
-            exported = AdapterState.from_tensors(store.load_file(path / "adapter" / "adapter_model.safetensors"))
+            exported = AdapterState.from_tensors(
+                checkpoints.load_file(path / "adapter" / "adapter_model.safetensors")
+            )
             assert float(exported.flat[0]) in (2.0, 3.0)
             assert not list(path.glob("checkpoints/*.tmp"))
             save(home, checkpoint.round + 1)  # and life goes on
 
 
-@pytest.mark.parametrize("name", [store.ADAPTER_WEIGHTS, store.NODE_STATE, store.TRAINER_STATE, store.MANIFEST])
+@pytest.mark.parametrize(
+    "name",
+    [checkpoints.ADAPTER_WEIGHTS, checkpoints.NODE_STATE, checkpoints.TRAINER_STATE, checkpoints.MANIFEST],
+)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path: Path, name: str, damage: str) -> None:
+def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(
+    tmp_path: Path, name: str, damage: str
+) -> None:
     with open_home(tmp_path) as home:
         save(home, 1)
         save(home, 2)
@@ -144,13 +151,13 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path: Pat
 def test_no_whole_checkpoint_left_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     with open_home(tmp_path) as home:
         save(home, 1)
-        (tmp_path / "checkpoints" / "round-000001" / store.MANIFEST).unlink()
+        (tmp_path / "checkpoints" / "round-000001" / checkpoints.MANIFEST).unlink()
         with pytest.raises(HomeError, match="no whole checkpoint"):
             home.newest()
 
 
 def test_a_second_process_is_refused_with_the_first_one_s_pid(tmp_path: Path) -> None:
-    code = "import sys, pathlib, peer.store\nwith peer.store.open_home(pathlib.Path(sys.argv[1])): pass"
+    code = "import sys, pathlib, peer.checkpoints\nwith peer.checkpoints.open_home(pathlib.Path(sys.argv[1])): pass"
     command = [sys.executable, "-c", code, str(tmp_path)]
     with open_home(tmp_path):
         second = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -166,14 +173,16 @@ def test_a_home_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         pass
 
 
-def test_a_full_disk_leaves_earlier_checkpoints_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_earlier_checkpoints_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with open_home(tmp_path) as home:
         save(home, 1)
         with monkeypatch.context() as patch:
-            patch.setattr(store, "sync", full)
+            patch.setattr(checkpoints, "sync", full)
             with pytest.raises(HomeError, match="No space left"):
                 save(home, 2)
         assert home.newest()[0].round == 1  # type: ignore[union-attr]

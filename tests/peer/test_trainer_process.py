@@ -17,9 +17,9 @@ import trio
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from peer.config import PeerConfig
-from peer.frames import Step
-from peer.trainer import TrainerDied, TrainerProcess
-from peer.training import LocalTrainer
+from peer.training.frames import Step
+from peer.training.local_trainer import LocalTrainer
+from peer.training.process import TrainerDied, TrainerProcess
 
 Quick = Callable[..., PeerConfig]
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +140,7 @@ def test_the_child_ends_when_its_parent_is_killed(quick: Quick, cache: Path) -> 
     code = f"""
         import sys, trio
         from peer.config import PeerConfig
-        from peer.trainer import TrainerProcess
+        from peer.training.process import TrainerProcess
 
         async def scenario():
             config = PeerConfig.from_json({quick(local_steps=100_000).to_json()!r})

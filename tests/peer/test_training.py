@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from peer.config import PeerConfig
-from peer.data import DataError
-from peer.training import Diverged, LocalTrainer
+from peer.training.data import DataError
+from peer.training.local_trainer import Diverged, LocalTrainer
 
 Quick = Callable[..., PeerConfig]
 
@@ -123,7 +123,9 @@ def test_steps_can_draw_from_other_trainers(quick: Quick, languages: dict[str, P
     borrower = LocalTrainer(french, own.model, draw=lender.draw_batch)
     assert borrower.train(own.initial).state.digest() == expected.digest()
     peers = [LocalTrainer(german, own.model), LocalTrainer(french, own.model)]
-    pooled = LocalTrainer(german, own.model, draw=lambda: [one for peer in peers for one in peer.draw_batch()])
+    pooled = LocalTrainer(
+        german, own.model, draw=lambda: [one for peer in peers for one in peer.draw_batch()]
+    )
     assert pooled.train(own.initial).sequences == 2 * sum(peer.config.batch_size for peer in peers)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from gossip.errors import LocalError
-from peer import corpus, data
-from peer.workloads import WORKLOADS, lay_out, parse_workload
+from peer.training import data
+from scripts.lab import corpus
+from scripts.lab.workloads import WORKLOADS, lay_out, parse_workload
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:

@@ -8,9 +8,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 
 import trio
 
-from peer.libp2p_transport import libp2p_transport, peer_id_of
-from peer.memory_transport import MemoryNetwork
-from peer.transport import Handler, Stream, Transport, Unreachable
+from peer.network.libp2p import libp2p_transport, peer_id_of
+from peer.network.memory import MemoryNetwork
+from peer.network.transport import Handler, Stream, Transport, Unreachable
 
 TOPIC = "test/presence"
 SAFETY_S = 20.0  # no test waits for it; it only turns a hang into a failure

@@ -8,8 +8,8 @@ import trio
 from networks import Libp2pFace, MemoryFace, Observer, ask, drain, echo, pair, run
 
 from gossip.errors import LocalError
-from peer.libp2p_transport import peer_id_of
-from peer.transport import Stream, Unreachable, receive_exactly
+from peer.network.libp2p import peer_id_of
+from peer.network.transport import Stream, Unreachable, receive_exactly
 
 Net = MemoryFace | Libp2pFace
 ECHO = "/test/echo/1"

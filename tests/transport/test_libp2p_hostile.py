@@ -26,8 +26,8 @@ from multiaddr import Multiaddr
 from networks import Libp2pFace, Observer, ask, echo, pair, run
 
 from gossip.errors import LocalError
-from peer.libp2p_transport import Libp2pTransport, libp2p_transport, peer_id_of
-from peer.transport import Stream, Unreachable, receive_exactly
+from peer.network.libp2p import Libp2pTransport, libp2p_transport, peer_id_of
+from peer.network.transport import Stream, Unreachable, receive_exactly
 
 ECHO = "/test/echo/1"
 net = Libp2pFace()

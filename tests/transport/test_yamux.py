@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from peer.muxed_stream import WINDOW_BULK, WINDOW_FIRST, Credit, MuxedStream, StreamBroken
-from peer.yamux import ACK, DATA, FIN, HEADER, PING, RST, STREAMS_MAX, SYN, WINDOW, Session
+from peer.network.muxed_stream import WINDOW_BULK, WINDOW_FIRST, Credit, MuxedStream, StreamBroken
+from peer.network.yamux import ACK, DATA, FIN, HEADER, PING, RST, STREAMS_MAX, SYN, WINDOW, Session
 
 STALL_S = 30.0
 

@@ -1,0 +1,294 @@
+"""Which methods go together, and with which topology: refused at start-up, with a sentence that names a way out.
+
+Methods say what they need (``requirements.py``); here stands what a topology and the settings give. A need is one line
+in ``OF_TOPOLOGY`` or ``OF_SETTINGS``; the rest is what does not fit that form: mixing rules that do not mix with the
+weights of W, and the step sizes of outer momentum (``stability.py``). Source of the table: algorithms.md section 10.2.
+It does not know adapters, and judges for the number of peers that is expected: others may come.
+
+Allowed on purpose: CHOCO's replicas over a changing topology. Ours are kept for each neighbor, and whoever has none
+reads the whole adapter: wasteful, not wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from gossip.errors import LocalError
+from gossip.methods.catalogue import find
+from gossip.methods.codecs import CODECS
+from gossip.methods.factors import FACTORS
+from gossip.methods.mixing import MIXERS
+from gossip.methods.optimizers import OPTIMIZERS
+from gossip.methods.requirements import Needs
+from gossip.methods.stability import PAIRS, Outer, random_bound, static_bound
+from topology.errors import TopologyError
+from topology.links import Topology
+from topology.spectral import isotropic_contraction, lambda_min
+
+ROUNDS_SEEN = 32
+"""Rounds of a changing topology that are averaged over. Source: ours, as for its contraction."""
+ROUNDING = 1e-9
+"""An eigenvalue that should be 0 may come out so far below. Source: ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopologyFacts:
+    """What a topology gives to methods.
+
+    Args:
+        name: as written after ``--topology``.
+        doubly_stochastic, symmetric, static: of W; see ``Needs``.
+        lambda_min: smallest eigenvalue of a symmetric static W; None where there is none, or not for so many peers.
+        omega, kappa: E[W] and E|W z|^2 / |z|^2 on disagreement z, averaged over directions and rounds.
+    """
+
+    name: str
+    doubly_stochastic: bool
+    symmetric: bool
+    static: bool
+    lambda_min: float | None = None
+    omega: float = PAIRS
+    kappa: float = PAIRS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the other settings of a run give to methods.
+
+    Args:
+        collect_s: longest wait for neighbors, seconds; 0 = asynchronous.
+        overlap: neighbors are read while the next local steps run.
+        codec: how adapters travel.
+        codec_is_exact: nothing is lost on the way.
+        refactors: products are mixed and split into factors anew.
+    """
+
+    collect_s: float = 60.0
+    overlap: bool = False
+    codec: str = "float32"
+    codec_is_exact: bool = True
+    refactors: bool = False
+
+
+class _OfTopology(NamedTuple):
+    need: str
+    wanted: str
+    met: Callable[[TopologyFacts], bool]
+
+
+class _OfSettings(NamedTuple):
+    need: str
+    wanted: str
+    met: Callable[[Settings], bool]
+    found: Callable[[Settings], str]
+    instead: str
+
+
+OF_TOPOLOGY = (
+    _OfTopology("doubly_stochastic", "columns of W that sum to 1", lambda facts: facts.doubly_stochastic),
+    _OfTopology("symmetric", "a symmetric W", lambda facts: facts.symmetric),
+    _OfTopology("static", "the same W in every round", lambda facts: facts.static),
+    _OfTopology(
+        "positive",
+        "a W without negative eigenvalues",
+        lambda facts: facts.lambda_min is None or facts.lambda_min >= -ROUNDING,
+    ),
+)
+OF_SETTINGS = (
+    _OfSettings(
+        "lock_step",
+        "rounds in lock step",
+        lambda settings: settings.collect_s > 0,
+        lambda settings: "--collect-s 0 is asynchronous",
+        "--collect-s 60",
+    ),
+    _OfSettings(
+        "lock_step",
+        "neighbors' adapters of the same round",
+        lambda settings: not settings.overlap,
+        lambda settings: "--overlap mixes those of the round before",
+        "no --overlap",
+    ),
+    _OfSettings(
+        "exact_codec",
+        "adapters that arrive as they were sent",
+        lambda settings: settings.codec_is_exact,
+        lambda settings: f"--codec {settings.codec} loses some",
+        "--codec float32",
+    ),
+    _OfSettings(
+        "linear",
+        "tensors that are averaged one by one",
+        lambda settings: not settings.refactors,
+        lambda settings: "--factors tsvd mixes products and factors them anew",
+        "--factors both",
+    ),
+)
+
+SUGGESTED: dict[str, frozenset[str]] = {
+    "--topology epidemic-oracle:3": frozenset({"doubly_stochastic"}),
+    "--topology random-matching": frozenset({"doubly_stochastic", "symmetric"}),
+    "--topology exponential": frozenset({"doubly_stochastic", "static"}),
+    "--topology ring": frozenset({"doubly_stochastic", "symmetric", "static"}),
+    "--topology ring --weights lazy": frozenset({"doubly_stochastic", "symmetric", "static", "positive"}),
+}
+"""Topologies that give what is needed, the least demanding first."""
+
+
+def facts_of(topology: Topology, peers: int) -> TopologyFacts:
+    """Return what a topology gives to so many peers; numbers that it does not have for them keep their defaults."""
+    smallest, omega, kappa = None, PAIRS, PAIRS
+    try:
+        rounds = min(topology.period(peers) or ROUNDS_SEEN, ROUNDS_SEEN)
+        matrices = [topology.matrix(peers, round) for round in range(rounds)]
+        if topology.is_static and topology.is_symmetric:
+            smallest = lambda_min(matrices[0])
+        if peers > 1:
+            omega = float(np.mean([(matrix.trace() - 1.0) / (peers - 1) for matrix in matrices]))
+            kappa = float(np.mean([isotropic_contraction(matrix) for matrix in matrices]))
+    except TopologyError:
+        pass  # another check says so, if the number of peers is more than a guess
+    return TopologyFacts(
+        name=topology.name,
+        doubly_stochastic=topology.is_doubly_stochastic,
+        symmetric=topology.is_symmetric,
+        static=topology.is_static,
+        lambda_min=smallest,
+        omega=omega,
+        kappa=kappa,
+    )
+
+
+class MethodNames(Protocol):
+    """The methods of a run as the user wrote them, such as ``gossip.methods.method_set.Names``."""
+
+    @property
+    def factors(self) -> str: ...
+    @property
+    def mixing(self) -> str: ...
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def codec(self) -> str: ...
+
+
+def check(
+    names: MethodNames, topology: Topology, peers: int, *, collect_s: float, overlap: bool = False
+) -> None:
+    """Refuse methods that do not go together, or not with this topology.
+
+    Args:
+        names: of its methods.
+        peers: how many are expected, >= 1.
+        collect_s, overlap: see ``Settings``.
+
+    Raises:
+        LocalError: an unknown method, or a clash: who needs what, what there is instead, and what would be valid.
+    """
+    rule, mixer = find("factor rule", names.factors, FACTORS), find("mixing rule", names.mixing, MIXERS)
+    optimizer = find("optimizer", names.optimizer, OPTIMIZERS)
+    settings = Settings(
+        collect_s=collect_s,
+        overlap=overlap,
+        codec=names.codec,
+        codec_is_exact=find("codec", names.codec, CODECS).relative_error == 0.0,
+        refactors=rule.refactors,
+    )
+    needs = {
+        f"--factors {names.factors}": rule.needs,
+        f"--mixing {names.mixing}": mixer.needs,
+        f"--optimizer {names.optimizer}": optimizer.needs,
+    }
+    facts = facts_of(topology, peers)
+    check_needs(needs, facts, settings)
+    if overlap and names.optimizer != "none":
+        raise LocalError(
+            f"--optimizer {names.optimizer} counts on local steps that come before the mixing, but with --overlap they "
+            "run beside it: use --optimizer none, or no --overlap"
+        )
+    if mixer.reweighs:
+        check_reweighing(f"--mixing {names.mixing}", f"--optimizer {names.optimizer}", optimizer.needs)
+    if optimizer.outer:
+        check_outer(f"--optimizer {names.optimizer}", optimizer.outer, facts)
+
+
+def check_needs(needs: Mapping[str, Needs], facts: TopologyFacts, settings: Settings) -> None:
+    """Refuse a topology or settings that lack what a method needs.
+
+    Args:
+        needs: how a method is written -> what it needs.
+
+    Raises:
+        LocalError: the first method that lacks something, all that it lacks, and a way out for each.
+    """
+    for method, need in needs.items():
+        clashes = []
+        lacking = [each.wanted for each in OF_TOPOLOGY if getattr(need, each.need) and not each.met(facts)]
+        if lacking:
+            clashes.append(
+                f"{method} needs {_listed(lacking)}, which --topology {facts.name} does not give: "
+                f"use {_topology_for(need, lacking)}"
+            )
+        clashes += [
+            f"{method} needs {each.wanted}, but {each.found(settings)}: use {each.instead}"
+            for each in OF_SETTINGS
+            if getattr(need, each.need) and not each.met(settings)
+        ]
+        if clashes:
+            raise LocalError(". ".join(clashes))
+
+
+def check_reweighing(mixing: str, optimizer: str, needs: Needs) -> None:
+    """Refuse a mixing rule with weights of its own where the optimizer counts on those of W.
+
+    Raises:
+        LocalError: names both, and what to use.
+    """
+    if needs.doubly_stochastic:
+        raise LocalError(
+            f"{optimizer} counts on the weights of W, which {mixing} replaces with its own: use --mixing average, "
+            "or --mixing symmetric-drop where messages get lost and W is symmetric"
+        )
+
+
+def check_outer(optimizer: str, outer: Outer, facts: TopologyFacts) -> None:
+    """Refuse outer momentum that would drive peers apart over this topology.
+
+    A symmetric static W is judged by its smallest eigenvalue, any other by second moments: those of its own rounds and
+    those of random pairs, the hardest that everybody takes part in.
+
+    Raises:
+        LocalError: names the step size, its bound here, and one that is below.
+    """
+    if facts.static and facts.symmetric:
+        smallest = -1.0 if facts.lambda_min is None else min(facts.lambda_min, 0.0)
+        bound = static_bound(outer.mu, smallest, nesterov=outer.nesterov)
+    else:
+        of_rounds = random_bound(outer.mu, facts.omega, facts.kappa, nesterov=outer.nesterov)
+        bound = min(random_bound(outer.mu, nesterov=outer.nesterov), of_rounds)
+    if outer.gamma < bound:
+        return
+    name = optimizer.partition(":")[0]
+    below = math.floor(100.0 * bound - 1e-6) / 100.0  # the bound itself is too much
+    instead = f"{name}:{outer.mu:g}:{below:g} or less" if below > 0.0 else "--optimizer none"
+    raise LocalError(
+        f"{optimizer} drives peers apart over --topology {facts.name}: with momentum {outer.mu:g} the step must be "
+        f"below {bound:.3g}, not {outer.gamma:g}: use {instead}"
+    )
+
+
+def _topology_for(need: Needs, lacking: Sequence[str]) -> str:
+    """Return the least demanding suggestion that gives all a method needs of a topology."""
+    if lacking == [each.wanted for each in OF_TOPOLOGY if each.need == "positive"]:
+        return "--weights lazy"
+    wanted = {each.need for each in OF_TOPOLOGY if getattr(need, each.need)}
+    return next(written for written, given in SUGGESTED.items() if wanted <= given)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

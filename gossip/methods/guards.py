@@ -1,0 +1,101 @@
+"""What is checked before anything from a neighbor touches our adapter: the catalogue of guards.
+
+A guard takes our own contribution and the others', and returns those that may pass (perhaps clipped) and a reason for
+each one dropped or changed. Guards run in the order of ``GUARDS``; the weight of what is dropped returns to self.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from gossip.adapter import AdapterState
+from gossip.methods.contribution import Contribution
+
+REFUSE_RATIO = 100.0
+"""A neighbor this many times beyond the cap is refused, not clipped (ux-reliability.md B3, case 16)."""
+
+
+class Objection(NamedTuple):
+    """Why a contribution was dropped or changed, in a stable word; ``is_fault`` = honest peers never do it."""
+
+    sender: str
+    reason: str
+    is_fault: bool
+
+
+Guarded = tuple[list[Contribution], list[Objection]]
+Guard = Callable[[Contribution, Sequence[Contribution], float], Guarded]
+"""``(own, others, norm_cap) -> (passed, objections)``; pure, keeps the order."""
+
+
+def shape(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:
+    """Drop adapters of another layout."""
+    return _keep(others, lambda part: part.state.spec == own.state.spec, "shape")
+
+
+def finite(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:
+    """Drop adapters with a NaN or an infinity anywhere."""
+    # The sum is finite only if every value is (values near the float32 limit are caught too, and rightly so).
+    return _keep(others, lambda part: math.isfinite(float(part.state.flat.sum())), "non-finite")
+
+
+def norm_clip(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:
+    """Clip an adapter that lies farther from ours than ``norm_cap`` times our norm; refuse it far beyond.
+
+    Self-centered clipping (ClippedGossip, arXiv 2202.01545) with a radius relative to our own norm. LoRA starts with
+    B = 0 but A != 0, so our norm is never zero in practice; with a zero norm everything would be refused, hence 1.
+    """
+    radius = norm_cap * (float(torch.linalg.vector_norm(own.state.flat)) or 1.0)
+    passed, objections = [], []
+    for part in others:
+        delta = part.state.flat - own.state.flat
+        distance = float(torch.linalg.vector_norm(delta))
+        if distance <= radius:
+            passed.append(part)
+        elif distance <= REFUSE_RATIO * radius:
+            clipped = AdapterState(own.state.spec, torch.add(own.state.flat, delta, alpha=radius / distance))
+            passed.append(part._replace(state=clipped))
+            objections.append(Objection(part.sender, "clipped", is_fault=False))
+        else:
+            objections.append(Objection(part.sender, "norm", is_fault=True))
+    return passed, objections
+
+
+def apply_all(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:
+    """Run every guard of the catalogue in order; return what passed all of them and all objections."""
+    passed, objections = list(others), []
+    for guard in GUARDS.values():
+        passed, found = guard(own, passed, norm_cap)
+        objections += found
+    return passed, objections
+
+
+def of_another_rank(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:
+    """Drop adapters of another LoRA rank that are not finite, or whose factors are too large to lie within the cap.
+
+    No distance is known between factors of different shapes: what is within the cap of ours has at most (1 + cap) times
+    our norm.
+    """
+    passed, objections = finite(own, others, norm_cap)
+    largest = (1.0 + norm_cap) * (float(torch.linalg.vector_norm(own.state.flat)) or 1.0)
+    kept, found = _keep(
+        passed, lambda part: float(torch.linalg.vector_norm(part.state.flat)) <= largest, "norm"
+    )
+    return kept, [*objections, *found]
+
+
+def _keep(others: Sequence[Contribution], test: Callable[[Contribution], bool], reason: str) -> Guarded:
+    verdicts = [(part, test(part)) for part in others]
+    objections = [Objection(part.sender, reason, is_fault=True) for part, good in verdicts if not good]
+    return [part for part, good in verdicts if good], objections
+
+
+GUARDS: dict[str, Guard] = {
+    "shape": shape,
+    "finite": finite,
+    "norm": norm_clip,
+}

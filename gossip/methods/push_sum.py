@@ -1,0 +1,121 @@
+"""Push-sum with running counters, for one peer: exact averages over one-way links, whatever gets lost.
+
+A peer holds an amount x of the adapter's values and a mass w; its adapter is x/w. Each round it keeps one share of
+both and gives an equal one to every reader. A parcel carries all that one reader was ever given, so the next one
+brings what a lost one held, and reading twice changes nothing (Vaidya, Hadjicostis & Dominguez-Garcia 2011; local
+steps as in SGP, arXiv 1811.10792). The total of x and of w stays what it was: the ratio tends to its mean on every
+strongly connected graph, without rows or columns that sum to 1.
+
+Everybody begins with mass 1. Sums travel in the adapter's precision, and what that rounds off stays with the sender:
+nothing is lost by it, but after T rounds a share comes with an error of T * 6e-8 of the values (float32). Whoever
+reads believes the sender's mass, below ``MASS_MAX``: push-sum is for groups that trust each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gossip.adapter import AdapterState
+from gossip.methods.contribution import Row
+from gossip.methods.requirements import State
+
+EXTRA = 2
+"""Values that travel after the adapter's: the mass given so far, and the rounds in which it was."""
+MASS_MAX = 1e4
+"""No honest peer gives more at once: all peers of a run together hold a mass of one each. Source: guess."""
+MASS_MIN = 0.25
+"""Whoever holds less gives nothing this round, and its local steps count in proportion to its mass: a peer that hears
+of nobody, or runs ahead of those it reads, would give itself away, down to numbers that no ratio comes from, and x/w
+would take steps without bound. Source: ours; steps grow fourfold at most."""
+LEAD_MAX = 8
+"""Whoever is read for the first time and is so many rounds ahead gave before we came, and not to us: we count from
+there. Peers that begin together are not that far apart. Source: guess."""
+
+
+def init(own: AdapterState) -> State:
+    """Return the state of a peer that begins with this adapter and mass 1.
+
+    ``x`` float64[P] and ``w`` float64[1] are what it holds, ``given`` [P + 2] what each reader was given so far, in
+    the adapter's dtype. Later: ``read/PEER`` the last ``given`` seen of a peer, ``mass/PEER`` what came in this round.
+    """
+    return {
+        "x": own.flat.double(),
+        "w": torch.ones(1, dtype=torch.float64),
+        "given": own.flat.new_zeros(own.flat.numel() + EXTRA),
+    }
+
+
+def publish(own: AdapterState, readers: int, state: State) -> tuple[Tensor, State]:
+    """Take up the local steps and give every reader its share of what we hold.
+
+    Args:
+        own: our adapter after local steps from x/w.
+        readers: how many read us, 0 or more; all of them, and nobody else, in every round.
+
+    Returns:
+        What each reader was given so far, [P + 2], and the state after giving.
+    """
+    given = state["given"]
+    mass = float(state["w"])
+    steps = own.flat.double() - _ratio(state, given.dtype).double()
+    held = torch.cat([torch.add(state["x"], steps, alpha=min(1.0, mass / MASS_MIN)), state["w"]])
+    before = given[:-1].double()
+    share = 1.0 / (readers + 1) if mass >= MASS_MIN else 0.0
+    sums = (before + share * held).to(given.dtype)
+    held = torch.sub(held, sums.double() - before, alpha=readers)
+    vector = torch.cat([sums, given[-1:] + 1])
+    return vector, {**state, "x": held[:-1], "w": held[-1:], "given": vector}
+
+
+def read(sender: str, vector: Tensor, weight: float, state: State) -> tuple[Tensor, float, State]:
+    """Return what a sender has given since we read it last, as an adapter.
+
+    Args:
+        vector: its ``given`` as decoded, [P + 2].
+        weight: its entry in our row of W; push-sum goes by mass and passes it on for the report.
+
+    Returns:
+        The adapter's values [P], their weight, and the state; nothing new gives our own adapter with weight 0.
+        Values that no honest peer sends (a mass that is not above 0 or is beyond ``MASS_MAX``) become NaN, which the
+        guards refuse.
+    """
+    ours = _ratio(state, vector.dtype)
+    last = state.get(f"read/{sender}")
+    if last is None and float(vector[-1]) > float(state["given"][-1]) + LEAD_MAX:
+        return ours, 0.0, {**state, f"read/{sender}": vector}
+    if last is None or float(vector[-1]) < float(
+        last[-1]
+    ):  # first contact, or it began anew without its state
+        last = torch.zeros_like(vector)
+    elif float(vector[-1]) == float(last[-1]):
+        return ours, 0.0, state
+    news = vector[:-1].double() - last[:-1].double()
+    mass = news[-1:]
+    if not news.any():  # it had too little to give
+        return ours, 0.0, {**state, f"read/{sender}": vector}
+    if not 0.0 < float(mass) <= MASS_MAX:
+        return torch.full_like(ours, torch.nan), weight, state
+    return (
+        (news[:-1] / mass).to(vector.dtype),
+        weight,
+        {**state, f"read/{sender}": vector, f"mass/{sender}": mass},
+    )
+
+
+def mix(row: Row, state: State) -> tuple[AdapterState, State]:
+    """Add what has come, each adapter times its mass, to what we hold; whatever the guards dropped is lost."""
+    x, w = state["x"], state["w"]
+    for part in row.others:
+        mass = state.get(f"mass/{part.sender}")
+        if mass is not None:
+            x = torch.add(x, part.state.flat.double(), alpha=float(mass))
+            w = w + mass
+    state = {name: value for name, value in state.items() if not name.startswith("mass/")} | {"x": x, "w": w}
+    return replace(row.own.state, flat=_ratio(state, row.own.state.flat.dtype)), state
+
+
+def _ratio(state: State, dtype: torch.dtype) -> Tensor:
+    return (state["x"] / state["w"]).to(dtype)

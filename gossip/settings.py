@@ -1,0 +1,44 @@
+"""What a node is run with, and what of it survives a restart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from gossip.methods.method_set import Names
+from gossip.methods.requirements import State
+from topology.links import Topology
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """What a node is run with; all of it is checked by the configuration before.
+
+    Args:
+        topology: who reads whom.
+        names: how the run's methods are written.
+        rounds: rounds to run, before the final merge.
+        collect_s: longest wait for neighbors, seconds; 0 = asynchronous.
+        norm_cap: see ``guards.norm_clip``.
+        overlap: read neighbors while the local steps run.
+    """
+
+    topology: Topology
+    names: Names = field(default_factory=Names)
+    rounds: int
+    collect_s: float
+    norm_cap: float
+    overlap: bool = False
+
+
+class NodeSnapshot(NamedTuple):
+    """All of a node that must survive a restart, besides its adapter: plain JSON values but for ``tensors``.
+
+    Taken at a round boundary.
+    """
+
+    round: int
+    age: int
+    random: list[Any]
+    arrivals_s: list[float]
+    tensors: State = {}  # noqa: RUF012 - never written

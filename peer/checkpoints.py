@@ -1,0 +1,248 @@
+"""What survives a crash: one folder per peer, locked by one process, with complete checkpoints or none.
+
+A checkpoint is a folder that becomes visible by one rename after every byte of it has reached the disk; a manifest with
+the SHA-256 of each file tells a good one from a damaged one. A checkpoint holds the adapter as it travels, and
+``adapter/`` the newest as plain peft or transformers load it. Tensors are safetensors, all else JSON: nothing is
+pickled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from gossip.adapter import AdapterState
+from gossip.errors import LocalError
+from gossip.settings import NodeSnapshot
+from peer.durable import sync, write_atomically
+from peer.training.frames import Export
+from peer.training.lora_xs import export_tensors
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TRAINER_STATE = "trainer.safetensors"
+NODE_STATE = "node.json"
+NODE_TENSORS = "node.safetensors"
+MANIFEST = "MANIFEST.json"
+PEERS = "peers.json"
+
+
+class HomeError(LocalError):
+    """The home folder is in use, not writable, or holds no usable checkpoint."""
+
+    exit_code = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete, verified checkpoint.
+
+    Args:
+        path: its folder.
+        round: rounds completed when it was made.
+        state: the adapter after mixing.
+        snapshot: the node's own state.
+        run: fields of the run manifest under which it was made.
+        trainer_state: file with optimizer, generators and sampler.
+    """
+
+    path: Path
+    round: int
+    state: AdapterState
+    snapshot: NodeSnapshot
+    run: dict[str, Any]
+    trainer_state: Path
+
+
+class Home:
+    """A peer's folder. Use ``open_home``, which holds the lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.adapter = path / "adapter"
+        self.journal = path / "journal.jsonl"
+        self._checkpoints = path / "checkpoints"
+        self._checkpoints.mkdir(exist_ok=True)
+        for leftover in self._checkpoints.glob("*.tmp"):
+            shutil.rmtree(leftover)  # of a process that was killed while writing: never complete, never used
+
+    def remember_peers(self, addresses: Sequence[str]) -> None:
+        """Keep addresses of the run's other peers: after a restart they may not know where we are, so we look."""
+        write_atomically(self.path / PEERS, json.dumps(list(addresses)).encode())
+
+    def remembered_peers(self) -> tuple[str, ...]:
+        """Return the addresses kept last; nothing if there are none or the file is damaged (they are only hints)."""
+        try:
+            kept = json.loads((self.path / PEERS).read_text())
+        except (FileNotFoundError, ValueError):
+            return ()
+        return tuple(address for address in kept if isinstance(address, str))
+
+    def begin(self, round: int, trainer_state: Path | None = None) -> Path:
+        """Return a fresh, invisible folder for the checkpoint after ``round`` rounds; the trainer writes into it.
+
+        Args:
+            trainer_state: the trainer's file of an earlier checkpoint, for a round in which it does nothing.
+        """
+        path = self._checkpoints / f"round-{round:06d}.tmp"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        if trainer_state is not None:
+            os.link(trainer_state, path / TRAINER_STATE)  # files of checkpoints are never written again
+        return path
+
+    def commit(
+        self,
+        state: AdapterState,
+        snapshot: NodeSnapshot,
+        run: dict[str, Any],
+        export: Export,
+        keep: int,
+    ) -> Checkpoint:
+        """Complete the checkpoint begun for ``snapshot.round``, make it visible, and prune older ones to ``keep``.
+
+        When this returns, the checkpoint survives kill -9 and power loss.
+
+        Raises:
+            HomeError: the disk refused; earlier checkpoints are unharmed.
+        """
+        final = self._checkpoints / f"round-{snapshot.round:06d}"
+        temporary = final.with_name(final.name + ".tmp")
+        try:
+            (temporary / ADAPTER_WEIGHTS).write_bytes(_tensors_file(dict(state.tensors())))
+            for name, text in export.files.items():
+                (temporary / name).write_text(text)
+            plain = snapshot._asdict()
+            (temporary / NODE_TENSORS).write_bytes(_tensors_file(plain.pop("tensors")))
+            (temporary / NODE_STATE).write_text(json.dumps({"run": run, "node": plain}))
+            digests = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps(digests, indent=1))
+            for path in temporary.iterdir():
+                sync(path)
+            sync(temporary)
+            if final.exists():  # a damaged one of the same round, put aside before
+                shutil.rmtree(final)
+            temporary.rename(final)
+            sync(self._checkpoints)
+            self._export(self.adapter, state, export)
+            for path in self._complete()[keep:]:
+                shutil.rmtree(path)
+        except OSError as error:
+            raise HomeError(
+                f"cannot write the checkpoint of round {snapshot.round} to {temporary}: {error.strerror}; "
+                "earlier checkpoints are unharmed. Free some space and start again"
+            ) from error
+        return Checkpoint(final, snapshot.round, state, snapshot, run, final / TRAINER_STATE)
+
+    def export_personal(self, state: AdapterState, export: Export) -> Path:
+        """Write our personal adapter to ``personal/`` and return the folder.
+
+        Raises:
+            HomeError: the disk refused.
+        """
+        try:
+            self._export(self.path / "personal", state, export)
+        except OSError as error:
+            raise HomeError(
+                f"cannot write {self.path / 'personal'}: {error.strerror}; free some space"
+            ) from error
+        return self.path / "personal"
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """Return the newest checkpoint that is whole, and a line for each newer one that is not.
+
+        Damaged ones are renamed to ``*.damaged`` and kept for inspection.
+
+        Raises:
+            HomeError: there are checkpoints, but none is whole.
+        """
+        complaints = []
+        for path in self._complete():
+            try:
+                return _load(path), complaints
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                aside = path.with_suffix(".damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+                complaints.append(f"checkpoint {path.name} is damaged ({error}); kept as {aside.name}")
+        if complaints:
+            raise HomeError(
+                "; ".join([*complaints, "no whole checkpoint is left"]) + f" in {self._checkpoints}"
+            )
+        return None, []
+
+    def _complete(self) -> list[Path]:
+        """Return checkpoint folders, newest first."""
+        return sorted((path for path in self._checkpoints.glob("round-*") if not path.suffix), reverse=True)
+
+    @staticmethod
+    def _export(folder: Path, state: AdapterState, export: Export) -> None:
+        """Bring a folder up to date file by file; all but the weights never change in a run, so no mix is torn."""
+        if not folder.exists():
+            folder.mkdir()
+            for source in export.copies:
+                shutil.copy(source, folder)
+        for name, text in export.files.items():
+            write_atomically(folder / name, text.encode())
+        write_atomically(folder / export.weights, _tensors_file(export_tensors(state, export.frozen)))
+
+
+@contextmanager
+def open_home(path: Path) -> Iterator[Home]:
+    """Create the folder if needed, lock it for this process, and yield it.
+
+    Raises:
+        HomeError: another process has it (its pid is named), or it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise HomeError(
+            f"cannot write to the home folder {path}: {error.strerror}; choose another --home"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+            raise HomeError(
+                f"{path} is in use by process {pid}: stop that one, or give this peer another --home"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield Home(path)
+    finally:
+        os.close(lock)  # releases it; so does any death of the process
+
+
+def _tensors_file(tensors: dict[str, Tensor]) -> bytes:
+    contents: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    return contents
+
+
+def _load(path: Path) -> Checkpoint:
+    digests = json.loads((path / MANIFEST).read_text())
+    for name, digest in digests.items():
+        if _sha256(path / name) != digest:
+            raise ValueError(f"{name} does not have the digest it was written with")
+    node = json.loads((path / NODE_STATE).read_text())
+    state = AdapterState.from_tensors(load_file(path / ADAPTER_WEIGHTS))
+    snapshot = NodeSnapshot(**node["node"], tensors=load_file(path / NODE_TENSORS))
+    return Checkpoint(path, snapshot.round, state, snapshot, node["run"], path / TRAINER_STATE)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,171 @@
+"""The seam to the network: authenticated byte streams between peers, and small best-effort announcements.
+
+Everything above this file (``exchange.py``, ``runtime.py``) is written against ``Transport`` and ``Stream`` alone and
+runs unchanged on ``libp2p.py`` and on ``memory.py``, its verified in-memory twin: one conformance
+suite runs on both. A transport knows bytes, peers and addresses; it knows nothing of adapters, rounds or runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+import trio
+
+from gossip.errors import RemoteError
+
+
+class Unreachable(RemoteError):
+    """The peer could not be reached, or the connection broke or stalled. Whatever was sent may be lost."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("unreachable", detail)
+
+
+class Stream(Protocol):
+    """One bidirectional byte stream to an authenticated peer.
+
+    All methods raise ``Unreachable`` when the connection breaks or the other side resets. A killed peer is told from
+    a finished stream as long as the remote runs our transport; other libp2p programs may end cleanly halfway, so
+    callers always carry length and digest. One task sends and one receives at a time.
+    """
+
+    @property
+    def peer(self) -> str:
+        """The remote's peer id (base58), proven by the handshake."""
+        ...
+
+    async def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of ``data``; returns when the socket has it, which is not when the peer has.
+
+        Safe to cancel at any point: the connection stays usable, how much was sent is unknown (reset the stream).
+
+        Raises:
+            Unreachable: broken, or the peer took no byte for ``stall_s`` (then the whole connection is closed).
+        """
+        ...
+
+    async def receive(self, bytes_max: int) -> bytes | bytearray:
+        """Return 1 to ``bytes_max`` bytes, or ``b""`` once the other side has finished. Safe to cancel.
+
+        Waits for ever if nothing comes: set a time limit round it. Asking for 64 KiB or more says that a bulk transfer
+        is under way and allows the peer up to 16 MiB ahead.
+        """
+        ...
+
+    async def finish(self) -> None:
+        """Say that no more bytes will be sent (half close); receiving still works."""
+        ...
+
+    async def close(self) -> None:
+        """End both directions; what was sent still arrives, what still comes resets. Never raises, at once."""
+        ...
+
+    async def reset(self) -> None:
+        """Drop the stream at once, unread bytes at both ends included; never raises."""
+        ...
+
+
+Handler = Callable[[Stream], Awaitable[None]]
+"""Serves one incoming stream. Whatever it raises ends that stream only; the transport closes the stream after it.
+
+It may be cancelled at any await when the transport ends."""
+
+Announced = Callable[[str, bytes], None]
+"""Called with (author's peer id, frame) for each announcement of another peer. Must be quick and not raise.
+
+The author is proven by its signature, also when others relayed the frame. Each frame comes once within two minutes;
+after that a stranger may replay it: frames carry their own time or count."""
+
+ConnectionChanged = Callable[[str, bool], None]
+"""Called with (peer id, is connected now), once per change, however many connections there are to that peer.
+
+Comes from inside the transport's own calls (``drop`` for one): must be quick, not raise and not call back."""
+
+
+class Transport(Protocol):
+    """A host on the network with one identity. Used inside ``async with``; leaving it ends everything."""
+
+    @property
+    def peer_id(self) -> str:
+        """Our own peer id (base58)."""
+        ...
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Full multiaddrs under which others can dial us, ``/p2p/<peer id>`` included; known after entering."""
+        ...
+
+    async def dial(self, address: str) -> str:
+        """Connect to a multiaddr ending in ``/p2p/<peer id>``; return that peer id. At once if connected already.
+
+        Raises:
+            LocalError: the address is malformed (the user's typing).
+            Unreachable: no answer within ``dial_s`` (15 s), refused, or another identity answered.
+        """
+        ...
+
+    async def open(self, peer: str, protocol: str) -> Stream:
+        """Open a stream to a connected or formerly dialed peer (redials by itself).
+
+        Raises:
+            Unreachable: not reachable, unknown protocol there, or too many streams, within ``open_s`` (15 s).
+        """
+        ...
+
+    def is_connected(self, peer: str) -> bool:
+        """Whether a connection to ``peer`` is open as far as we know (not proof of life: use a heartbeat)."""
+        ...
+
+    async def announce(self, topic: str, frame: bytes) -> None:
+        """Publish at most 16 KiB to all peers of ``topic``: best effort, may be lost, never raises for the network."""
+        ...
+
+    async def drop(self, peer: str) -> None:
+        """Close all connections to ``peer`` now, even if a writer is stuck; never raises, returns within 2 s."""
+        ...
+
+
+class TransportFactory(Protocol):
+    """What ``runtime.py`` needs to start a transport; see ``libp2p_transport.libp2p_transport``."""
+
+    def __call__(
+        self,
+        *,
+        handlers: Mapping[str, Handler],
+        topic: str,
+        on_announced: Announced,
+        on_connection: ConnectionChanged,
+    ) -> AsyncTransportContext:
+        """Return an async context manager that yields a listening ``Transport``."""
+        ...
+
+
+class AsyncTransportContext(Protocol):
+    """``async with factory(...) as transport``."""
+
+    async def __aenter__(self) -> Transport: ...
+
+    async def __aexit__(self, *exc_info: object) -> bool | None: ...
+
+
+CHUNK_BYTES = 256 * 1024
+"""Largest piece handed to the network at once: what cancel safety and fairness are counted in (libp2p.md section 6)."""
+
+
+async def receive_exactly(stream: Stream, count: int, stall_s: float) -> bytearray:
+    """Return exactly ``count`` bytes, growing no more than what has arrived.
+
+    Raises:
+        Unreachable: the stream ended early, or brought no byte for ``stall_s`` seconds.
+    """
+    buffer = bytearray()
+    while len(buffer) < count:
+        with trio.move_on_after(stall_s):
+            piece = await stream.receive(min(count - len(buffer), 1 << 20))
+            if not piece:
+                raise Unreachable(f"stream ended after {len(buffer)} of {count} bytes")
+            buffer += piece
+            continue
+        raise Unreachable(f"nothing arrived for {stall_s:g} s, {len(buffer)} of {count} bytes received")
+    return buffer

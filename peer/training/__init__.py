@@ -1,0 +1,1 @@
+"""The training process: models, data, local steps."""

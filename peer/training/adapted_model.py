@@ -1,0 +1,214 @@
+"""A frozen base model with one adapter on it: loaded once, and lent to as many peers as one process plays.
+
+The adapter's values come and go as one flat vector, so that many peers can train on one base in memory. What is a
+peer's own (data, optimizer, generators) is ``local_trainer.py``'s; which tensors an adapter has is
+``adapter_kinds.py``'s.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from gossip.adapter import AdapterSpec, AdapterState
+from gossip.errors import LocalError
+from peer.config import PeerConfig
+from peer.training import adapter_kinds, base_models, tasks
+from peer.training.frames import Export, Progress
+
+SHAPING = (
+    "model", "dtype", "device", "load_in_4bit", "threads", "adapter", "lora_r", "lora_alpha", "lora_dropout",
+    "lora_target_modules", "lora_layers", "virtual_tokens", "oft_block_size", "max_length", "seed", "task", "labels",
+)  # fmt: skip
+"""Settings that a model is built from: peers that share one must agree on them. (max_length, because a prompt takes
+its positions from what is left of it.)"""
+
+
+AUTO_CLASSES: dict[str, Any] = {
+    "causal-lm": AutoModelForCausalLM,
+    "classification": AutoModelForSequenceClassification,
+}
+"""What loads a base, by task (``tasks.py``)."""
+
+
+class AdaptedModel:
+    """A base model, its tokenizer and an adapter; whoever computes with it puts its own values in first.
+
+    Attributes:
+        config: the settings it was built from.
+        source: where the base model lies.
+        device: "cpu", "cuda" or "mps".
+        tokenizer, module: of transformers and peft.
+        parameters: the trained parameters by the names that files and peers use, in wire order.
+        spec: layout of the adapter.
+        initial: the seeded adapter all peers of the run start from.
+        generators: states of torch's generators after the adapter was drawn: where each peer's own begin.
+        base_parameters: parameters of the base.
+        export: how the adapter becomes a folder that peft or transformers loads.
+        manifest: what must be equal among peers (see ``frames.Ready``).
+
+    Raises:
+        LocalError: the model, a target module, a layer or the device does not exist.
+    """
+
+    def __init__(self, config: PeerConfig, progress: Progress | None = None, cache: Path | None = None):
+        self.config = config
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        # transformers warns of its own deprecated attribute, which peft reads: nothing a user can act on
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        adapter_kinds.ignore_remarks()
+        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+        self.device = _device(config)
+        self.source = base_models.resolve(config.model, cache, progress)
+        if progress is not None:
+            progress("load", None)
+        self.tokenizer = _load_tokenizer(self.source)
+        base = _load_base(self.source, config, self.device, self.tokenizer.pad_token_id or 0)
+        self.base_parameters: int = base.num_parameters()
+        torch.manual_seed(config.seed)  # right here: every peer then draws the same lora_A, on the CPU
+        try:
+            self.module = adapter_kinds.attach(config, base)
+        except ValueError as error:
+            raise LocalError(
+                f"adapter {config.adapter} does not fit {self.source.name}: {error}. The kind that fits most models "
+                "is lora."
+            ) from error
+        if not config.load_in_4bit:  # which bitsandbytes has put onto its device already
+            self.module.to(self.device)
+        self.generators = generators(self.device)
+        found = adapter_kinds.trained_parameters(self.module)
+        self.parameters = {name: found[name] for name in sorted(found)}
+        self.spec = AdapterSpec.of(self.parameters)
+        self.initial = self.state()
+        self.export: Export = adapter_kinds.export(self.module, self.source, config.labels)
+        stored = str(next(base.parameters()).dtype).removeprefix("torch.")
+        self.manifest: Mapping[str, str] = {
+            "base_digest": base_models.model_digest(self.source.folder),
+            "base_dtype": "nf4" if config.load_in_4bit else stored,
+            "tokenizer_digest": base_models.tokenizer_digest(self.tokenizer),
+            "adapter_digest": self.initial.digest(),
+            "adapter_spec": self.spec.fingerprint,
+            "adapter_frozen": adapter_kinds.frozen_digest(self.module),
+        }
+
+    def check(self, config: PeerConfig) -> None:
+        """Refuse to be lent to a peer whose settings want another model.
+
+        Raises:
+            LocalError: the first setting that differs.
+        """
+        for field in SHAPING:
+            ours, theirs = getattr(self.config, field), getattr(config, field)
+            if ours != theirs:
+                raise LocalError(
+                    f"{field} is {theirs!r}, but the model in memory was built with {ours!r}: peers that share one "
+                    "must agree. Give this peer the same setting, or a model of its own."
+                )
+
+    def state(self) -> AdapterState:
+        """Return a copy of the adapter as it is now."""
+        return AdapterState.from_tensors(self.parameters)
+
+    @torch.no_grad()
+    def put(self, state: AdapterState) -> None:
+        """Copy values into the parameters; replacing them would leave optimizers with the old ones.
+
+        Raises:
+            LocalError: ``state`` is of another layout (our bug).
+        """
+        if state.spec != self.spec:
+            raise LocalError("the adapter given has another layout than the one trained here")
+        for name, view in state.tensors():
+            self.parameters[name].copy_(view)
+
+
+def generators(device: str) -> dict[str, torch.Tensor]:
+    """Return the states of torch's default generators that a step on ``device`` draws from, by device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device in ("cuda", "mps"):
+        states[device] = getattr(torch, device).get_rng_state()
+    return states
+
+
+def set_generators(states: Mapping[str, torch.Tensor]) -> None:
+    """Inverse of ``generators``."""
+    for device, state in states.items():
+        (torch if device == "cpu" else getattr(torch, device)).set_rng_state(state)
+
+
+def _device(config: PeerConfig) -> str:
+    """Return the device to use; the one asked for must exist."""
+    exists = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    device = config.device
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if exists[name])
+    if not exists[device]:
+        raise LocalError(f"no device {device!r} on this machine; use device cpu or auto")
+    if config.load_in_4bit:
+        if device != "cuda":
+            raise LocalError(
+                f"load_in_4bit needs a CUDA device; this run would use {device!r}. Leave it off."
+            )
+        try:
+            import bitsandbytes as _quantizer  # noqa: F401
+        except ImportError as error:
+            raise LocalError(
+                "load_in_4bit needs the package bitsandbytes: pip install 'gossip-peer[quantized]'"
+            ) from error
+    return device
+
+
+def _load_tokenizer(source: base_models.ModelSource) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise LocalError(
+            f"cannot load the tokenizer of {source.name} from {source.folder}: {error}"
+        ) from error
+
+
+def _load_base(source: base_models.ModelSource, config: PeerConfig, device: str, pad: int) -> Any:
+    """Load the frozen base: with its dtype on disk, its weights stay a mapping of the file, shared by
+    peers."""
+    options: dict[str, Any] = {
+        "dtype": config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    }
+    if config.load_in_4bit:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        options["device_map"] = {"": device}
+    if config.labels:
+        options["id2label"] = dict(enumerate(config.labels))
+        options["label2id"] = {label: index for index, label in enumerate(config.labels)}
+    try:
+        base, found = AUTO_CLASSES[config.task].from_pretrained(
+            source.folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise LocalError(
+            f"cannot load {source.name} from {source.folder} for {config.task}: {error}"
+        ) from error
+    tasks.check_base(config, base, found["missing_keys"])
+    tasks.draw_head(config, base, found["missing_keys"], pad)
+    base.config.use_cache = False  # a cache of keys is of no use in training
+    return base

@@ -1,0 +1,24 @@
+"""What a finished run leaves for plain peft and transformers, and the line that loads it there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from peer.config import PeerConfig
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""What peft reads first in a folder with an adapter; absent from one with a whole model."""
+
+
+def load_line_of(adapter: Path, config: PeerConfig) -> str:
+    """Return one line of Python that loads an exported folder in plain peft, or a whole model in plain transformers."""
+    if config.task == "classification":
+        kind, labels = "AutoModelForSequenceClassification", f", num_labels={len(config.labels)}"
+    else:
+        kind, labels = "AutoModelForCausalLM", ""
+    path = str(adapter.resolve())
+    if not (adapter / ADAPTER_CONFIG).exists():
+        return f"model = transformers.{kind}.from_pretrained({path!r})"
+    base = json.loads((adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    return f"model = peft.PeftModel.from_pretrained(transformers.{kind}.from_pretrained({base!r}{labels}), {path!r})"

@@ -1,0 +1,266 @@
+"""The parent's side of the training process: start it, give it an adapter and a round, take the result.
+
+Training lives in a process of its own (``worker.py``) because importing peft takes seconds and
+a step
+holds the interpreter: either would stall the network loop. This file speaks frames over the child's pipes,
+all of it async; it knows nothing of models or data. A child that dies is not our bug but an event:
+``TrainerDied``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import trio
+
+from gossip.adapter import AdapterSpec, AdapterState
+from gossip.errors import LocalError
+from peer.child_python import child_environment, python_module
+from peer.config import PeerConfig
+from peer.training.frames import (
+    PREFIX_BYTES,
+    Evaluated,
+    Export,
+    OnStep,
+    Part,
+    Progress,
+    Ready,
+    Step,
+    Trained,
+    decode_header,
+    encode,
+    header_length,
+)
+
+STOP_S = 5.0
+"""How long a polite stop may take before the child is killed, seconds. Source: guess."""
+
+STDERR_LINES = 12
+"""Last lines of the child's stderr that are shown when it dies."""
+
+
+class TrainerDied(Exception):
+    """The training process ended by itself: killed, out of memory, crashed.
+
+    ``reason`` says how, with its last words.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the training process died: {reason}")
+        self.reason = reason
+
+
+class TrainerProcess:
+    """A running training process. One call at a time; a cancelled or failed call kills the child.
+
+    Raises (every method): ``LocalError`` that the child reported, with its ``exit_code`` (the child has
+    ended then); ``TrainerDied`` when it ended in any other way.
+    """
+
+    def __init__(self, process: trio.Process, stderr: IO[bytes]) -> None:
+        self._process = process
+        self._stderr = stderr
+        self._received = bytearray()
+        self._spec: AdapterSpec | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._process.pid
+
+    @staticmethod
+    async def start(
+        config: PeerConfig, resume: Path | None = None, on_progress: Progress | None = None
+    ) -> tuple[TrainerProcess, Ready]:
+        """Start the child and wait until model, data and adapter are ready.
+
+        Args:
+            config: settings of the run; the child reads its data, model, adapter and training fields.
+            resume: a file written through ``save_to``; optimizer, generators and sampler continue from it.
+            on_progress: told of download, conversion and loading.
+        """
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        process = await trio.lowlevel.open_process(
+            python_module("peer.training.worker"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=_environment(config),
+            start_new_session=True,  # Ctrl-C in the terminal is the parent's to judge
+        )
+        trainer = TrainerProcess(process, stderr)
+        command = {"kind": "start", "config": config.to_json(), "resume": str(resume) if resume else None}
+        header, payload = await trainer._exchange(command, (), {"ready"}, on_progress=on_progress)
+        trainer._spec = _layout(header.pop("entries"))
+        written = header.pop("export")
+        frozen = None
+        if written["frozen"] is not None:
+            layout = _layout(written["frozen"])
+            frozen = _state(layout, payload[4 * trainer._spec.size :])
+            del payload[4 * trainer._spec.size :]
+        export = Export(written["weights"], written["files"], tuple(written["copies"]), frozen)
+        return trainer, Ready(initial=_state(trainer._spec, payload), export=export, **header)
+
+    async def train(
+        self,
+        state: AdapterState,
+        round: int,
+        save_to: Path | None = None,
+        on_step: OnStep | None = None,
+        part: Part = "all",
+        drift: torch.Tensor | None = None,
+    ) -> Trained:
+        """Take ``config.local_steps`` steps from ``state``; then save the trainer's own state to the file
+        ``save_to``.
+
+        ``save_to`` is complete on disk (replaced atomically, fsynced) when this returns. ``part`` and ``drift``
+        (float32[P]): see ``LocalTrainer.train``.
+        """
+        command = {"kind": "train", "round": round, "save_to": str(save_to) if save_to else None}
+        command |= {"part": part, "drift": drift is not None}
+        payload = [state.flat] if drift is None else [state.flat, AdapterState(state.spec, drift).flat]
+        header, answer = await self._exchange(command, payload, {"trained"}, on_step=on_step)
+        return Trained(state=self._adapter(answer), **header)
+
+    async def evaluate(self, state: AdapterState) -> Evaluated:
+        """Measure ``state`` on the held-out rows."""
+        header, _ = await self._exchange({"kind": "evaluate"}, [state.flat], {"evaluated"})
+        return Evaluated(**header)
+
+    async def stop(self) -> None:
+        """End the child: ask, wait ``STOP_S`` seconds, kill.
+
+        Never raises for a child that is gone already.
+        """
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(STOP_S):
+                try:
+                    await self._process.stdin.send_all(encode({"kind": "stop"}))
+                    await self._process.stdin.aclose()
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass  # it is gone, which is what we want
+                await self._process.wait()
+            await self._kill()
+
+    def kill(self) -> None:
+        """Kill the child at once (for fault tests)."""
+        self._process.kill()
+
+    async def _exchange(
+        self,
+        command: Mapping[str, Any],
+        vectors: Sequence[torch.Tensor],
+        answers: set[str],
+        *,
+        on_step: OnStep | None = None,
+        on_progress: Progress | None = None,
+    ) -> tuple[dict[str, Any], bytearray]:
+        """Send one command with float32 vectors as payload; return header (less kind and payload_bytes) and payload of
+        its answer.
+        """
+        try:
+            try:
+                await self._process.stdin.send_all(encode(command, 4 * sum(map(len, vectors))))
+                for vector in vectors:
+                    await self._process.stdin.send_all(_bytes_of(vector))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # the child may have left an error frame behind: read it below
+            while True:
+                header, answer = await self._receive()
+                kind = header.pop("kind")
+                if kind in answers:
+                    return header, answer
+                if kind == "error":
+                    error = LocalError(header["message"])
+                    error.exit_code = header["exit_code"]
+                    raise error
+                if kind == "step" and on_step is not None:
+                    on_step(Step(**header))
+                elif kind == "progress" and on_progress is not None:
+                    on_progress(header["stage"], header["done"])
+        except BaseException:
+            # After a cancel nobody knows where in a frame the pipes are, so the child is of no more use.
+            with trio.CancelScope(shield=True):
+                await self._kill()
+            raise
+
+    async def _receive(self) -> tuple[dict[str, Any], bytearray]:
+        """Return the next frame's header (less payload_bytes) and payload."""
+        length = header_length(await self._receive_exactly(PREFIX_BYTES))
+        header = decode_header(await self._receive_exactly(length))
+        payload = await self._receive_exactly(header.pop("payload_bytes"))
+        return header, payload
+
+    async def _receive_exactly(self, count: int) -> bytearray:
+        while len(self._received) < count:
+            try:
+                piece = await self._process.stdout.receive_some(1 << 20)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                piece = b""
+            if not piece:
+                raise TrainerDied(await self._post_mortem())
+            self._received += piece
+        taken = self._received[:count]
+        del self._received[:count]
+        return taken
+
+    def _adapter(self, payload: bytearray) -> AdapterState:
+        assert self._spec is not None
+        return _state(self._spec, payload)
+
+    async def _post_mortem(self) -> str:
+        with trio.move_on_after(STOP_S):
+            await self._process.wait()
+        code = self._process.returncode
+        if code is None:
+            how = "it closed its pipe but did not end"
+        elif code < 0:
+            how = f"killed by {signal.Signals(-code).name}"
+            if -code == signal.SIGKILL:
+                how += " (out of memory, or someone killed it)"
+        else:
+            how = f"exit code {code}"
+        if self._stderr.closed:
+            return how
+        self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - 8192))
+        words = self._stderr.read().decode(errors="replace").strip().splitlines()[-STDERR_LINES:]
+        return "\n".join([how, *words]) if words else how
+
+    async def _kill(self) -> None:
+        self._process.kill()
+        await self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            await pipe.aclose()
+        self._stderr.close()
+
+
+def _layout(entries: Sequence[tuple[str, Sequence[int]]]) -> AdapterSpec:
+    return AdapterSpec(tuple((name, tuple(shape)) for name, shape in entries))
+
+
+def _state(layout: AdapterSpec, payload: bytearray) -> AdapterState:
+    """Read float32[P] out of a payload that nobody else holds."""
+    flat = torch.frombuffer(payload, dtype=torch.float32) if payload else torch.empty(0)
+    return AdapterState(layout, flat)
+
+
+def _bytes_of(vector: torch.Tensor) -> memoryview:
+    return memoryview(vector.numpy()).cast("B")
+
+
+def _environment(config: PeerConfig) -> dict[str, str]:
+    """The child's environment: what must be set before torch is imported there."""
+    threads = str(config.threads or os.cpu_count() or 1)
+    return child_environment(
+        OMP_NUM_THREADS=threads,
+        MKL_NUM_THREADS=threads,
+        TOKENIZERS_PARALLELISM="false",  # its thread pool would ignore the limit above
+        MALLOC_ARENA_MAX="2",  # glibc's arenas per thread hold freed activations: tens of MB a peer
+    )

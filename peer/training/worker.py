@@ -1,0 +1,192 @@
+"""The training process: ``python -m peer.training.worker`` serves framed commands on its stdin and stdout.
+
+Commands: start, train, evaluate, stop; answers: ready, progress, step, trained, evaluated, error. It ends
+when its parent closes the pipe or dies, whatever it is doing. Heavy imports happen after the pipes are
+safe, because a library that prints would corrupt them. It knows nothing of training itself (``local_trainer.py``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from gossip.adapter import AdapterState
+    from peer.training.local_trainer import LocalTrainer
+
+NICENESS = 5
+"""Below the network loop, which must answer while we compute. Source: guess."""
+
+Command = tuple[dict[str, Any], bytearray]
+
+
+class Server:
+    """Executes one command after another."""
+
+    def __init__(self, answers: IO[bytes], started: float):
+        self._answers = answers
+        self._started = started
+        self._trainer: LocalTrainer | None = None
+
+    def handle(self, command: dict[str, Any], payload: bytearray) -> None:
+        """Execute one command and answer it.
+
+        Raises:
+            LocalError: as said by ``LocalTrainer``.
+        """
+        match command:
+            case {"kind": "start", "config": config, "resume": resume}:
+                self._start(config, resume)
+            case {"kind": "train", "save_to": save_to, "part": part, "drift": has_drift}:
+                state, drift = self._vectors(payload, 2 if has_drift else 1)
+                trained = self._running().train(state, part, drift, lambda step: self._say("step", step))
+                if save_to is not None:
+                    self._running().save(Path(save_to))
+                give_back_memory()
+                self._say("trained", trained, trained.state)
+            case {"kind": "evaluate"}:
+                evaluated = self._running().evaluate(self._vectors(payload, 1)[0])
+                give_back_memory()
+                self._say("evaluated", evaluated)
+            case _:
+                raise AssertionError(f"unknown command {command['kind']!r}")
+
+    def fail(self, message: str, exit_code: int) -> None:
+        """Tell the parent why we end."""
+        self._send({"kind": "error", "message": message, "exit_code": exit_code})
+
+    def _start(self, config: str, resume: str | None) -> None:
+        from peer.config import PeerConfig
+        from peer.training.local_trainer import LocalTrainer
+
+        def progress(stage: str, done: float | None) -> None:
+            self._send({"kind": "progress", "stage": stage, "done": done})
+
+        progress("import", None)
+        trainer = LocalTrainer(PeerConfig.from_json(config), progress=progress)
+        if resume is not None:
+            trainer.load(Path(resume))
+        self._trainer = trainer
+        gc.collect()
+        gc.freeze()  # a million objects of imported libraries need no second look
+        give_back_memory()
+        model = trainer.model
+        export, frozen = model.export, model.export.frozen
+        ready = {
+            "kind": "ready",
+            "entries": trainer.spec.entries,
+            "export": {
+                "weights": export.weights,
+                "files": export.files,
+                "copies": export.copies,
+                "frozen": frozen.spec.entries if frozen is not None else None,
+            },
+            "manifest": trainer.manifest,
+            "model_name": model.source.name,
+            "device": model.device,
+            "data_report": trainer.report,
+            "rows": trainer.rows,
+            "rows_held_out": trainer.rows_held_out,
+            "sequences": trainer.sequences,
+            "base_parameters": model.base_parameters,
+            "seconds": time.monotonic() - self._started,
+        }
+        self._send(ready, trainer.initial, *([frozen] if frozen is not None else []))
+
+    def _running(self) -> LocalTrainer:
+        assert self._trainer is not None, "the first command must be start"
+        return self._trainer
+
+    def _vectors(self, payload: bytearray, count: int) -> tuple[AdapterState, torch.Tensor | None]:
+        """Return the adapter in a payload of ``count`` vectors, and the second vector if there is one."""
+        import torch
+
+        from gossip.adapter import AdapterState
+
+        spec = self._running().spec
+        vectors = torch.frombuffer(payload, dtype=torch.float32).view(count, spec.size)
+        return AdapterState(spec, vectors[0]), vectors[1] if count == 2 else None
+
+    def _say(self, kind: str, outcome: Any, state: AdapterState | None = None) -> None:
+        """Send a dataclass of ``frames.py``; its state, if it has one, goes as payload."""
+        fields = {name: getattr(outcome, name) for name in outcome.__slots__ if name != "state"}
+        self._send({"kind": kind, **fields}, *([state] if state is not None else []))
+
+    def _send(self, header: dict[str, Any], *states: AdapterState) -> None:
+        from peer.training.frames import encode
+
+        self._answers.write(encode(header, sum(4 * state.spec.size for state in states)))
+        for state in states:
+            self._answers.write(memoryview(state.flat.numpy()).cast("B"))
+        self._answers.flush()
+
+
+def give_back_memory() -> None:
+    """Return freed heap to the system where libc can (glibc keeps hundreds of MB of activations otherwise)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def read_commands(pipe: IO[bytes], commands: queue.SimpleQueue[Command]) -> None:
+    """Put each frame into the queue; at the pipe's end (our parent is gone) end the process at once."""
+    from peer.training.frames import PREFIX_BYTES, decode_header, header_length
+
+    while prefix := pipe.read(PREFIX_BYTES):
+        header = decode_header(pipe.read(header_length(prefix)))
+        payload = bytearray(header.pop("payload_bytes"))
+        if pipe.readinto(payload) != len(payload):  # type: ignore[attr-defined]
+            break
+        commands.put((header, payload))
+    os._exit(1)
+
+
+def main() -> int:
+    """Serve until told to stop."""
+    started = time.monotonic()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to judge
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    pipe = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # from here on a print goes to stderr
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+    import torch
+
+    from gossip.errors import LocalError
+
+    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    threading.Thread(target=read_commands, args=(pipe, commands), daemon=True).start()
+    server = Server(answers, started)
+    while True:
+        command, payload = commands.get()
+        if command["kind"] == "stop":
+            return 0
+        try:
+            server.handle(command, payload)
+        except LocalError as error:
+            server.fail(str(error), error.exit_code)
+            return error.exit_code
+        except torch.OutOfMemoryError as error:
+            short = "the device is out of memory: lower batch_size or max_length, or use a smaller model"
+            server.fail(f"{short} ({str(error).splitlines()[0]})", LocalError.exit_code)
+            return LocalError.exit_code
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # nothing of ours is left to close, and tearing torch down takes a second

@@ -1,0 +1,1 @@
+"""Thin entry points, and the laboratory behind them."""

@@ -1,0 +1,96 @@
+"""What methods cost a round, beside the local steps of the default demo, both on one thread in the same run.
+
+A round of a method is everything between the end of our local steps and the next ones, but for the network: encode our
+adapter, decode three neighbors', guard and mix them, measure the cross term.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gossip.adapter import AdapterState
+from gossip.methods.method_set import Names, fit
+from gossip.methods.pipeline import Arrived, Chain
+from peer.config import PeerConfig
+from peer.training.local_trainer import LocalTrainer
+from scripts.benchmarks.rows import Row, at_most, row
+from scripts.lab import corpus
+
+NEIGHBORS = ("b", "c", "d")
+ROUNDS = 5
+VARIANTS: dict[str, Names] = {
+    "average": Names(),
+    "factors ffa": Names(factors="ffa"),
+    "factors alternate": Names(factors="alternate:1"),
+    "factors share-a": Names(factors="share-a"),
+    "factors tsvd": Names(factors="tsvd"),
+    "mixing age": Names(mixing="age"),
+    "mixing push-sum": Names(mixing="push-sum"),
+    "optimizer qg": Names(optimizer="qg"),
+    "optimizer k-gt": Names(optimizer="k-gt"),
+    "optimizer noloco": Names(optimizer="noloco"),
+    "codec bfloat16": Names(codec="bfloat16"),
+    "codec int8": Names(codec="int8"),
+    "codec int4 with error feedback": Names(codec="int4"),
+    "codec topk with replicas": Names(codec="topk:0.1", feedback="replica", gamma=0.3),
+    "codec lowrank": Names(codec="lowrank:2"),
+}
+"""What is measured; everything else is as in the default run."""
+
+
+def rows() -> Iterator[Row]:
+    """Yield the seconds of local steps, and each method's round as a share of them."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        file = corpus.write(Path(folder))["spanish"]
+        trainer = LocalTrainer(PeerConfig(data=(file,), threads=1))
+        initial = trainer.model.initial
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            moved = trainer.train(initial).state
+            times.append(time.perf_counter() - started)
+    local = statistics.median(times)
+    yield row("methods: local steps of a round, default demo", local, "s")
+    for name, names in VARIANTS.items():
+        share = 100.0 * _round_s(names, initial, moved) / local
+        yield at_most(
+            f"methods: {name}, share of the local steps", share, "%", 20.0 if "tsvd" in name else 5.0
+        )
+
+
+def _round_s(names: Names, initial: AdapterState, moved: AdapterState) -> float:
+    """Return the median seconds of a round's numbers at one peer, with three neighbors."""
+    methods = fit(names, initial.spec)
+    chains = {peer: Chain(peer, methods, initial, 10.0) for peer in ("a", *NEIGHBORS)}
+    noise = torch.Generator().manual_seed(0)
+    times = []
+    for round in range(ROUNDS + 1):
+        said: dict[str, Any] = {"steps": 2, "round": round, "age": 2 * round + 2}
+        trained = {
+            peer: dataclasses.replace(
+                moved, flat=moved.flat + 1e-3 * torch.randn(moved.flat.shape, generator=noise)
+            )
+            for peer in chains
+        }
+        parcels = {
+            peer: chains[peer].publish(initial, trained[peer], readers=3, **said) for peer in NEIGHBORS
+        }
+        started = time.perf_counter()
+        own = chains["a"]
+        own.publish(initial, trained["a"], readers=3, **said)
+        arrived = []
+        for peer, parcel in parcels.items():
+            layout, values = own.decode(peer, parcel, merging=False)
+            arrived.append(Arrived(peer, layout, values, 0.25, parcel.age, parcel.round))
+        own.mix(initial, trained["a"], arrived, neighbor_weight=0.75, **said)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])

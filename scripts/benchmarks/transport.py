@@ -1,0 +1,365 @@
+"""How fast the network transport is, beside a plain TLS socket and beside libp2p's own default path.
+
+Each figure is measured between two processes on loopback; the three paths take turns in one run, so that a neighbor
+on the machine slows all of them. ``python scripts/benchmarks/transport.py`` prints the rows; ``scripts/bench.py`` takes
+them from ``rows()``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import resource
+import ssl
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import trio
+
+from peer.child_python import child_environment, python_module
+
+MB = 1_000_000
+ROUNDS = 5
+BULK_BYTES = 64 * MB
+MEMORY_BYTES = 100 * MB
+CHUNK_BYTES = 256 * 1024
+LIBRARY_CHUNK_BYTES = 64 * 1024  # what a user of the library's own streams would write (libp2p.md section 2)
+SINK, ECHO = "/bench/sink/1", "/bench/echo/1"
+_SIZE = struct.Struct(">Q")
+
+Send = Callable[[bytes], Awaitable[None]]
+Receive = Callable[[int], Awaitable[bytes]]
+
+
+async def receive_all(receive: Receive) -> bytes:
+    """Receive one payload into a buffer made beforehand; return the answer: this process's peak memory in KiB."""
+    (count,) = _SIZE.unpack(await receive_count(receive, _SIZE.size))
+    buffer = memoryview(bytearray(count))
+    filled = 0
+    while filled < count:
+        piece = await receive(1 << 20)
+        if not piece:
+            raise EOFError(f"{filled} of {count} bytes")
+        buffer[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    return _SIZE.pack(peak_memory_kib())
+
+
+def peak_memory_kib() -> int:
+    """Return this process's peak resident memory; ``ru_maxrss`` would begin with its parent's at the fork."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+async def receive_count(receive: Receive, count: int) -> bytes:
+    """Receive exactly ``count`` bytes."""
+    data = b""
+    while len(data) < count:
+        piece = await receive(count - len(data))
+        if not piece:
+            raise EOFError(f"{len(data)} of {count} bytes")
+        data += piece
+    return data
+
+
+async def transfer(send: Send, receive: Receive, payload: memoryview, chunk_bytes: int) -> tuple[float, int]:
+    """Send a payload and wait for the answer; return seconds and the receiver's peak memory in KiB."""
+    begun = time.perf_counter()
+    await send(_SIZE.pack(len(payload)))
+    for start in range(0, len(payload), chunk_bytes):
+        await send(payload[start : start + chunk_bytes])
+    (peak,) = _SIZE.unpack(await receive_count(receive, _SIZE.size))
+    return time.perf_counter() - begun, peak
+
+
+# -- the remote process ----------------------------------------------------------------------------------------------
+
+
+def say(**facts: object) -> None:
+    """Tell the parent process where we are."""
+    print(json.dumps(facts), flush=True)
+
+
+def memory_now_kib() -> int:
+    """Resident memory of this process."""
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * resource.getpagesize() // 1024
+
+
+async def wait_for_parent() -> None:
+    """Return when the parent closes our stdin."""
+    await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+
+
+@asynccontextmanager
+async def our_transport(seed: int, **handlers: object) -> AsyncIterator[object]:
+    """Our transport on loopback."""
+    from peer.network.libp2p import libp2p_transport
+
+    factory = libp2p_transport(private_key=bytes([seed]) * 32, listen="/ip4/127.0.0.1/tcp/0")
+    async with factory(
+        handlers=handlers, topic="bench", on_announced=lambda *_: None, on_connection=lambda *_: None
+    ) as transport:
+        yield transport
+
+
+async def serve_ours() -> None:
+    """A sink and an echo on our transport."""
+
+    async def sink(stream: object) -> None:
+        await stream.send(await receive_all(stream.receive))
+
+    async def echo(stream: object) -> None:
+        while data := await stream.receive(1000):
+            await stream.send(data)
+
+    async with our_transport(1, **{SINK: sink, ECHO: echo}) as transport:
+        say(address=transport.addresses[0], memory_kib=memory_now_kib())
+        await wait_for_parent()
+
+
+async def serve_library() -> None:
+    """A sink on the library's default host."""
+    from libp2p import new_host
+    from multiaddr import Multiaddr
+
+    host = new_host()
+
+    async def sink(stream: object) -> None:
+        async def receive(count: int) -> bytes:
+            return await stream.read(min(count, LIBRARY_CHUNK_BYTES))
+
+        await stream.write(await receive_all(receive))
+        await stream.close()
+
+    async with host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]):
+        host.set_stream_handler(SINK, sink)
+        address = str(host.get_addrs()[0])
+        full = address if "/p2p/" in address else f"{address}/p2p/{host.get_id()}"
+        say(address=full, memory_kib=memory_now_kib())
+        await wait_for_parent()
+
+
+async def serve_tls(certificate: str) -> None:
+    """A sink on a trio TLS socket."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    async def sink(stream: trio.SSLStream) -> None:
+        try:
+            while True:
+                await stream.send_all(await receive_all(stream.receive_some))
+        except (EOFError, trio.BrokenResourceError):
+            pass  # the parent has what it wanted
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(
+            lambda task_status: trio.serve_ssl_over_tcp(
+                sink, 0, context, host="127.0.0.1", task_status=task_status
+            )
+        )
+        say(port=listeners[0].transport_listener.socket.getsockname()[1], memory_kib=memory_now_kib())
+        await wait_for_parent()
+        nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def child(kind: str, *arguments: str) -> Iterator[dict]:
+    """Run this file as the remote end; yield what it said first."""
+    command = python_module("scripts.benchmarks.transport", kind, *arguments)
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=child_environment()
+    ) as process:
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+# -- this process ----------------------------------------------------------------------------------------------------
+
+
+async def send_ours(transport: object, peer: str, payload: memoryview) -> tuple[float, int]:
+    """One transfer on a new stream of ours."""
+    stream = await transport.open(peer, SINK)
+    result = await transfer(stream.send, stream.receive, payload, CHUNK_BYTES)
+    await stream.close()
+    return result
+
+
+async def send_library(host: object, peer: object, payload: memoryview) -> tuple[float, int]:
+    """One transfer on a new stream of the library's."""
+    stream = await host.new_stream(peer, [SINK])
+
+    async def send(data: memoryview) -> None:
+        await stream.write(bytes(data))
+
+    result = await transfer(send, stream.read, payload, LIBRARY_CHUNK_BYTES)
+    await stream.close()
+    return result
+
+
+def self_signed(folder: str) -> str:
+    """Write a key and a certificate for 127.0.0.1 into one file and return its path."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "bench")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    path = Path(folder) / "bench.pem"
+    encoding = serialization.Encoding.PEM
+    path.write_bytes(
+        key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(encoding)
+    )
+    return str(path)
+
+
+async def compare_paths() -> list[dict]:
+    """Rows for 64 MB over our stream, a TLS socket and the library's default stream, taking turns."""
+    from libp2p import new_host
+    from libp2p.peer.peerinfo import info_from_p2p_addr
+    from multiaddr import Multiaddr
+
+    payload = memoryview(bytes(BULK_BYTES))
+    host = new_host()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        child("ours") as ours,
+        child("library") as library,
+        child("tls", certificate := self_signed(folder)) as tls,
+    ):
+        context = ssl.create_default_context(cafile=certificate)
+        async with (
+            our_transport(2) as transport,
+            host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]),
+            await trio.open_ssl_over_tcp_stream("127.0.0.1", tls["port"], ssl_context=context) as plain,
+        ):
+            peer = await transport.dial(ours["address"])
+            there = info_from_p2p_addr(Multiaddr(library["address"]))
+            await host.connect(there)
+            taken: dict[str, list[float]] = {"ours": [], "TLS": [], "library": []}
+            for _ in range(ROUNDS):
+                taken["ours"].append((await send_ours(transport, peer, payload))[0])
+                seconds, _ = await transfer(plain.send_all, plain.receive_some, payload, CHUNK_BYTES)
+                taken["TLS"].append(seconds)
+                taken["library"].append((await send_library(host, there.peer_id, payload))[0])
+    speed = {name: BULK_BYTES / MB / statistics.median(each) for name, each in taken.items()}
+    made = [row(f"64 MB, {name}", value, "MB/s") for name, value in speed.items()]
+    made.append(row("64 MB, ours / TLS", speed["ours"] / speed["TLS"], "x", at_least=0.55))
+    made.append(row("64 MB, ours / library", speed["ours"] / speed["library"], "x", at_least=1.5))
+    return made
+
+
+async def measure_memory() -> list[dict]:
+    """A row for what 100 MB cost the receiver."""
+    with child("ours") as ours:
+        async with our_transport(2) as transport:
+            peer = await transport.dial(ours["address"])
+            _, peak_kib = await send_ours(transport, peer, memoryview(bytes(MEMORY_BYTES)))
+    growth = (peak_kib - ours["memory_kib"]) * 1024 / MB
+    return [row("receiver's memory for 100 MB", growth, "MB", at_most=1.3 * MEMORY_BYTES / MB + 32)]
+
+
+async def measure_many() -> list[dict]:
+    """A row for 8 transfers at once."""
+    payload = memoryview(bytes(16 * MB))
+    with child("ours") as ours:
+        async with our_transport(2) as transport:
+            peer = await transport.dial(ours["address"])
+            begun = time.perf_counter()
+            async with trio.open_nursery() as nursery:
+                for _ in range(8):
+                    nursery.start_soon(send_ours, transport, peer, payload)
+            seconds = time.perf_counter() - begun
+    return [row("8 x 16 MB at once, total", 8 * len(payload) / MB / seconds, "MB/s")]
+
+
+async def measure_small_beside_bulk() -> list[dict]:
+    """Rows for 32-byte requests, alone and beside bulk transfers."""
+    payload = memoryview(bytes(BULK_BYTES))
+    with child("ours") as ours:
+        async with our_transport(2) as transport:
+            peer = await transport.dial(ours["address"])
+            stream = await transport.open(peer, ECHO)
+
+            async def ask() -> float:
+                begun = time.perf_counter()
+                await stream.send(bytes(32))
+                await receive_count(stream.receive, 32)
+                return (time.perf_counter() - begun) * 1000
+
+            idle = [await ask() for _ in range(200)]
+            busy: list[float] = []
+            async with trio.open_nursery() as nursery:
+
+                async def bulk() -> None:
+                    for _ in range(6):
+                        await send_ours(transport, peer, payload)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(bulk)
+                while True:
+                    busy.append(await ask())
+                    await trio.sleep(0.005)
+    made = []
+    for name, taken in (("alone", idle), ("beside 64 MB", busy)):
+        twentieths = statistics.quantiles(taken, n=20)
+        made.append(row(f"32 bytes and back {name}, median", statistics.median(taken), "ms"))
+        made.append(row(f"32 bytes and back {name}, 95 %", twentieths[18], "ms", at_most=100.0))
+    return made
+
+
+def row(
+    name: str, value: float, unit: str, *, at_least: float | None = None, at_most: float | None = None
+) -> dict:
+    """One result; ``met`` is None where there is no target."""
+    met = None
+    target = ""
+    if at_least is not None:
+        met, target = value >= at_least, f">= {at_least:g}"
+    if at_most is not None:
+        met, target = value <= at_most, f"<= {at_most:g}"
+    return {
+        "name": f"transport: {name}",
+        "value": round(value, 3),
+        "unit": unit,
+        "target": target,
+        "met": met,
+    }
+
+
+def rows() -> list[dict]:
+    """Measure everything (about half a minute); each row has name, value, unit, target and met."""
+    made: list[dict] = []
+    for measure in (compare_paths, measure_memory, measure_many, measure_small_beside_bulk):
+        made += trio.run(measure)
+    return made
+
+
+if __name__ == "__main__":
+    served = {"ours": serve_ours, "library": serve_library, "tls": serve_tls}[sys.argv[1]]
+    trio.run(served, *sys.argv[2:])

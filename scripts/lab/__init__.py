@@ -1,0 +1,1 @@
+"""The laboratory: local networks, convergence experiments, comparisons."""

@@ -1,0 +1,1 @@
+"""Ways of learning compared on equal terms."""

@@ -1,0 +1,187 @@
+"""Runs one trial: real trainers on one base in memory; for methods the real node, wire and codecs on a virtual clock.
+
+Equal trials give equal results. Training and measuring take turns on one model, so everything here is one thread. It
+writes no results and tunes nothing. The catalogue of baselines stands at the foot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from gossip.adapter import AdapterState
+from gossip.errors import LocalError
+from gossip.events import RoundReport, Train
+from gossip.node import Diverged, GossipNode
+from gossip.simulation import LinkModel, LocalSteps, Simulation
+from peer.run_plan import node_settings, written_names
+from peer.training.local_trainer import LocalTrainer
+from scripts.lab.comparison.method import BASELINES
+from scripts.lab.comparison.peers import Setting, make_setting
+from scripts.lab.comparison.record import Moment, Record, TrialResult, average, mean_adapter
+from scripts.lab.comparison.trial import Trial
+from scripts.lab.convergence.learning import one_thread
+
+JITTER = 0.1
+"""Local steps take up to this share longer, drawn; as in ``gossip.quadratic``."""
+
+
+def run_trial(trial: Trial) -> TrialResult:
+    """Run one trial; one that diverges is a result, too.
+
+    Raises:
+        LocalError: the spec cannot run; ``Trial.check`` tells most of that before.
+    """
+    with one_thread():
+        setting = make_setting(trial)
+        record = Record(trial, setting)
+        record.add(Moment(0, dict.fromkeys(setting.names, setting.model.initial)))
+        try:
+            REGIMES.get(trial.what.regime, _gossip)(trial, setting, record)
+        except LocalError as error:
+            if error.exit_code != Diverged.exit_code:
+                raise
+            record.diverged = True
+        return record.result()
+
+
+# -- regimes
+
+
+def _steps_s(trial: Trial, clock: random.Random) -> float:
+    return trial.local_steps * trial.step_s * (1 + JITTER * clock.random())
+
+
+def _clocks(trial: Trial, names: Sequence[str]) -> dict[str, random.Random]:
+    return {name: random.Random(f"{trial.seed}/clock/{name}") for name in names}
+
+
+def _links(trial: Trial) -> LinkModel:
+    return LinkModel(
+        latency_s=trial.latency_s, loss=trial.loss, bandwidth_bytes_s=trial.bandwidth_mbit * 1e6 / 8
+    )
+
+
+def _gossip(trial: Trial, setting: Setting, record: Record) -> None:
+    """Peers read one another through the real node, wire and codecs."""
+    names, config = setting.names, setting.config
+    settings = node_settings(config, written_names(config))
+    initial = setting.model.initial
+    nodes = {
+        name: GossipNode(name, initial, settings, random.Random(f"{trial.seed}/{name}"), names)
+        for name in names
+    }
+    clocks = _clocks(trial, names)
+    last = nodes[names[0]].rounds
+    waiting: dict[int, dict[str, tuple[float, RoundReport]]] = {}
+
+    def train(name: str, action: Train) -> LocalSteps:
+        return setting.train(name, action.state, action)._replace(seconds=_steps_s(trial, clocks[name]))
+
+    def on_report(now: float, name: str, report: RoundReport) -> None:
+        reports = waiting.setdefault(report.round, {})
+        reports[name] = now, report
+        if len(reports) == len(names):
+            del waiting[report.round]
+            record.add(_moment([(name, *reports[name]) for name in names], last))
+
+    simulation = Simulation(nodes, train, _links(trial), seed=trial.seed, on_report=on_report)
+    try:
+        simulation.run()
+    finally:
+        record.known |= {"events": simulation.events, "log_hash": simulation.log_hash}
+
+
+def _moment(reports: Sequence[tuple[str, float, RoundReport]], last: int) -> Moment:
+    first = reports[0][2]
+    terms = [report.cross_term for _, _, report in reports if math.isfinite(report.cross_term)]
+    return Moment(
+        round=first.round + 1,
+        states={name: report.state for name, _, report in reports},
+        bytes=average([report.payload_bytes for _, _, report in reports]),
+        seconds=max(now for _, now, _ in reports),
+        train_loss=average([report.loss for _, _, report in reports]),
+        cross_term=average(terms) if terms and not first.merging else math.nan,
+        merging=first.merging,
+        last=first.merging and first.round + 1 == last,
+    )
+
+
+class Exchange(NamedTuple):
+    """What follows a round of training: new adapters, bytes and seconds of each peer."""
+
+    between: Callable[[dict[str, AdapterState]], dict[str, AdapterState]]
+    bytes: float
+    seconds: float
+
+
+def _in_rounds(trial: Trial, setting: Setting, record: Record, exchange: Exchange | None = None) -> None:
+    """Train all peers round by round, with an exchange after each of them."""
+    states = dict.fromkeys(setting.names, setting.model.initial)
+    clocks = _clocks(trial, setting.names)
+    seconds = dict.fromkeys(setting.names, 0.0)
+    for round in range(1, trial.rounds + 1):
+        made = {name: setting.train(name, states[name]) for name in setting.names}
+        for name in setting.names:
+            seconds[name] += _steps_s(trial, clocks[name])
+        states = {name: steps.state for name, steps in made.items()}
+        if exchange is not None:  # all wait for the slowest
+            seconds = dict.fromkeys(setting.names, max(seconds.values()) + exchange.seconds)
+            states = exchange.between(states)
+        train_loss = average([steps.loss for steps in made.values()])
+        record.add(
+            Moment(round, states, exchange.bytes if exchange else 0.0, max(seconds.values()), train_loss)
+        )
+
+
+def _local(trial: Trial, setting: Setting, record: Record) -> None:
+    _in_rounds(trial, setting, record)
+
+
+def _fedavg(trial: Trial, setting: Setting, record: Record) -> None:
+    """One adapter up and one down for every peer and round, in float32, all peers at once."""
+
+    def averaged(states: dict[str, AdapterState]) -> dict[str, AdapterState]:
+        return dict.fromkeys(states, mean_adapter(list(states.values())))
+
+    adapter_bytes = 4.0 * setting.model.spec.size
+    transfer_s = trial.latency_s + adapter_bytes / (trial.bandwidth_mbit * 1e6 / 8)
+    _in_rounds(trial, setting, record, Exchange(averaged, 2 * adapter_bytes, 2 * transfer_s))
+
+
+def _centralized(trial: Trial, setting: Setting, record: Record) -> None:
+    """As many steps as a peer takes, each on a batch of every peer; on one machine, so each takes n times as long."""
+    setting.trainers["all"] = _pooled(setting)
+    clock = random.Random(f"{trial.seed}/clock/all")
+    state, seconds = setting.model.initial, 0.0
+    for round in range(1, trial.rounds + 1):
+        made = setting.train("all", state)
+        state = made.state
+        seconds += trial.peers * _steps_s(trial, clock)
+        record.add(Moment(round, dict.fromkeys(setting.names, state), 0.0, seconds, made.loss))
+
+
+def _pooled(setting: Setting) -> LocalTrainer:
+    """Return a trainer whose every step takes a batch of every peer's training sequences.
+
+    Drawing from all sequences alike would favor peers with much text, whom neither gossip nor what is measured favors.
+    """
+    peers = [setting.trainers[name] for name in setting.names]
+    size = setting.config.batch_size * len(peers)
+    return LocalTrainer(
+        dataclasses.replace(setting.config, data=setting.layout.train, batch_size=size),
+        setting.model,
+        draw=lambda: [tokens for peer in peers for tokens in peer.draw_batch()],
+    )
+
+
+REGIMES: dict[str, Callable[[Trial, Setting, Record], None]] = {
+    "local": _local,
+    "centralized": _centralized,
+    "fedavg": _fedavg,
+}
+"""Baselines; everything else is a topology. A new one stands in ``BASELINES`` of ``trial.py`` too."""
+assert REGIMES.keys() == BASELINES.keys()

@@ -1,0 +1,1 @@
+"""How topologies converge: cells, sweeps of them, reports."""

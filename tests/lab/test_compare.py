@@ -1,0 +1,391 @@
+"""Comparisons: equal terms for all methods, known answers, the same results again, and statistics done by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from gossip.errors import LocalError
+from scripts.lab.comparison import command
+from scripts.lab.comparison.method import Method
+from scripts.lab.comparison.report import tables
+from scripts.lab.comparison.run import run_trial
+from scripts.lab.comparison.statistics import (
+    Found,
+    MethodResults,
+    budgets,
+    gap_closed,
+    loss_within,
+    on_edge,
+    paired,
+    read_found,
+)
+from scripts.lab.comparison.trial import TUNING_SEED, Comparison, Trial, read_comparison
+from scripts.lab.comparison.tuning import choose_rates, run_comparison
+
+WORDS = {
+    "numbers": "one two three four five",
+    "colors": "red green blue gray pink",
+    "days": "Monday Tuesday Friday",
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """Three groups of text, one for each of three peers, and the tiny model."""
+    file = tmp_path_factory.mktemp("text") / "rows.jsonl"
+    draw = random.Random(0)
+    rows = [
+        {"text": " ".join(draw.choices(words.split(), k=6)), "by": group}
+        for group, words in WORDS.items()
+        for _ in range(40)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Comparison(
+        workload=f"file:{file}:by",
+        peers=3,
+        rounds=2,
+        local_steps=2,
+        seeds=2,
+        learning_rates=(1e-2, 2e-2),
+        methods=("complete merge=none", "ring codec=int8 local_steps=1"),
+        settings=(
+            "model=tiny",
+            "device=cpu",
+            "threads=1",
+            "lora_target_modules=all-linear",
+            "batch_size=2",
+            "max_length=32",
+            "eval_blocks_max=2",
+        ),
+    )
+
+
+pytestmark = pytest.mark.usefixtures("tiny_cache")
+
+
+def compare(out: Path, comparison: Comparison) -> tuple[dict[str, float], list[int]]:
+    """Run a comparison here; return the rates chosen, and of each phase how many runs were not finished before."""
+    left: list[int] = []
+
+    @contextmanager
+    def on_phase(phase: str, total: int) -> Iterator[Callable[..., None]]:
+        yield lambda done, of, trial: left.append(of - done) if trial is None else None
+
+    return run_comparison(comparison, out, engine="here", on_phase=on_phase), left
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, tiny_cache: None, small: Comparison) -> Path:
+    out = tmp_path_factory.mktemp("done")
+    rates, left = compare(out, small)
+    assert left == [5 * 2, 5 * 2]
+    assert set(rates) == set(small.all_methods())
+    return out
+
+
+# -- how methods are written
+
+
+def test_methods_are_read_and_written() -> None:
+    text = "epidemic:3 overlap local-steps=5 gamma=0.50 codec=int4"
+    method = Method.parse(text)
+    assert method.regime == "epidemic:3"
+    assert method.settings == {"codec": "int4", "gamma": 0.5, "overlap": True, "local_steps": 5}
+    assert str(method) == "epidemic:3 codec=int4 gamma=0.5 overlap local_steps=5"
+    assert Method.parse(str(method)) == method
+    assert str(Method.parse("ring overlap=no")) == "ring overlap=no"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must begin with a topology or one of local, centralized, fedavg"),
+        ("codec=int8", "must begin with a topology"),
+        ("ring codek=int8", "unknown setting 'codek'. Did you mean 'codec'?"),
+        ("ring learning_rate=1", "unknown setting 'learning_rate'"),
+        ("fedavg codec=int8", "unknown setting 'codec'"),
+        ("ring gamma=1 gamma=1", "gamma stands there twice"),
+        ("ring gamma", "write gamma=VALUE"),
+        ("ring gamma=much", "gamma must be a number, not 'much'"),
+        ("ring local_steps=1.5", "local_steps must be a whole number"),
+        ("ring overlap=perhaps", "overlap must be yes or no"),
+    ],
+)
+def test_methods_that_mean_nothing_are_refused(text: str, said: str) -> None:
+    with pytest.raises(LocalError) as refused:
+        Method.parse(text)
+    assert said in str(refused.value)
+
+
+def test_comparisons_are_refused_before_anything_runs(tmp_path: Path, small: Comparison) -> None:
+    for change, said in (
+        ({"methods": ("rinng",)}, "rinng"),
+        ({"methods": ("hypercube",)}, "power of two"),
+        ({"methods": ("epidemic:2 optimizer=d2",)}, "d2"),
+        ({"methods": ("ring local_steps=3",)}, "no whole number of rounds of 3"),
+        ({"partition": "dirichle:1"}, "dirichle"),
+        ({"workload": "language"}, "unknown workload"),
+        ({"settings": ("learning_rate=1",)}, "unknown setting 'learning_rate'"),
+    ):
+        with pytest.raises(LocalError, match=said):
+            compare(tmp_path / "out", dataclasses.replace(small, **change))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_toml_and_flags_say_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "comparison.toml"
+    file.write_text('workload = "languages-tiny"\npeers = 3\nmethods = ["ring"]\nlearning_rates = [1, 0.5]\n')
+    read = read_comparison({"peers": 4, "rounds": None}, file)
+    assert read == Comparison(
+        workload="languages-tiny", peers=4, methods=("ring",), learning_rates=(1.0, 0.5)
+    )
+    file.write_text("workloads = 1\n")
+    with pytest.raises(LocalError, match=r"unknown field 'workloads'.* mean 'workload'"):
+        read_comparison({}, file)
+    with pytest.raises(LocalError, match="needs a workload"):
+        read_comparison({})
+    with pytest.raises(LocalError, match="methods must be a list of texts"):
+        read_comparison({"workload": "topics", "methods": "ring"})
+    assert "--workload topics --method 'ring codec=int8' --set batch_size=2 --out here" in Comparison(
+        workload="topics", methods=("ring codec=int8",), settings=("batch_size=2",)
+    ).command(Path("here"))
+
+
+# -- equal terms
+
+
+def test_trials_differ_in_nothing_but_the_method(small: Comparison) -> None:
+    trials = small.evaluation(dict.fromkeys(small.all_methods(), 1e-2))
+    assert len(trials) == 5 * 2
+    assert {trial.rounds * trial.local_steps for trial in trials} == {4}
+    assert {trial.seed for trial in trials} == {0, 1}
+    assert {trial.seed for trial in small.tuning()} == {TUNING_SEED}
+    assert all(trial.evaluate_every == trial.rounds for trial in small.tuning())
+    assert not dataclasses.replace(small, learning_rates=(1e-2,)).tuning()
+    same = (
+        "workload",
+        "partition",
+        "peers",
+        "settings",
+        "learning_rate",
+        "latency_s",
+        "bandwidth_mbit",
+        "loss",
+    )
+    assert len({tuple(getattr(trial, name) for name in same) for trial in trials}) == 1
+
+
+def test_names_follow_the_content_of_files(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a"}\n')
+    trial = Trial(workload=f"file:{file}:by")
+    before = trial.name()
+    assert before == Trial(workload=f"file:{file}:by").name()
+    assert before != dataclasses.replace(trial, seed=1).name()
+    file.write_text('{"text": "b"}\n')
+    assert trial.name() != before
+
+
+# -- known answers
+
+
+def test_methods_meet_on_equal_terms(done: Path) -> None:
+    found = read_found(done)
+    runs = {one.method: one.runs for one in found.methods}
+    for seed in range(2):
+        tokens = {runs[method][seed]["tokens_per_peer"] for method in runs}
+        assert len({round(value, 6) for value in tokens}) == 1
+        assert len({runs[method][seed]["start_loss"] for method in runs}) == 1
+        assert runs["centralized"][seed]["bytes_per_peer"] == runs["local"][seed]["bytes_per_peer"] == 0
+        whole, server = runs["complete merge=none"][seed], runs["fedavg"][seed]
+        assert (
+            whole["bytes_per_peer"] == server["bytes_per_peer"] > 0
+        )  # of three peers, both others; one up, one down
+        if found.rates["complete merge=none"] == found.rates["fedavg"]:
+            assert whole["final_loss"] == pytest.approx(server["final_loss"], abs=1e-4)
+        assert whole["consensus_distance"] == pytest.approx(0, abs=1e-5)
+        assert runs["local"][seed]["consensus_distance"] > 0.1
+        assert runs["local"][seed]["total_variation"] > 0.4
+        merged = runs["ring codec=int8 local_steps=1"][seed]
+        assert merged["final_worst"] == pytest.approx(merged["final_loss"], abs=1e-6)
+        assert merged["final_loss"] == pytest.approx(merged["final_mean_adapter"], abs=1e-6)
+
+
+def test_rounds_are_counted_from_the_start(done: Path) -> None:
+    one = read_found(done).named("ring codec=int8 local_steps=1")
+    assert one is not None
+    rounds = one.rounds[0]
+    assert rounds["round"].tolist() == [0, 1, 2, 3, 4, 5]  # four of one step each, and the merge
+    assert rounds["merging"].tolist() == [0, 0, 0, 0, 0, 1]
+    assert rounds["steps"].tolist() == [0, 1, 2, 3, 4, 4]
+    read = np.diff(rounds["bytes_per_peer"])
+    assert np.ptp(read) == 0
+    assert (np.diff(rounds["seconds"]) > 0).all()
+    assert np.isfinite(rounds["loss"][[0, 4, 5]]).all()
+    assert rounds["loss"][5] < rounds["loss"][0]
+    assert rounds["cross_term"][1] == 0  # lora_B begins at 0, so that the first step leaves lora_A alike
+    assert rounds["cross_term"][2] > 0
+    peers = one.peers[0]
+    assert peers["round"].tolist() == [4, 4, 4, 5, 5, 5]
+    assert peers["loss"][:3].mean() == pytest.approx(rounds["loss"][4])
+    assert np.ptp(peers["loss_own"]) > 0
+
+
+def test_equal_trials_give_equal_results_whatever_ran_between(small: Comparison) -> None:
+    trial = small.evaluation(dict.fromkeys(small.all_methods(), 1e-2))[-1]
+    first = run_trial(trial)
+    run_trial(dataclasses.replace(trial, seed=5, method="centralized"))
+    again = run_trial(trial)
+    assert first.outcome == again.outcome
+    for table, columns in first.tables.items():
+        for name, values in columns.items():
+            assert np.array_equal(values, again.tables[table][name], equal_nan=True), name
+
+
+def test_labels_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "labeled.jsonl"
+    rows = [{"text": f"LOUD {n} LOUD" if n % 2 else f"low {n} low", "label": "ab"[n % 2]} for n in range(80)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trial = Trial(
+        workload=f"labeled:{file}",
+        partition="iid",
+        peers=2,
+        settings="model=tiny lora_target_modules=all-linear max_length=16",
+        learning_rate=1e-2,
+        rounds=4,
+    )
+    trial.check()
+    result = run_trial(trial)
+    assert result.outcome["final_accuracy"] == 1.0
+    accuracy = result.tables["rounds"]["accuracy"]
+    assert accuracy[0] < 1
+    assert result.tables["peers"]["accuracy"].tolist() == [1.0] * 4
+
+
+def test_what_diverges_is_a_result(small: Comparison) -> None:
+    for method in ("local", "ring"):
+        trial = dataclasses.replace(small.tuning()[0], method=method, learning_rate=1e30, rounds=4)
+        outcome = run_trial(trial).outcome
+        assert outcome["diverged"] == 1
+        assert outcome["final_loss"] is None
+        assert outcome["start_loss"] > 0
+
+
+# -- going on, and reporting
+
+
+def test_what_is_finished_is_not_run_again(done: Path, tmp_path: Path, small: Comparison) -> None:
+    out = tmp_path / "again"
+    shutil.copytree(done, out)
+    before = {file.name: file.read_bytes() for file in out.glob("*.parquet")}
+    assert set(before) == {"rounds.parquet", "peers.parquet", "runs.parquet"}
+    gone = small.evaluation(read_found(out).rates)[3]
+    shutil.rmtree(out / "cells" / gone.name())
+    rates, left = compare(out, small)
+    assert left == [0, 1]
+    assert rates == read_found(done).rates
+    assert before == {file.name: file.read_bytes() for file in out.glob("*.parquet")}
+    grown = dataclasses.replace(small, methods=(*small.methods, "epidemic:1"))
+    _, left = compare(out, grown)
+    assert left == [2, 2]
+    assert pq.read_table(out / "runs.parquet").num_rows == 6 * 2 + 6 * 2
+
+
+def test_the_command_reports(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["run", "--workload", "languages-tiny", "--method", "ring codek=1", "--out", "x"]) == 2
+    assert "Did you mean 'codec'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        command.app(["report", "--out", str(done)])
+    assert ended.value.code in (0, None)
+    assert "gap closed" in capsys.readouterr().out
+    page = (done / "report.html").read_text()
+    for name in ("loss", "spread", "consensus-distance", "cross-term", "frontier"):
+        assert (done / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert page.count("data:image/png;base64,") == len(list(done.glob("*.png")))
+    markdown = (done / "table.md").read_text()
+    again = json.loads((done / "manifest.json").read_text())["spec"]["command"]
+    for text in (
+        "Paired differences",
+        "At equal bytes",
+        "Learning rates",
+        "Split",
+        "compare.py report --out",
+    ):
+        assert text in page
+        assert text in markdown
+    assert again in markdown
+    assert not Path("x").exists()
+
+
+# -- statistics, by hand
+
+
+def results(method: str, finals: list[float | None], rounds: dict[str, Any] | None = None) -> MethodResults:
+    runs: dict[int, dict[str, Any]] = {
+        seed: {"final_loss": final, "bytes_per_peer": 4e6} for seed, final in enumerate(finals)
+    }
+    curve = {name: np.asarray(values, dtype=float) for name, values in (rounds or {}).items()}
+    return MethodResults(method, runs, dict.fromkeys(runs, curve), {})
+
+
+def test_the_gap_closed_is_paired() -> None:
+    local, central = results("local", [4.0, 5.0, 3.0]), results("centralized", [3.0, 3.0, 2.0])
+    ring = results("ring", [3.25, 4.0, 2.0])
+    found = Found({}, (local, central, ring), {}, {})
+    shares = [0.75, 0.5, 1.0]
+    made = gap_closed(found, ring)
+    assert made.mean == pytest.approx(0.75)
+    assert made.half == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(shares))
+    assert gap_closed(found, local).mean == 0
+    assert gap_closed(found, central).mean == 1
+    assert gap_closed(found, results("ring", [3.0, None, 2.0])).mean is None
+    difference = paired(ring, local, lambda run: run["final_loss"])
+    by_hand = [-0.75, -1.0, -1.0]
+    assert difference.mean == pytest.approx(np.mean(by_hand))
+    assert difference.half == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(by_hand))
+
+
+def test_losses_are_interpolated_at_equal_bytes() -> None:
+    curve = {"loss": [4.0, np.nan, 3.0, 3.5], "bytes_per_peer": [0.0, 1e6, 2e6, 4e6], "round": [0, 1, 2, 3]}
+    one = results("ring", [3.5], curve)
+    for budget, loss in ((0.0, 4.0), (5e5, 3.75), (2e6, 3.0), (3e6, 3.0), (1e9, 3.0)):
+        assert loss_within(one, budget).mean == pytest.approx(loss)
+    limits = budgets(Found({}, (one,), {}, {}))
+    assert limits == pytest.approx([2e6, 5e6])
+
+
+def test_rates_are_chosen_by_the_mean_over_seeds(small: Comparison) -> None:
+    trial = small.tuning()[0]
+    finals: list[tuple[Trial, float | None]] = []
+    for rate, losses in ((0.3, (2.0, 2.0)), (0.1, (1.0, 3.0)), (0.9, (0.5, None))):
+        finals += [
+            (dataclasses.replace(trial, learning_rate=rate, seed=1000 + seed), loss)
+            for seed, loss in enumerate(losses)
+        ]
+    rates = choose_rates(finals)
+    assert rates == {trial.method: 0.1}  # of equal means the smaller; one that diverges once is out
+    grid = {trial.method: {0.1: 2.0, 0.3: 2.0, 0.9: np.inf}}
+    assert on_edge(Found({}, (), grid, rates), trial.method)
+    assert not on_edge(Found({}, (), grid, {trial.method: 0.3}), trial.method)
+    with pytest.raises(LocalError, match="diverges at every learning rate"):
+        choose_rates(finals[-2:])
+
+
+def test_tables_name_the_edge_of_the_grid(done: Path, small: Comparison) -> None:
+    found = read_found(done)
+    made = {table.title: table.rows for table in tables(found)}
+    assert all("(edge of the grid)" in row[-1] for row in made["Learning rates"][1:])
+    assert [row[0] for row in made["Results"][1:]] == list(small.all_methods())
+    assert made["Paired differences"][0][1:4] == ["minus local", "minus centralized", "minus fedavg"]
