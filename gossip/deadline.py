@@ -25,7 +25,7 @@ class Deadline:
         self._arrivals_s = deque(arrivals_s or [], maxlen=ARRIVALS_KEPT)
 
     def arrived(self, after_s: float) -> None:
-        """Count a parcel that came ``after_s`` seconds after we began to collect."""
+        """Count an adapter that came ``after_s`` seconds after we began to collect."""
         self._arrivals_s.append(max(0.0, after_s))
 
     def missed(self, deadline_s: float) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from gossip.adapter import AdapterState
-from gossip.messages import Parcel
+from gossip.published import PublishedAdapter
 
 # -- events
 
@@ -32,15 +32,15 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A neighbor's parcel is here; its digest has been verified, its content has not."""
+    """A neighbor's adapter is here; its digest has been verified, its content has not."""
 
     peer: str
-    parcel: Parcel
+    published: PublishedAdapter
 
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """A fetch ended without a parcel. ``reason``: stable word, ``"nothing"`` = the peer has nothing newer."""
+    """A fetch ended without an adapter. ``reason``: stable word, ``"nothing"`` = the peer has nothing newer."""
 
     peer: str
     reason: str
@@ -48,7 +48,7 @@ class FetchFailed:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A peer has got our parcel of ``round``, as far as the transport can tell."""
+    """A peer has got our adapter of ``round``, as far as the transport can tell."""
 
     peer: str
     round: int
@@ -105,9 +105,9 @@ class Train:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Let others read this parcel; it never changes."""
+    """Let others read this adapter; it never changes."""
 
-    parcel: Parcel
+    published: PublishedAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class RoundReport:
         mixed: ``(peer, its round, weight)`` of every contribution mixed in.
         failed: ``(peer, reason)`` of every neighbor of this round that did not come.
         objections: ``(peer, reason)`` of what guards dropped or clipped.
-        payload_bytes: bytes of the parcels mixed.
+        payload_bytes: bytes of the publications mixed.
         drift: ``|mixed - own| / |own|``, how far the neighbors pulled us (0 when alone).
         cross_term: what averaging LoRA's factors loses against averaging their products, relative to the latter, for
             this row (gossip/methods/products.py); NaN where there are no factors, or none was mixed.

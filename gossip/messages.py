@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,42 +101,3 @@ class Presence:
 
 
 Message = Hello | Refusal | Ping | Pull | Offer | Presence
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """One published adapter: immutable bytes and what is said of them.
-
-    Args:
-        round: the round in which it was trained.
-        age: local steps that went into it.
-        codec: name of its codec.
-        payload: the encoded adapter.
-        base: see ``Offer``.
-        whole: for a payload with a base: makes the parcel for readers whose replica is another, or who keep none.
-    """
-
-    round: int
-    age: int
-    codec: str
-    payload: bytes | bytearray = field(repr=False)
-    base: bytes = b""
-    whole: Callable[[], Parcel] | None = field(default=None, repr=False, compare=False)
-
-    @cached_property
-    def digest(self) -> bytes:
-        """SHA-256 of the payload, 32 bytes; computed once."""
-        return hashlib.sha256(self.payload).digest()
-
-    def offer(self, offset: int = 0) -> Offer:
-        """Return the header under which this parcel travels from ``offset`` on."""
-        return Offer(self.round, self.age, self.codec, len(self.payload), self.digest, offset, self.base)
-
-    def for_reader(self, base: bytes) -> Parcel:
-        """Return what a reader with this replica can use: the parcel itself, or the whole; made once, kept."""
-        return self if self.base == base or self.whole is None else self._whole
-
-    @cached_property
-    def _whole(self) -> Parcel:
-        assert self.whole is not None
-        return self.whole()

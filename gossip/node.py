@@ -10,8 +10,8 @@ No socket, clock, thread, file or global random number. Two phases, one dial::
 Row i of W is what peer i reads, so peers pull. ``collect_s`` = 0 is asynchronous gossip learning (mix what has come
 while training), large is synchronous D-PSGD. With ``overlap`` a round publishes first and trains while it reads: the
 mix then acts on what was published, and the local steps are added to it (combine while adapting). After the last round
-come those of the final merge, in which nobody trains. A parcel that comes late is mixed one round later; the weight of
-what did not come returns to self. It does not know bytes on the wire, addresses, or how training and mixing work.
+come those of the final merge, in which nobody trains. An adapter that comes late is mixed one round later; the weight
+of what did not come returns to self. It does not know bytes on the wire, addresses, or how training and mixing work.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from gossip.events import (
 )
 from gossip.final_merge import MERGE_S, merge_rounds, merge_topology
 from gossip.methods.factors import switching_interval
-from gossip.methods.method_set import fit
-from gossip.methods.pipeline import Arrived, Chain, Mixed
+from gossip.methods.method_set import resolve
+from gossip.methods.pipeline import Arrived, Mixed, Pipeline
 from gossip.settings import NodeSettings, NodeSnapshot
 from topology.contraction import measured_contraction
 from topology.links import Links
@@ -62,7 +62,7 @@ for none and so cannot tell a lost fetch from a slow one: it has one at a time, 
 HOLD_SHARE = 0.9
 """A neighbor is asked to hold our request for this share of the deadline: its answer must still reach us in time."""
 NOT_A_FAULT = frozenset({"gap"})
-"""Reasons for which a parcel cannot be used although its sender did nothing wrong."""
+"""Reasons for which an adapter cannot be used although its sender did nothing wrong."""
 
 
 class Diverged(LocalError):
@@ -118,18 +118,18 @@ class GossipNode:
             version, internal, gauss = snapshot.random
             rng.setstate((version, tuple(internal), gauss))
             self._deadline = Deadline(snapshot.arrivals_s)
-        self._methods = fit(settings.names, state.spec)
+        self._methods = resolve(settings.names, state.spec)
         saved = snapshot.tensors if snapshot else None
-        self._chain = Chain(me, self._methods, initial or state, settings.norm_cap, saved)
+        self._pipeline = Pipeline(me, self._methods, initial or state, settings.norm_cap, saved)
         self._interval: int | None = self._methods.factor_rule.interval
         self._progress: dict[str, int] = {}  # peer -> rounds completed, by its word; absent = none heard of
-        self._mixed_round: dict[str, int] = {}  # peer -> round of the last parcel mixed
+        self._mixed_round: dict[str, int] = {}  # peer -> round of the last published mixed
         self._in_flight: Counter[str] = Counter()  # peer -> fetches under way
         self._likeness: dict[str, float] = {}  # peer -> cosine of what its adapter and ours have learned
         self._weights: dict[str, float] = {}  # peer -> its weight in the row for which it was asked last
-        self._inbox: dict[str, Arrived] = {}  # peer -> newest parcel not mixed yet
+        self._inbox: dict[str, Arrived] = {}  # peer -> newest published not mixed yet
         self._waiting_for: set[str] = set()
-        self._served: set[str] = set()  # peers that have got our parcel of this round
+        self._served: set[str] = set()  # peers that have got our adapter of this round
         self._failed: list[tuple[str, str]] = []
         self._links = Links((), 1.0)
         self._own: AdapterState | None = None
@@ -169,7 +169,7 @@ class GossipNode:
             self.age,
             [version, list(internal), gauss],
             self._deadline.snapshot(),
-            self._chain.tensors(),
+            self._pipeline.tensors(),
         )
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -232,7 +232,7 @@ class GossipNode:
         self._trained = None
         if self._is_merging:
             self._trained = Trained(self.state, 0, math.nan)
-            publish = Publish(self._chain.publish_merge(self.state, round=self.round, age=self.age))
+            publish = Publish(self._pipeline.publish_merge(self.state, round=self.round, age=self.age))
             return [publish, *self._collect(now)]
         if self.settings.overlap:
             publish = self._publish(self.state, 0)
@@ -245,7 +245,7 @@ class GossipNode:
             p = measured_contraction(self.settings.topology, len(self.members))
             self._interval = switching_interval(p)
         part = self._methods.factor_rule.trained(self.round, self._interval)
-        return Train(self.state, self.round, part, self._chain.drift())
+        return Train(self.state, self.round, part, self._pipeline.drift())
 
     def _trained_event(self, event: Trained, now: float) -> list[Action]:
         if self.phase is Phase.DONE or self._trained is not None:
@@ -268,7 +268,7 @@ class GossipNode:
         if self._methods.mixer.extra:  # only push-sum shares its mass among its readers
             readers = self.settings.topology.readers(self.me, self.members, self.round)
         return Publish(
-            self._chain.publish(
+            self._pipeline.publish(
                 self.state, trained, steps=steps, round=self.round, age=self.age, readers=readers
             )
         )
@@ -286,7 +286,7 @@ class GossipNode:
         fetches_max = FETCHES_MAX if self._collect_s > 0 else 1
         actions: list[Action] = []
         for peer, weight in self._links.read_from:
-            # Waited for even if a late parcel of it is here: a neighbor late once would stay a round late for ever.
+            # Waited for even if a late adapter of it is here: a neighbor late once would stay a round late for ever.
             self._waiting_for.add(peer)
             self._weights[peer] = weight
             # A fetch that is late may be slow (then it goes on) or lost (then only a second one brings anything).
@@ -301,7 +301,7 @@ class GossipNode:
 
     def _fetch(self, peer: str) -> Fetch:
         newer_than = self._newest_seen(peer)
-        base = self._chain.replica_of(peer)
+        base = self._pipeline.replica_of(peer)
         # A peer more than a round behind cannot have this round in time: take its newest and do not wait. Progress
         # is the peer's own word; a lie costs the liar (it is read at an older round) or us one deadline.
         progress = max(self._progress.get(peer, 0), newer_than + 1)
@@ -310,7 +310,7 @@ class GossipNode:
         return Fetch(peer, self.round, newer_than, HOLD_SHARE * self._deadline_s, base)
 
     def _newest_seen(self, peer: str) -> int:
-        """Return the round of the newest parcel of a peer that was mixed or waits to be; -1 if there is none."""
+        """Return the round of the newest adapter of a peer that was mixed or waits to be; -1 if there is none."""
         waiting = self._inbox.get(peer)
         return max(self._mixed_round.get(peer, -1), waiting.round if waiting else -1)
 
@@ -319,19 +319,19 @@ class GossipNode:
     def _fetched(self, event: Fetched, now: float) -> list[Action]:
         if not self._landed(event.peer):
             return []
-        parcel, peer = event.parcel, event.peer
+        published, peer = event.published, event.peer
         # In the merge, what an earlier fetch brings does not end the wait for what this one will.
-        is_early = self._is_merging and parcel.round < self.settings.rounds and self._in_flight[peer] > 0
+        is_early = self._is_merging and published.round < self.settings.rounds and self._in_flight[peer] > 0
         waited_for = not is_early and self._settled(peer)
         waiting = self._inbox.get(peer)
         newest = waiting.round if waiting else -1
         if self._methods.mixer.extra:  # running sums: an older one would look like a sender that began anew
             newest = max(newest, self._mixed_round.get(peer, -1))
-        if parcel.round < newest:  # of two fetches the newer one counts
+        if published.round < newest:  # of two fetches the newer one counts
             return self._mix_if_complete(now)
         try:
-            merging = parcel.round >= self.settings.rounds
-            layout, values = self._chain.decode(peer, parcel, merging=merging)
+            merging = published.round >= self.settings.rounds
+            layout, values = self._pipeline.decode(peer, published, merging=merging)
         except RemoteError as error:
             self._failed.append((peer, error.reason))
             if error.reason in NOT_A_FAULT:
@@ -340,8 +340,8 @@ class GossipNode:
             return [Penalize(peer, error.reason), *self._mix_if_complete(now)]
         if waited_for:
             self._deadline.arrived(now - self._phase_since)
-        self._payload_bytes += len(parcel.payload)
-        self._inbox[peer] = Arrived(peer, layout, values, self._weights[peer], parcel.age, parcel.round)
+        self._payload_bytes += len(published.payload)
+        self._inbox[peer] = Arrived(peer, layout, values, self._weights[peer], published.age, published.round)
         return self._mix_if_complete(now) or self._first_deadline(now)
 
     def _first_deadline(self, now: float) -> list[Action]:
@@ -397,7 +397,7 @@ class GossipNode:
         return self._mix(now)
 
     def _all_confirmed(self) -> bool:
-        """Tell whether everybody whose parcel is here has ours: only then do both sides make the same exchange."""
+        """Tell whether everybody whose adapter is here has ours: only then do both sides make the same exchange."""
         return all(peer in self._served for peer in self._inbox)
 
     # -- members
@@ -409,7 +409,7 @@ class GossipNode:
             self.members = tuple(sorted((*self.members, event.peer)))
         self._progress[event.peer] = event.round
         if event.round < self._mixed_round.get(event.peer, -1) - 1:
-            # It lost its state and began anew (not merely an old announcement): its next parcels are news again.
+            # It lost its state and began anew (not merely an old announcement): its next publications are news again.
             del self._mixed_round[event.peer]
         return []
 
@@ -419,7 +419,7 @@ class GossipNode:
         self.members = tuple(peer for peer in self.members if peer != event.peer)
         for memory in (self._progress, self._mixed_round, self._in_flight, self._weights):
             memory.pop(event.peer, None)
-        self._chain.forget(event.peer)
+        self._pipeline.forget(event.peer)
         if self._settled(event.peer):
             self._failed.append((event.peer, "down"))
         return self._mix_if_complete(now)
@@ -459,13 +459,13 @@ class GossipNode:
         ]
         self._objections, self._payload_bytes = [], 0
         if self.settings.topology.sharpness:
-            self._likeness.update(self._chain.likeness(mixed.parts))
+            self._likeness.update(self._pipeline.likeness(mixed.parts))
         self.state = mixed.state
         self.round += 1
         return [*actions, Report(report), *self._next_round(now)]
 
     def _is_usable(self, each: Arrived) -> bool:
-        """Tell whether a parcel of another phase than ours can be mixed: plain adapters can, other vectors cannot."""
+        """Tell whether an adapter of another phase than ours can be mixed: plain adapters can, other vectors cannot."""
         of_merge = each.round >= self.settings.rounds
         if of_merge == self._is_merging:
             return True
@@ -474,12 +474,12 @@ class GossipNode:
     def _mixed(self, trained: Trained, arrived: list[Arrived]) -> Mixed:
         others = 1.0 - self._links.self_weight
         if self._is_merging:
-            return self._chain.merge(
+            return self._pipeline.merge(
                 self.state, arrived, round=self.round, age=self.age, neighbor_weight=others
             )
         overlap = self.settings.overlap
         published = self.state if overlap else trained.state
-        mixed = self._chain.mix(
+        mixed = self._pipeline.mix(
             self.state,
             published,
             arrived,

@@ -1,35 +1,80 @@
-"""The last few adapters that a peer has published, and which of them answers a request. Pure: holding is the caller's.
+"""An adapter as it is published, and the last few that a peer has published: which of them answers a request.
+
+Pure: holding a request until there is an answer is the caller's.
 
 Published bytes never change, so serving needs no copy and no lock.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from gossip.messages import Parcel, Pull
+from gossip.messages import Offer, Pull
 
 KEPT = 3
 """Rounds kept: a reader one round behind, one level, and one in the middle of a resumed transfer. Source: ours."""
 
 
-class Shelf:
-    """Parcels by round, newest last."""
+@dataclass(frozen=True)
+class PublishedAdapter:
+    """One published adapter: immutable bytes and what is said of them.
+
+    Args:
+        round: the round in which it was trained.
+        age: local steps that went into it.
+        codec: name of its codec.
+        payload: the encoded adapter.
+        base: see ``Offer``.
+        whole: for a payload with a base: makes the published for readers whose replica is another, or who keep none.
+    """
+
+    round: int
+    age: int
+    codec: str
+    payload: bytes | bytearray = field(repr=False)
+    base: bytes = b""
+    whole: Callable[[], PublishedAdapter] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the payload, 32 bytes; computed once."""
+        return hashlib.sha256(self.payload).digest()
+
+    def offer(self, offset: int = 0) -> Offer:
+        """Return the header under which this published travels from ``offset`` on."""
+        return Offer(self.round, self.age, self.codec, len(self.payload), self.digest, offset, self.base)
+
+    def for_reader(self, base: bytes) -> PublishedAdapter:
+        """Return what a reader with this replica can use: the published itself, or the whole; made once, kept."""
+        return self if self.base == base or self.whole is None else self._whole
+
+    @cached_property
+    def _whole(self) -> PublishedAdapter:
+        assert self.whole is not None
+        return self.whole()
+
+
+class RecentPublications:
+    """Adapters by round, newest last."""
 
     def __init__(self, kept: int = KEPT) -> None:
-        self._parcels: deque[Parcel] = deque(maxlen=kept)
+        self._publications: deque[PublishedAdapter] = deque(maxlen=kept)
 
-    def put(self, parcel: Parcel) -> None:
-        """Add the newest parcel; the oldest beyond ``kept`` falls off."""
-        self._parcels.append(parcel)
+    def put(self, published: PublishedAdapter) -> None:
+        """Add the newest adapter; the oldest beyond ``kept`` falls off."""
+        self._publications.append(published)
 
     @property
-    def newest(self) -> Parcel | None:
-        """The last published parcel, or None before the first."""
-        return self._parcels[-1] if self._parcels else None
+    def newest(self) -> PublishedAdapter | None:
+        """The last published published, or None before the first."""
+        return self._publications[-1] if self._publications else None
 
-    def find(self, pull: Pull, *, waited: bool) -> Parcel | None:
-        """Return the parcel that answers a request now, or None if it should be held (or, ``waited``, refused).
+    def find(self, pull: Pull, *, waited: bool) -> PublishedAdapter | None:
+        """Return the published that answers a request now, or None if it should be held (or, ``waited``, refused).
 
         The rule, in order: the very bytes being resumed; the round asked for; if that round is past, the newest, seen
         before or not (a reader behind us still averages with where we are, also when we have finished); if it is still
@@ -39,16 +84,16 @@ class Shelf:
         if newest is None:
             return None
         if pull.offset:
-            variants = (variant for parcel in self._parcels for variant in (parcel, parcel.for_reader(b"")))
-            return next((variant for variant in variants if variant.digest == pull.digest), None)
-        parcel = self._choose(pull, newest, waited=waited)
-        return parcel.for_reader(pull.base) if parcel else None
+            variants = (each for kept in self._publications for each in (kept, kept.for_reader(b"")))
+            return next((each for each in variants if each.digest == pull.digest), None)
+        published = self._choose(pull, newest, waited=waited)
+        return published.for_reader(pull.base) if published else None
 
-    def _choose(self, pull: Pull, newest: Parcel, *, waited: bool) -> Parcel | None:
+    def _choose(self, pull: Pull, newest: PublishedAdapter, *, waited: bool) -> PublishedAdapter | None:
         if pull.round is not None:
-            for parcel in self._parcels:
-                if parcel.round == pull.round:
-                    return parcel
+            for published in self._publications:
+                if published.round == pull.round:
+                    return published
             if newest.round > pull.round:
                 return newest
             if not waited:

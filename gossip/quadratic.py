@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.events import RoundReport, Train
-from gossip.methods.method_set import Names
+from gossip.methods.method_set import MethodNames
 from gossip.node import GossipNode
 from gossip.settings import NodeSettings
 from gossip.simulation import LinkModel, LocalSteps, Simulation
@@ -49,7 +49,7 @@ class Quadratic:
     rounds: int = 20
     topology: str = "ring"
     weights: str = "metropolis-hastings"
-    methods: Names = field(default_factory=Names)
+    methods: MethodNames = field(default_factory=MethodNames)
     collect_s: float = 60.0
     overlap: bool = False
     step_size: float = 0.1

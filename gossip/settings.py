@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from gossip.methods.method_set import Names
+from gossip.methods.method_set import MethodNames
 from gossip.methods.requirements import State
 from topology.links import Topology
 
@@ -24,7 +24,7 @@ class NodeSettings:
     """
 
     topology: Topology
-    names: Names = field(default_factory=Names)
+    names: MethodNames = field(default_factory=MethodNames)
     rounds: int
     collect_s: float
     norm_cap: float

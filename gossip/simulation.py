@@ -38,9 +38,9 @@ from gossip.events import (
     Train,
     Trained,
 )
-from gossip.messages import Offer, Parcel, Pull, Refusal
+from gossip.messages import Offer, Pull, Refusal
 from gossip.node import GossipNode
-from gossip.published import Shelf
+from gossip.published import PublishedAdapter, RecentPublications
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class _Host:
     """What the shell is to a real node: its shelf, the requests it holds, and the fetches it has under way."""
 
     node: GossipNode
-    shelf: Shelf = field(default_factory=Shelf)
+    publications: RecentPublications = field(default_factory=RecentPublications)
     held: dict[tuple[str, int], Pull] = field(default_factory=dict)
     open_fetches: set[int] = field(default_factory=set)
     alive: bool = True
@@ -213,7 +213,7 @@ class Simulation:
                 steps = self.train(peer, action)
                 self._post(peer, Trained(steps.state, steps.steps, steps.loss), steps.seconds)
             case Publish():
-                host.shelf.put(action.parcel)
+                host.publications.put(action.published)
                 for (reader, ticket), pull in list(host.held.items()):
                     self._serve(peer, reader, ticket, pull, waited=False)
             case Fetch():
@@ -265,16 +265,16 @@ class Simulation:
     def _serve(self, server: str, reader: str, ticket: int, pull: Pull, *, waited: bool) -> bool:
         """Answer a request if it can be answered now; return whether it was."""
         host = self._hosts[server]
-        parcel = host.shelf.find(pull, waited=waited)
-        if parcel is None and not waited:
+        published = host.publications.find(pull, waited=waited)
+        if published is None and not waited:
             return False
         host.held.pop((reader, ticket), None)
         if self._rng.random() < self._links.loss:
             return True
-        if parcel is None:
+        if published is None:
             frame, payload = wire.encode(Refusal("nothing")), b""
         else:
-            frame, payload = wire.encode(parcel.offer()), bytes(parcel.payload)
+            frame, payload = wire.encode(published.offer()), bytes(published.payload)
         delay_s = self._links.delay_s(self._rng, len(payload))
         self._after(delay_s, partial(self._answered, reader, server, ticket, frame, payload))
         return True
@@ -282,22 +282,26 @@ class Simulation:
     def _answered(self, reader: str, server: str, ticket: int, frame: bytes, payload: bytes) -> None:
         answer = wire.decode(frame)
         if isinstance(answer, Offer):
-            parcel = Parcel(answer.round, answer.age, answer.codec, payload, answer.base)
-            if parcel.digest != answer.digest:
+            published = PublishedAdapter(answer.round, answer.age, answer.codec, payload, answer.base)
+            if published.digest != answer.digest:
                 raise RemoteError("digest", "the simulated network does not corrupt bytes")
             if ticket in self._hosts[reader].open_fetches:  # else it has given up, and hangs up on the sender
-                self._post(server, Served(reader, parcel.round), self._links.latency_s)
-            self._answer(reader, server, ticket, parcel, "")
+                self._post(server, Served(reader, published.round), self._links.latency_s)
+            self._answer(reader, server, ticket, published, "")
         else:
             self._answer(reader, server, ticket, None, "nothing")
 
-    def _answer(self, reader: str, server: str, ticket: int, parcel: Parcel | None, reason: str) -> None:
+    def _answer(
+        self, reader: str, server: str, ticket: int, published: PublishedAdapter | None, reason: str
+    ) -> None:
         """End a fetch once: whatever comes second (a late answer, the give-up timer) is ignored."""
         host = self._hosts[reader]
         if ticket not in host.open_fetches:
             return
         host.open_fetches.remove(ticket)
-        self._deliver(reader, host.life, Fetched(server, parcel) if parcel else FetchFailed(server, reason))
+        self._deliver(
+            reader, host.life, Fetched(server, published) if published else FetchFailed(server, reason)
+        )
 
 
 def _log_line(now: float, peer: str, event: Event) -> bytes:
@@ -305,7 +309,7 @@ def _log_line(now: float, peer: str, event: Event) -> bytes:
         case Trained():
             content = event.state.flat.numpy().tobytes()
         case Fetched():
-            content = event.parcel.digest + event.peer.encode()
+            content = event.published.digest + event.peer.encode()
         case _:
             content = repr(event).encode()
     return b"|".join((now.hex().encode(), peer.encode(), type(event).__name__.encode(), content, b"\n"))

@@ -17,8 +17,8 @@ import trio
 
 from gossip import wire
 from gossip.errors import RemoteError
-from gossip.messages import Message, Offer, Parcel, Pull, Refusal
-from gossip.published import Shelf
+from gossip.messages import Message, Offer, Pull, Refusal
+from gossip.published import PublishedAdapter, RecentPublications
 from peer.network.transport import Stream, Transport, Unreachable, receive_exactly
 
 CONTROL = "/gossip-peer/2/control"
@@ -88,8 +88,8 @@ async def ask(transport: Transport, peer: str, message: Message, traffic: Traffi
 
 async def pull(
     transport: Transport, peer: str, request: Pull, lengths: Collection[int], traffic: Traffic
-) -> Parcel:
-    """Pull a parcel, resuming after broken connections; its digest has been verified when this returns.
+) -> PublishedAdapter:
+    """Pull an adapter, resuming after broken connections; its digest has been verified when this returns.
 
     Args:
         request: what is wanted, with offset 0.
@@ -112,7 +112,7 @@ async def pull(
             continue
         await _verify(part)
         offer = part.offer
-        return Parcel(offer.round, offer.age, offer.codec, part.payload, offer.base)
+        return PublishedAdapter(offer.round, offer.age, offer.codec, part.payload, offer.base)
     raise Unreachable(f"the connection broke {PULL_ATTEMPTS} times during one transfer")
 
 
@@ -203,20 +203,20 @@ class Publisher:
 
     def __init__(self, run: bytes, traffic: Traffic) -> None:
         self._run = run
-        self._shelf = Shelf()
+        self._publications = RecentPublications()
         self._traffic = traffic
         self._published = trio.Event()
         self._uploads = trio.CapacityLimiter(UPLOADS)
         self._open: Counter[str] = Counter()
 
-    def publish(self, parcel: Parcel) -> None:
-        """Add a parcel and wake every held request."""
-        self._shelf.put(parcel)
+    def publish(self, published: PublishedAdapter) -> None:
+        """Add an adapter and wake every held request."""
+        self._publications.put(published)
         self._published.set()
         self._published = trio.Event()
 
-    async def serve(self, stream: Stream) -> Parcel | None:
-        """Answer one pull; return the parcel it was answered with, if any.
+    async def serve(self, stream: Stream) -> PublishedAdapter | None:
+        """Answer one pull; return what it was answered with, if any.
 
         Raises:
             RemoteError: what came was not a pull (the caller counts and penalizes).
@@ -232,13 +232,13 @@ class Publisher:
             return None
         self._open[stream.peer] += 1
         try:
-            parcel = await self._find(request)
-            if parcel is None or request.offset >= max(1, len(parcel.payload)):
+            published = await self._find(request)
+            if published is None or request.offset >= max(1, len(published.payload)):
                 await send_message(stream, Refusal("nothing"), self._traffic)
                 await stream.finish()
                 return None
-            await self._send(stream, parcel, request.offset)
-            return parcel
+            await self._send(stream, published, request.offset)
+            return published
         finally:
             self._open[stream.peer] -= 1
             if not self._open[stream.peer]:
@@ -251,18 +251,18 @@ class Publisher:
             return Refusal("busy", f"at most {PULLS_PER_PEER} pulls at a time for one peer")
         return None
 
-    async def _find(self, request: Pull) -> Parcel | None:
+    async def _find(self, request: Pull) -> PublishedAdapter | None:
         with trio.move_on_after(request.wait_s):
             while True:
-                parcel = self._shelf.find(request, waited=request.wait_s == 0)
-                if parcel or request.wait_s == 0:
-                    return parcel
+                published = self._publications.find(request, waited=request.wait_s == 0)
+                if published or request.wait_s == 0:
+                    return published
                 await self._published.wait()
-        return self._shelf.find(request, waited=True)
+        return self._publications.find(request, waited=True)
 
-    async def _send(self, stream: Stream, parcel: Parcel, offset: int) -> None:
+    async def _send(self, stream: Stream, published: PublishedAdapter, offset: int) -> None:
         async with self._uploads:
-            await send_message(stream, parcel.offer(offset), self._traffic)
-            await stream.send(memoryview(parcel.payload)[offset:])
+            await send_message(stream, published.offer(offset), self._traffic)
+            await stream.send(memoryview(published.payload)[offset:])
         # No finish(): the reader knows the length and may have closed already; the transport ends our side.
-        self._traffic.bytes_out += len(parcel.payload) - offset
+        self._traffic.bytes_out += len(published.payload) - offset

@@ -22,7 +22,7 @@ from gossip.methods.catalogue import Entry, find, written
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
 from gossip.methods.feedback import FEEDBACKS, default_feedback
-from gossip.methods.method_set import MERGES, Methods, Names, fit
+from gossip.methods.method_set import MERGES, MethodNames, MethodSet, resolve
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.settings import NodeSettings
@@ -97,7 +97,7 @@ def make_topology(config: PeerConfig) -> Topology:
         raise LocalError(f"--topology {config.topology}: {error}") from error
 
 
-def written_names(config: PeerConfig) -> Names:
+def written_names(config: PeerConfig) -> MethodNames:
     """Return the methods of the run in canonical writing, before a byte budget has its say.
 
     Raises:
@@ -106,7 +106,7 @@ def written_names(config: PeerConfig) -> Names:
     if config.merge not in MERGES:
         raise LocalError(f"unknown --merge {config.merge!r}; known: {', '.join(MERGES)}")
     feedback = default_feedback(config.codec) if config.feedback == "auto" else config.feedback
-    return Names(
+    return MethodNames(
         factors=written("factor rule", config.factors, FACTORS),
         mixing=written("mixing rule", config.mixing, MIXERS),
         optimizer=written("optimizer", config.optimizer, OPTIMIZERS),
@@ -117,7 +117,7 @@ def written_names(config: PeerConfig) -> Names:
     )
 
 
-def methods_of(config: PeerConfig, spec: AdapterSpec) -> Methods:
+def methods_of(config: PeerConfig, spec: AdapterSpec) -> MethodSet:
     """Return the run's methods, fitted to the adapter; a byte budget chooses the codec.
 
     Raises:
@@ -127,10 +127,10 @@ def methods_of(config: PeerConfig, spec: AdapterSpec) -> Methods:
     if config.private_head:
         names = dataclasses.replace(names, private=tuple(sorted(tasks.head_names(spec))))
     if config.budget_mb:
-        plain = fit(dataclasses.replace(names, codec="float32", feedback="none"), spec)
+        plain = resolve(dataclasses.replace(names, codec="float32", feedback="none"), spec)
         codec = choose_codec(round(config.budget_mb * 1e6), plain.travels, reads_per_round(config))
         names = dataclasses.replace(names, codec=codec, feedback=default_feedback(codec))
-    return fit(names, spec)
+    return resolve(names, spec)
 
 
 def reads_per_round(config: PeerConfig) -> int:
@@ -155,7 +155,7 @@ def reads_per_round(config: PeerConfig) -> int:
     )
 
 
-def node_settings(config: PeerConfig, names: Names) -> NodeSettings:
+def node_settings(config: PeerConfig, names: MethodNames) -> NodeSettings:
     """Return what the node is run with."""
     return NodeSettings(
         topology=make_topology(config),
@@ -167,7 +167,7 @@ def node_settings(config: PeerConfig, names: Names) -> NodeSettings:
     )
 
 
-def manifest_of(config: PeerConfig, ready: Ready, methods: Methods) -> RunManifest:
+def manifest_of(config: PeerConfig, ready: Ready, methods: MethodSet) -> RunManifest:
     """Return the run's manifest: our settings and what the training process found."""
     told, names = ready.manifest, methods.names
     ranks_differ = methods.factor_rule.refactors  # then only the scale alpha / r need be the same

@@ -280,7 +280,7 @@ class Peer:
             case Train():
                 self._nursery.start_soon(self._train, action)
             case Publish():
-                self._publisher.publish(action.parcel)
+                self._publisher.publish(action.published)
             case Fetch():
                 self._nursery.start_soon(self._fetch, action)
             case SetTimer():
@@ -396,7 +396,9 @@ class Peer:
             self._manifest.fingerprint, action.round, action.newer_than, action.wait_s, base=action.base
         )
         try:
-            parcel = await pull(self._transport, action.peer, request, self._methods.lengths, self._traffic)
+            published = await pull(
+                self._transport, action.peer, request, self._methods.lengths, self._traffic
+            )
         except RemoteError as error:
             if error.reason != "nothing":
                 self._traffic.fetches_failed += 1
@@ -405,7 +407,7 @@ class Peer:
             self._post(FetchFailed(action.peer, error.reason))
         else:
             self._traffic.fetches_ok += 1
-            self._post(Fetched(action.peer, parcel))
+            self._post(Fetched(action.peer, published))
 
     async def _serve_control(self, stream: Stream) -> None:
         await self._listening.wait()  # the first knock can come before we know our own transport
@@ -416,9 +418,9 @@ class Peer:
 
     async def _serve_adapter(self, stream: Stream) -> None:
         try:
-            parcel = await self._publisher.serve(stream)
-            if parcel:
-                self._post(Served(stream.peer, parcel.round))
+            published = await self._publisher.serve(stream)
+            if published:
+                self._post(Served(stream.peer, published.round))
         except RemoteError as error:
             await self._rejected(stream, error)
 

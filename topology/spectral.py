@@ -195,7 +195,7 @@ def effective_neighbors(matrix: csr_array, gamma: float, *, probes: int = 64, se
 
 
 def laplacian_extremes(n: int, edges: Edges) -> tuple[float, float]:
-    """Return (l_2, l_n), the algebraic connectivity and the largest eigenvalue of L = D - A. Needs n >= 2."""
+    """Return (l_2, l_n), the algebraic connectivity and the largest eigenvalue of L = D - A. Requirements n >= 2."""
     reader, read = both_ways(edges)
     adjacency = coo_array((np.ones(len(reader)), (reader, read)), shape=(n, n)).tocsr()
     degrees = np.asarray(adjacency.sum(axis=1)).ravel()

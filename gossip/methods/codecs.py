@@ -255,7 +255,7 @@ def _codec(
         expected = payload_bytes(spec)
         if len(payload) != expected:
             raise RemoteError("shape", f"{len(payload)} bytes for {spec.size} values, {expected} expected")
-        # A private, writable copy: the bytes are shared with whoever else holds the parcel.
+        # A private, writable copy: the bytes are shared with whoever else holds the published.
         return decode(torch.from_numpy(np.frombuffer(payload, dtype=np.uint8).copy()), spec, round)
 
     return Codec(encode, decode_checked, payload_bytes, relative_error, gamma, doc)

@@ -24,7 +24,7 @@ from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
-from gossip.methods.requirements import Needs
+from gossip.methods.requirements import Requirements
 from gossip.methods.stability import PAIRS, Outer, random_bound, static_bound
 from topology.errors import TopologyError
 from topology.links import Topology
@@ -42,7 +42,7 @@ class TopologyFacts:
 
     Args:
         name: as written after ``--topology``.
-        doubly_stochastic, symmetric, static: of W; see ``Needs``.
+        doubly_stochastic, symmetric, static: of W; see ``Requirements``.
         lambda_min: smallest eigenvalue of a symmetric static W; None where there is none, or not for so many peers.
         omega, kappa: E[W] and E|W z|^2 / |z|^2 on disagreement z, averaged over directions and rounds.
     """
@@ -165,7 +165,7 @@ def facts_of(topology: Topology, peers: int) -> TopologyFacts:
 
 
 class MethodNames(Protocol):
-    """The methods of a run as the user wrote them, such as ``gossip.methods.method_set.Names``."""
+    """The methods of a run as the user wrote them, such as ``gossip.methods.method_set.MethodNames``."""
 
     @property
     def factors(self) -> str: ...
@@ -200,56 +200,58 @@ def check(
         refactors=rule.refactors,
     )
     needs = {
-        f"--factors {names.factors}": rule.needs,
-        f"--mixing {names.mixing}": mixer.needs,
-        f"--optimizer {names.optimizer}": optimizer.needs,
+        f"--factors {names.factors}": rule.requires,
+        f"--mixing {names.mixing}": mixer.requires,
+        f"--optimizer {names.optimizer}": optimizer.requires,
     }
     facts = facts_of(topology, peers)
-    check_needs(needs, facts, settings)
+    check_requirements(needs, facts, settings)
     if overlap and names.optimizer != "none":
         raise LocalError(
             f"--optimizer {names.optimizer} counts on local steps that come before the mixing, but with --overlap they "
             "run beside it: use --optimizer none, or no --overlap"
         )
     if mixer.reweighs:
-        check_reweighing(f"--mixing {names.mixing}", f"--optimizer {names.optimizer}", optimizer.needs)
+        check_reweighing(f"--mixing {names.mixing}", f"--optimizer {names.optimizer}", optimizer.requires)
     if optimizer.outer:
         check_outer(f"--optimizer {names.optimizer}", optimizer.outer, facts)
 
 
-def check_needs(needs: Mapping[str, Needs], facts: TopologyFacts, settings: Settings) -> None:
-    """Refuse a topology or settings that lack what a method needs.
+def check_requirements(needs: Mapping[str, Requirements], facts: TopologyFacts, settings: Settings) -> None:
+    """Refuse a topology or settings that lack what a method requires.
 
     Args:
-        needs: how a method is written -> what it needs.
+        needs: how a method is written -> what it requires.
 
     Raises:
         LocalError: the first method that lacks something, all that it lacks, and a way out for each.
     """
-    for method, need in needs.items():
+    for method, required in needs.items():
         clashes = []
-        lacking = [each.wanted for each in OF_TOPOLOGY if getattr(need, each.need) and not each.met(facts)]
+        lacking = [
+            each.wanted for each in OF_TOPOLOGY if getattr(required, each.need) and not each.met(facts)
+        ]
         if lacking:
             clashes.append(
                 f"{method} needs {_listed(lacking)}, which --topology {facts.name} does not give: "
-                f"use {_topology_for(need, lacking)}"
+                f"use {_topology_for(required, lacking)}"
             )
         clashes += [
             f"{method} needs {each.wanted}, but {each.found(settings)}: use {each.instead}"
             for each in OF_SETTINGS
-            if getattr(need, each.need) and not each.met(settings)
+            if getattr(required, each.need) and not each.met(settings)
         ]
         if clashes:
             raise LocalError(". ".join(clashes))
 
 
-def check_reweighing(mixing: str, optimizer: str, needs: Needs) -> None:
+def check_reweighing(mixing: str, optimizer: str, requires: Requirements) -> None:
     """Refuse a mixing rule with weights of its own where the optimizer counts on those of W.
 
     Raises:
         LocalError: names both, and what to use.
     """
-    if needs.doubly_stochastic:
+    if requires.doubly_stochastic:
         raise LocalError(
             f"{optimizer} counts on the weights of W, which {mixing} replaces with its own: use --mixing average, "
             "or --mixing symmetric-drop where messages get lost and W is symmetric"
@@ -282,11 +284,11 @@ def check_outer(optimizer: str, outer: Outer, facts: TopologyFacts) -> None:
     )
 
 
-def _topology_for(need: Needs, lacking: Sequence[str]) -> str:
+def _topology_for(required: Requirements, lacking: Sequence[str]) -> str:
     """Return the least demanding suggestion that gives all a method needs of a topology."""
     if lacking == [each.wanted for each in OF_TOPOLOGY if each.need == "positive"]:
         return "--weights lazy"
-    wanted = {each.need for each in OF_TOPOLOGY if getattr(need, each.need)}
+    wanted = {each.need for each in OF_TOPOLOGY if getattr(required, each.need)}
     return next(written for written, given in SUGGESTED.items() if wanted <= given)
 
 

@@ -19,7 +19,7 @@ class Contribution(NamedTuple):
         weight: its entry in my row of W, in [0, 1].
         age: local steps that went into it (a claim, except our own).
         round: the round in which it was published.
-        confirmed: the sender is known to have our parcel of this round too.
+        confirmed: the sender is known to have our adapter of this round too.
     """
 
     sender: str
@@ -30,7 +30,7 @@ class Contribution(NamedTuple):
     confirmed: bool = True
 
 
-class Row(NamedTuple):
+class MixInput(NamedTuple):
     """What is mixed in one round.
 
     Attributes:

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from gossip.adapter import AdapterSpec
 from gossip.errors import LocalError
 from gossip.methods.catalogue import Entry
-from gossip.methods.requirements import Needs
+from gossip.methods.requirements import Requirements
 from topology.parameters import Parameter, whole
 
 SWITCHING_INTERVAL_MAX = 10
@@ -44,7 +44,7 @@ class FactorRule(NamedTuple):
         interval: rounds until the other factor's turn; ``None`` = measured by the node (``switching_interval``).
         refactors: products are mixed and split into factors anew (``products.average_products``), not factors.
         core_only: the adapter is built so that its tensors are the r x r cores R of B R A.
-        needs: what it asks of the run.
+        requires: what it asks of the run.
         doc: one line.
     """
 
@@ -53,7 +53,7 @@ class FactorRule(NamedTuple):
     interval: int | None
     refactors: bool
     core_only: bool
-    needs: Needs
+    requires: Requirements
     doc: str
 
 
@@ -191,7 +191,7 @@ def _rule(
         interval=1,
         refactors=False,
         core_only=False,
-        needs=Needs(),
+        requires=Requirements(),
         doc=_first_line(make),
     )
 

@@ -35,7 +35,7 @@ MERGES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Names:
+class MethodNames:
     """How a run's methods are written; each names an entry of its catalogue.
 
     Args:
@@ -60,7 +60,7 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Methods:
+class MethodSet:
     """Methods fitted to an adapter.
 
     Args:
@@ -75,7 +75,7 @@ class Methods:
         gamma: mixing step size.
     """
 
-    names: Names
+    names: MethodNames
     spec: AdapterSpec
     shared: AdapterSpec
     mixed: AdapterSpec
@@ -103,7 +103,7 @@ class Methods:
 
     @property
     def merges_as_it_mixes(self) -> bool:
-        """Parcels of the final merge are encoded as all others."""
+        """What is published in the final merge is encoded as all others."""
         return self.merge_codec is self.codec
 
     def origin(self, initial: AdapterState) -> Tensor:
@@ -119,7 +119,7 @@ class Methods:
 
 
 @lru_cache(maxsize=8)
-def fit(names: Names, spec: AdapterSpec) -> Methods:
+def resolve(names: MethodNames, spec: AdapterSpec) -> MethodSet:
     """Return the methods for an adapter of this layout.
 
     Raises:
@@ -152,7 +152,7 @@ def fit(names: Names, spec: AdapterSpec) -> Methods:
     if feedback.keeps_replicas:
         formats[4 * travels.size] = travels
     merge_layouts = layouts if ranks else [shared]
-    return Methods(
+    return MethodSet(
         names=names,
         spec=spec,
         shared=shared,
@@ -171,7 +171,7 @@ def fit(names: Names, spec: AdapterSpec) -> Methods:
     )
 
 
-def merges_products(methods: Methods) -> bool:
+def merges_products(methods: MethodSet) -> bool:
     """Tell whether the final merge averages products: asked for, and there are whole pairs of factors."""
     return methods.names.merge == "product" and has_factors(methods.shared)
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from gossip.adapter import AdapterState
 from gossip.methods import push_sum
 from gossip.methods.catalogue import Entry
-from gossip.methods.contribution import Contribution, Row
-from gossip.methods.requirements import Needs, State
+from gossip.methods.contribution import Contribution, MixInput
+from gossip.methods.requirements import Requirements, State
 from topology.parameters import Parameter, fraction
 
 MIX_BLOCK = 256 * 1024
@@ -43,17 +43,17 @@ class Mixer(NamedTuple):
         extra: values that travel besides the P of the adapter, after them.
         read: ``(sender, vector as decoded, weight in my row, S) -> (adapter values float32[P], weight, S)``.
         mix: ``(row, S) -> (adapter, S)``.
-        needs: what it asks of the run.
+        requires: what it asks of the run.
         reweighs: contributions count otherwise than W says, even if all of them come in time.
-        confirms: only exchanges that both sides know of count: the node waits for word that its own parcel has come.
+        confirms: only exchanges that both sides know of count: the node waits for word that its own adapter has come.
     """
 
     init: Callable[[AdapterState], State]
     publish: Callable[[AdapterState, int, State], tuple[Tensor, State]]
     extra: int
     read: Callable[[str, Tensor, float, State], tuple[Tensor, float, State]]
-    mix: Callable[[Row, State], tuple[AdapterState, State]]
-    needs: Needs
+    mix: Callable[[MixInput, State], tuple[AdapterState, State]]
+    requires: Requirements
     reweighs: bool
     confirms: bool = False
 
@@ -77,7 +77,7 @@ def weighted_sum(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total
 
 
-def average(row: Row) -> AdapterState:
+def average(row: MixInput) -> AdapterState:
     """Weighted average with the row of W: D-PSGD, Dec-LoRA (arXiv 2501.15361).
 
     x + gamma sum_j w_j (y_j - seen). Counting from what readers saw of us, not from x, keeps the mean whatever a codec
@@ -96,7 +96,7 @@ def average(row: Row) -> AdapterState:
     return replace(row.own.state, flat=weighted_sum(vectors, weights))
 
 
-def age_weighted(row: Row) -> AdapterState:
+def age_weighted(row: MixInput) -> AdapterState:
     """Row of W times age, renormalized: the MergeUpdate of gossip learning (Ormandi et al. 2013) on a row.
 
     A newcomer (age 0) takes over its neighbors' adapter; between equals it is ``average``. Ages above
@@ -115,7 +115,7 @@ def age_weighted(row: Row) -> AdapterState:
 def staleness(exponent: float = STALENESS_EXPONENT) -> Mixer:
     """Weight times (1 + rounds of delay)^-A, the rest to self (FedAsync, arXiv 1903.03934, on a row of W)."""
 
-    def mix(row: Row) -> AdapterState:
+    def mix(row: MixInput) -> AdapterState:
         delays = [max(0, row.own.round - part.round) for part in row.others]
         if not any(delays):
             return average(row)
@@ -126,16 +126,16 @@ def staleness(exponent: float = STALENESS_EXPONENT) -> Mixer:
             )
         )
 
-    return _stateless(mix, Needs(linear=True))
+    return _stateless(mix, Requirements(linear=True))
 
 
-def symmetric_drop(row: Row) -> AdapterState:
+def symmetric_drop(row: MixInput) -> AdapterState:
     """An exchange counts only if both sides have it, else its weight goes to self: loss does not move the mean.
 
     As far as both decide alike: word that comes after one side's deadline is known to the other alone, and with many
     losses the mean then drifts as without the rule. Push-sum is exact under any loss.
 
-    With a share q of confirmed exchanges E[W] = I - q (I - W) (algorithms.md section 7). A parcel of another round is
+    With a share q of confirmed exchanges E[W] = I - q (I - W) (algorithms.md section 7). An adapter of another round is
     not what its sender mixes now, and does not count.
     """
     return average(
@@ -143,7 +143,7 @@ def symmetric_drop(row: Row) -> AdapterState:
     )
 
 
-def _thinned(row: Row, others: Sequence[Contribution]) -> Row:
+def _thinned(row: MixInput, others: Sequence[Contribution]) -> MixInput:
     """Return the row with these others, which weigh no more than its own did; what they leave goes to self."""
     kept = sum(part.weight for part in others)
     left = row.own.weight + sum(part.weight for part in row.others) - kept
@@ -151,8 +151,8 @@ def _thinned(row: Row, others: Sequence[Contribution]) -> Row:
 
 
 def _stateless(
-    mix: Callable[[Row], AdapterState],
-    needs: Needs | None = None,
+    mix: Callable[[MixInput], AdapterState],
+    requires: Requirements | None = None,
     *,
     reweighs: bool = False,
     confirms: bool = False,
@@ -164,7 +164,7 @@ def _stateless(
         extra=0,
         read=lambda sender, vector, weight, state: (vector, weight, state),
         mix=lambda row, state: (mix(row), state),
-        needs=needs or Needs(),
+        requires=requires or Requirements(),
         reweighs=reweighs,
         confirms=confirms,
     )
@@ -177,7 +177,7 @@ def _push_sum() -> Mixer:
         extra=push_sum.EXTRA,
         read=push_sum.read,
         mix=push_sum.mix,
-        needs=Needs(static=True, exact_codec=True, linear=True),
+        requires=Requirements(static=True, exact_codec=True, linear=True),
         reweighs=True,
     )
 
@@ -186,7 +186,7 @@ def _push_sum() -> Mixer:
 MIXERS: dict[str, Entry[Mixer]] = {
     "average": Entry(lambda: _stateless(average), "weighted average with the row of W (D-PSGD)"),
     "age": Entry(
-        lambda: _stateless(age_weighted, Needs(linear=True), reweighs=True),
+        lambda: _stateless(age_weighted, Requirements(linear=True), reweighs=True),
         "row of W times age in local steps, renormalized: newcomers take over what others know",
     ),
     "staleness": Entry(
@@ -199,7 +199,9 @@ MIXERS: dict[str, Entry[Mixer]] = {
         "mass travels along and sums are running: the exact mean over one-way links, under any loss",
     ),
     "symmetric-drop": Entry(
-        lambda: _stateless(symmetric_drop, Needs(symmetric=True, lock_step=True, linear=True), confirms=True),
+        lambda: _stateless(
+            symmetric_drop, Requirements(symmetric=True, lock_step=True, linear=True), confirms=True
+        ),
         "an exchange counts only if both sides know of it, so that a lost message does not move the mean",
     ),
 }

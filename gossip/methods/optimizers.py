@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gossip.methods.catalogue import Entry
-from gossip.methods.requirements import Needs, State
+from gossip.methods.requirements import Requirements, State
 from gossip.methods.stability import Outer
 from topology.parameters import Parameter, Value, positive
 
@@ -34,7 +34,7 @@ class Optimizer(NamedTuple):
         publish: ``(start, trained, steps, S)`` -> the K vectors float32[P] that travel, the adapter first.
         update: ``(start, trained, K mixed vectors, steps, S) -> (next start, S)``; steps >= 1.
         vectors: K.
-        needs: what it asks of the run.
+        requires: what it asks of the run.
         outer: its outer momentum, for ``compatibility.py``; None if it has none.
     """
 
@@ -43,7 +43,7 @@ class Optimizer(NamedTuple):
     publish: Callable[[Tensor, Tensor, int, State], list[Tensor]]
     update: Callable[[Tensor, Tensor, list[Tensor], int, State], tuple[Tensor, State]]
     vectors: int
-    needs: Needs
+    requires: Requirements
     outer: Outer | None = None
 
 
@@ -55,7 +55,7 @@ def plain() -> Optimizer:
     ) -> tuple[Tensor, State]:
         return mixed[0], state
 
-    return _one_vector(lambda state: None, update, Needs())
+    return _one_vector(lambda state: None, update, Requirements())
 
 
 def quasi_global(mu: float = 0.9) -> Optimizer:
@@ -74,7 +74,7 @@ def quasi_global(mu: float = 0.9) -> Optimizer:
         m = torch.mul(start - mixed[0], (1.0 - mu) / steps)
         return mixed[0], {"m": m.add_(state["m"], alpha=mu) if state else m}
 
-    return _one_vector(drift, update, Needs(linear=True))
+    return _one_vector(drift, update, Requirements(linear=True))
 
 
 def d2() -> Optimizer:
@@ -92,7 +92,7 @@ def d2() -> Optimizer:
         drift = torch.div(mixed[0] - trained, steps)
         return mixed[0], {"drift": drift.add_(state["drift"]) if state else drift}
 
-    needs = Needs(
+    requires = Requirements(
         doubly_stochastic=True,
         symmetric=True,
         static=True,
@@ -100,7 +100,7 @@ def d2() -> Optimizer:
         positive=True,
         linear=True,
     )
-    return _one_vector(lambda state: state.get("drift"), update, needs)
+    return _one_vector(lambda state: state.get("drift"), update, requires)
 
 
 def tracking() -> Optimizer:
@@ -129,7 +129,7 @@ def tracking() -> Optimizer:
         publish=publish,
         update=update,
         vectors=2,
-        needs=Needs(doubly_stochastic=True, lock_step=True, linear=True),
+        requires=Requirements(doubly_stochastic=True, lock_step=True, linear=True),
     )
 
 
@@ -147,7 +147,7 @@ def heavy_ball(mu: float = 0.5, gamma: float = 0.7) -> Optimizer:
         m = m.add_(state["m"], alpha=mu) if state else m
         return start + m, {"m": m}
 
-    return _one_vector(lambda state: None, update, Needs(linear=True), Outer(mu, gamma))
+    return _one_vector(lambda state: None, update, Requirements(linear=True), Outer(mu, gamma))
 
 
 def nesterov(mu: float = 0.9, gamma: float = 0.7) -> Optimizer:
@@ -164,13 +164,13 @@ def nesterov(mu: float = 0.9, gamma: float = 0.7) -> Optimizer:
         step = torch.add(change, m, alpha=mu)
         return torch.add(start, step, alpha=gamma), {"m": m}
 
-    return _one_vector(lambda state: None, update, Needs(linear=True), Outer(mu, gamma, nesterov=True))
+    return _one_vector(lambda state: None, update, Requirements(linear=True), Outer(mu, gamma, nesterov=True))
 
 
 def _one_vector(
     drift: Callable[[State], Tensor | None],
     update: Callable[[Tensor, Tensor, list[Tensor], int, State], tuple[Tensor, State]],
-    needs: Needs,
+    requires: Requirements,
     outer: Outer | None = None,
 ) -> Optimizer:
     """Return an optimizer for which the adapter alone travels."""
@@ -180,7 +180,7 @@ def _one_vector(
         publish=lambda start, trained, steps, state: [trained],
         update=update,
         vectors=1,
-        needs=needs,
+        requires=requires,
         outer=outer,
     )
 

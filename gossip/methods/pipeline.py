@@ -18,13 +18,13 @@ from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import RemoteError
-from gossip.messages import Parcel
 from gossip.methods import guards, products
-from gossip.methods.contribution import Contribution, Row
+from gossip.methods.contribution import Contribution, MixInput
 from gossip.methods.factors import has_factors
-from gossip.methods.method_set import Methods, merges_products
+from gossip.methods.method_set import MethodSet, merges_products
 from gossip.methods.mixing import weighted_sum
 from gossip.methods.requirements import State
+from gossip.published import PublishedAdapter
 from gossip.wire import BASE_BYTES
 
 
@@ -37,7 +37,7 @@ class Arrived(NamedTuple):
         values: float32[layout.size].
         weight: its entry in the row of W for which it was asked.
         age, round: what the sender says of it.
-        confirmed: the sender has our parcel of this round.
+        confirmed: the sender has our adapter of this round.
     """
 
     sender: str
@@ -74,7 +74,7 @@ class _Replica(NamedTuple):
     fingerprint: bytes
 
 
-class Chain:
+class Pipeline:
     """The states of a peer's methods.
 
     Args:
@@ -86,7 +86,7 @@ class Chain:
     """
 
     def __init__(
-        self, me: str, methods: Methods, initial: AdapterState, norm_cap: float, saved: State | None = None
+        self, me: str, methods: MethodSet, initial: AdapterState, norm_cap: float, saved: State | None = None
     ) -> None:
         self._me = me
         self._methods = methods
@@ -144,8 +144,8 @@ class Chain:
 
     def publish(
         self, start: AdapterState, trained: AdapterState, *, steps: int, round: int, age: int, readers: int
-    ) -> Parcel:
-        """Return this round's parcel: ``trained``, reached from ``start`` in ``steps`` local steps."""
+    ) -> PublishedAdapter:
+        """Return this round's adapter: ``trained``, reached from ``start`` in ``steps`` local steps."""
         methods = self._methods
         begun, ended = start.part(methods.shared).flat, trained.part(methods.shared).flat
         self._own = self._laid_out(methods.optimizer.publish(begun, ended, steps, self._optimizer))
@@ -153,33 +153,38 @@ class Chain:
         layout, name = methods.travels, methods.names.codec
         if self._origin is None:
             self._seen = self._own.flat
-            return Parcel(round, age, name, methods.codec.encode(vector, layout, round))
+            return PublishedAdapter(round, age, name, methods.codec.encode(vector, layout, round))
         published, self._feedback = methods.feedback.publish(
             vector - self._origin, methods.codec, layout, round, self._feedback
         )
         self._seen = published.seen + self._origin
         if published.whole is None:
-            return Parcel(round, age, name, published.payload)
+            return PublishedAdapter(round, age, name, published.payload)
         base, self._base = self._base, _fingerprint(published.seen)
         make_whole = published.whole
         if not base:  # the first of this life: whatever replicas readers keep are of another
-            return Parcel(round, age, name, make_whole())
-        return Parcel(
-            round, age, name, published.payload, base, lambda: Parcel(round, age, name, make_whole())
+            return PublishedAdapter(round, age, name, make_whole())
+        return PublishedAdapter(
+            round,
+            age,
+            name,
+            published.payload,
+            base,
+            lambda: PublishedAdapter(round, age, name, make_whole()),
         )
 
-    def publish_merge(self, state: AdapterState, *, round: int, age: int) -> Parcel:
-        """Return the parcel of a round of the final merge."""
+    def publish_merge(self, state: AdapterState, *, round: int, age: int) -> PublishedAdapter:
+        """Return the adapter of a round of the final merge."""
         methods = self._methods
         self._own = state.part(methods.shared)
         payload = methods.merge_codec.encode(self._own.flat, methods.shared, round)
         self._seen = methods.merge_codec.decode(payload, methods.shared, round)
-        return Parcel(round, age, methods.merge_codec_name, payload)
+        return PublishedAdapter(round, age, methods.merge_codec_name, payload)
 
     # -- in
 
-    def decode(self, sender: str, parcel: Parcel, *, merging: bool) -> tuple[AdapterSpec, Tensor]:
-        """Return layout and values of a parcel; a replica kept of the sender moves on.
+    def decode(self, sender: str, received: PublishedAdapter, *, merging: bool) -> tuple[AdapterSpec, Tensor]:
+        """Return layout and values of an adapter; a replica kept of the sender moves on.
 
         Raises:
             RemoteError: ``"codec"``, ``"shape"``, ``"malformed"`` (the sender's fault), or ``"gap"``: it builds on
@@ -187,25 +192,25 @@ class Chain:
         """
         methods = self._methods
         expected = methods.merge_codec_name if merging else methods.names.codec
-        if parcel.codec != expected:
-            raise RemoteError("codec", f"{parcel.codec} came where {expected} was expected")
+        if received.codec != expected:
+            raise RemoteError("codec", f"{received.codec} came where {expected} was expected")
         formats = methods.merge_formats if merging else methods.formats
-        layout = formats.get(len(parcel.payload))
+        layout = formats.get(len(received.payload))
         if layout is None:
-            raise RemoteError("shape", f"{len(parcel.payload)} bytes do not fit this run's adapters")
+            raise RemoteError("shape", f"{len(received.payload)} bytes do not fit this run's adapters")
         if merging:
-            return layout, methods.merge_codec.decode(parcel.payload, layout, parcel.round)
+            return layout, methods.merge_codec.decode(received.payload, layout, received.round)
         if self._origin is None:
-            return layout, methods.codec.decode(parcel.payload, layout, parcel.round)
+            return layout, methods.codec.decode(received.payload, layout, received.round)
         replica = self._replicas.get(sender)
-        if parcel.base and (replica is None or replica.fingerprint != parcel.base):
+        if received.base and (replica is None or replica.fingerprint != received.base):
             raise RemoteError("gap", "it builds on another replica than ours")
         values = methods.feedback.read(
-            parcel.payload,
-            parcel.round if parcel.base else -1,
+            received.payload,
+            received.round if received.base else -1,
             methods.codec,
             layout,
-            parcel.round,
+            received.round,
             replica.values if replica else None,
         )
         if methods.feedback.keeps_replicas and math.isfinite(float(values.sum())):
@@ -229,8 +234,8 @@ class Chain:
         """Guard and mix what has come, in the order given (sorted by sender); return the adapter to go on with.
 
         Args:
-            neighbor_weight: the share of the row that is not ours; late parcels of other rounds' rows are scaled into
-                it.
+            neighbor_weight: the share of the row that is not ours; late adapters of other rounds' rows are scaled
+                into it.
         """
         methods = self._methods
         others = []
@@ -248,7 +253,7 @@ class Chain:
         if methods.factor_rule.refactors:
             mixed = _mean_product(own, others, reference=own.state)  # our gauge: AdamW's moments go on in it
         else:
-            row = Row(own, self._seen, others, methods.gamma)
+            row = MixInput(own, self._seen, others, methods.gamma)
             mixed, self._mixer = methods.mixer.mix(row, self._mixer)
         size = methods.shared.size
         vectors = [mixed.flat[begin : begin + size] for begin in range(0, mixed.flat.numel(), size)]
@@ -317,7 +322,7 @@ class Chain:
 
 
 def _in_row(arrived: Sequence[Arrived], neighbor_weight: float) -> Sequence[Arrived]:
-    """Scale weights down if late parcels of other rounds' rows make them exceed this round's share of neighbors."""
+    """Scale weights down if late adapters of other rounds' rows make them exceed this round's share of neighbors."""
     total = sum(each.weight for each in arrived)
     allowed = max(neighbor_weight, max((each.weight for each in arrived), default=0.0))
     if total <= allowed + 1e-9:

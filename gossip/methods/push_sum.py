@@ -1,7 +1,7 @@
 """Push-sum with running counters, for one peer: exact averages over one-way links, whatever gets lost.
 
 A peer holds an amount x of the adapter's values and a mass w; its adapter is x/w. Each round it keeps one share of
-both and gives an equal one to every reader. A parcel carries all that one reader was ever given, so the next one
+both and gives an equal one to every reader. An adapter carries all that one reader was ever given, so the next one
 brings what a lost one held, and reading twice changes nothing (Vaidya, Hadjicostis & Dominguez-Garcia 2011; local
 steps as in SGP, arXiv 1811.10792). The total of x and of w stays what it was: the ratio tends to its mean on every
 strongly connected graph, without rows or columns that sum to 1.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gossip.adapter import AdapterState
-from gossip.methods.contribution import Row
+from gossip.methods.contribution import MixInput
 from gossip.methods.requirements import State
 
 EXTRA = 2
@@ -105,7 +105,7 @@ def read(sender: str, vector: Tensor, weight: float, state: State) -> tuple[Tens
     )
 
 
-def mix(row: Row, state: State) -> tuple[AdapterState, State]:
+def mix(row: MixInput, state: State) -> tuple[AdapterState, State]:
     """Add what has come, each adapter times its mass, to what we hold; whatever the guards dropped is lost."""
     x, w = state["x"], state["w"]
     for part in row.others:

@@ -11,7 +11,7 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
+class Requirements:
     """Requirements of a mixing rule, optimizer, codec or factor rule; all off by default.
 
     Args:

@@ -17,7 +17,7 @@ from topology.draws import Draws
 Positions = NDArray[np.int64]
 
 DRAWS_KEPT = 8
-"""Random choices kept: every neighbor's parcel of a round needs the same one. Source: neighbors are seldom more than
+"""Random choices kept: every neighbor's adapter of a round needs the same one. Source: neighbors are seldom more than
 a few rounds apart."""
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from gossip.adapter import AdapterState
-from gossip.methods.method_set import Names, fit
-from gossip.methods.pipeline import Arrived, Chain
+from gossip.methods.method_set import MethodNames, resolve
+from gossip.methods.pipeline import Arrived, Pipeline
 from peer.config import PeerConfig
 from peer.training.local_trainer import LocalTrainer
 from scripts.benchmarks.rows import Row, at_most, row
@@ -26,22 +26,22 @@ from scripts.lab import corpus
 
 NEIGHBORS = ("b", "c", "d")
 ROUNDS = 5
-VARIANTS: dict[str, Names] = {
-    "average": Names(),
-    "factors ffa": Names(factors="ffa"),
-    "factors alternate": Names(factors="alternate:1"),
-    "factors share-a": Names(factors="share-a"),
-    "factors tsvd": Names(factors="tsvd"),
-    "mixing age": Names(mixing="age"),
-    "mixing push-sum": Names(mixing="push-sum"),
-    "optimizer qg": Names(optimizer="qg"),
-    "optimizer k-gt": Names(optimizer="k-gt"),
-    "optimizer noloco": Names(optimizer="noloco"),
-    "codec bfloat16": Names(codec="bfloat16"),
-    "codec int8": Names(codec="int8"),
-    "codec int4 with error feedback": Names(codec="int4"),
-    "codec topk with replicas": Names(codec="topk:0.1", feedback="replica", gamma=0.3),
-    "codec lowrank": Names(codec="lowrank:2"),
+VARIANTS: dict[str, MethodNames] = {
+    "average": MethodNames(),
+    "factors ffa": MethodNames(factors="ffa"),
+    "factors alternate": MethodNames(factors="alternate:1"),
+    "factors share-a": MethodNames(factors="share-a"),
+    "factors tsvd": MethodNames(factors="tsvd"),
+    "mixing age": MethodNames(mixing="age"),
+    "mixing push-sum": MethodNames(mixing="push-sum"),
+    "optimizer qg": MethodNames(optimizer="qg"),
+    "optimizer k-gt": MethodNames(optimizer="k-gt"),
+    "optimizer noloco": MethodNames(optimizer="noloco"),
+    "codec bfloat16": MethodNames(codec="bfloat16"),
+    "codec int8": MethodNames(codec="int8"),
+    "codec int4 with error feedback": MethodNames(codec="int4"),
+    "codec topk with replicas": MethodNames(codec="topk:0.1", feedback="replica", gamma=0.3),
+    "codec lowrank": MethodNames(codec="lowrank:2"),
 }
 """What is measured; everything else is as in the default run."""
 
@@ -67,10 +67,10 @@ def rows() -> Iterator[Row]:
         )
 
 
-def _round_s(names: Names, initial: AdapterState, moved: AdapterState) -> float:
+def _round_s(names: MethodNames, initial: AdapterState, moved: AdapterState) -> float:
     """Return the median seconds of a round's numbers at one peer, with three neighbors."""
-    methods = fit(names, initial.spec)
-    chains = {peer: Chain(peer, methods, initial, 10.0) for peer in ("a", *NEIGHBORS)}
+    methods = resolve(names, initial.spec)
+    pipelines = {peer: Pipeline(peer, methods, initial, 10.0) for peer in ("a", *NEIGHBORS)}
     noise = torch.Generator().manual_seed(0)
     times = []
     for round in range(ROUNDS + 1):
@@ -79,18 +79,18 @@ def _round_s(names: Names, initial: AdapterState, moved: AdapterState) -> float:
             peer: dataclasses.replace(
                 moved, flat=moved.flat + 1e-3 * torch.randn(moved.flat.shape, generator=noise)
             )
-            for peer in chains
+            for peer in pipelines
         }
-        parcels = {
-            peer: chains[peer].publish(initial, trained[peer], readers=3, **said) for peer in NEIGHBORS
+        publications = {
+            peer: pipelines[peer].publish(initial, trained[peer], readers=3, **said) for peer in NEIGHBORS
         }
         started = time.perf_counter()
-        own = chains["a"]
+        own = pipelines["a"]
         own.publish(initial, trained["a"], readers=3, **said)
         arrived = []
-        for peer, parcel in parcels.items():
-            layout, values = own.decode(peer, parcel, merging=False)
-            arrived.append(Arrived(peer, layout, values, 0.25, parcel.age, parcel.round))
+        for peer, published in publications.items():
+            layout, values = own.decode(peer, published, merging=False)
+            arrived.append(Arrived(peer, layout, values, 0.25, published.age, published.round))
         own.mix(initial, trained["a"], arrived, neighbor_weight=0.75, **said)
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gossip.events import RoundReport
-from gossip.methods.method_set import Names
+from gossip.methods.method_set import MethodNames
 from gossip.quadratic import Quadratic, positions
 from gossip.simulation import LinkModel
 
@@ -28,28 +28,34 @@ NETWORKS = {
     "epidemic with loss": Quadratic(peers=12, topology="epidemic:3", rounds=8, links=LOSSY, seed=1),
     "asynchronous": Quadratic(peers=8, topology="epidemic:3", rounds=10, collect_s=0.0, links=LOSSY),
     "overlap": Quadratic(peers=9, topology="torus", rounds=8, overlap=True),
-    "merge": Quadratic(peers=6, topology="ring", rounds=5, methods=Names(merge="average")),
-    "merge of many": Quadratic(peers=20, topology="ring", rounds=3, methods=Names(merge="product")),
-    "int8": Quadratic(peers=8, rounds=8, dimension=40, methods=Names(codec="int8")),
+    "merge": Quadratic(peers=6, topology="ring", rounds=5, methods=MethodNames(merge="average")),
+    "merge of many": Quadratic(peers=20, topology="ring", rounds=3, methods=MethodNames(merge="product")),
+    "int8": Quadratic(peers=8, rounds=8, dimension=40, methods=MethodNames(codec="int8")),
     "int4 with error feedback": Quadratic(
-        peers=8, rounds=8, dimension=40, methods=Names(codec="int4", merge="average")
+        peers=8, rounds=8, dimension=40, methods=MethodNames(codec="int4", merge="average")
     ),
     "topk with replicas": Quadratic(
-        peers=8, rounds=12, dimension=64, methods=Names(codec="topk:0.1", feedback="replica"), links=LOSSY
+        peers=8,
+        rounds=12,
+        dimension=64,
+        methods=MethodNames(codec="topk:0.1", feedback="replica"),
+        links=LOSSY,
     ),
-    "age": Quadratic(peers=8, topology="epidemic:2", rounds=8, methods=Names(mixing="age")),
+    "age": Quadratic(peers=8, topology="epidemic:2", rounds=8, methods=MethodNames(mixing="age")),
     "staleness": Quadratic(
-        peers=8, topology="epidemic:2", rounds=8, methods=Names(mixing="staleness"), links=LOSSY
+        peers=8, topology="epidemic:2", rounds=8, methods=MethodNames(mixing="staleness"), links=LOSSY
     ),
     "push-sum": Quadratic(
-        peers=8, topology="exponential", rounds=12, methods=Names(mixing="push-sum"), links=LOSSY
+        peers=8, topology="exponential", rounds=12, methods=MethodNames(mixing="push-sum"), links=LOSSY
     ),
-    "symmetric-drop": Quadratic(peers=8, rounds=8, methods=Names(mixing="symmetric-drop"), links=LOSSY),
-    "qg": Quadratic(peers=8, rounds=8, methods=Names(optimizer="qg")),
-    "k-gt": Quadratic(peers=8, rounds=8, methods=Names(optimizer="k-gt")),
-    "d2": Quadratic(peers=8, weights="lazy", rounds=8, methods=Names(optimizer="d2"), links=LOSSY),
-    "noloco": Quadratic(peers=8, topology="random-matching", rounds=8, methods=Names(optimizer="noloco")),
-    "diloco": Quadratic(peers=8, topology="complete", rounds=8, methods=Names(optimizer="diloco")),
+    "symmetric-drop": Quadratic(peers=8, rounds=8, methods=MethodNames(mixing="symmetric-drop"), links=LOSSY),
+    "qg": Quadratic(peers=8, rounds=8, methods=MethodNames(optimizer="qg")),
+    "k-gt": Quadratic(peers=8, rounds=8, methods=MethodNames(optimizer="k-gt")),
+    "d2": Quadratic(peers=8, weights="lazy", rounds=8, methods=MethodNames(optimizer="d2"), links=LOSSY),
+    "noloco": Quadratic(
+        peers=8, topology="random-matching", rounds=8, methods=MethodNames(optimizer="noloco")
+    ),
+    "diloco": Quadratic(peers=8, topology="complete", rounds=8, methods=MethodNames(optimizer="diloco")),
     "similar": Quadratic(peers=10, topology="similar:3", rounds=8),
 }
 

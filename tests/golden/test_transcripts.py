@@ -17,10 +17,10 @@ import torch
 
 from gossip import events
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.messages import Parcel
 from gossip.methods.codecs import CODECS
-from gossip.methods.method_set import Names
+from gossip.methods.method_set import MethodNames
 from gossip.node import GossipNode
+from gossip.published import PublishedAdapter
 from gossip.settings import NodeSettings
 from topology.links import parse_topology
 
@@ -33,7 +33,7 @@ def state(text: str) -> AdapterState:
 
 
 def new_node(me: str, members: str, rounds: str = "2", collect_s: str = "16", **more: str) -> GossipNode:
-    names = Names(
+    names = MethodNames(
         mixing=more.get("mixing", "average"),
         codec=more.get("codec", "float32"),
         optimizer=more.get("optimizer", "none"),
@@ -50,9 +50,9 @@ def new_node(me: str, members: str, rounds: str = "2", collect_s: str = "16", **
     return GossipNode(me, state("1,1,1,1"), settings, random.Random(0), tuple(members.split(",")))
 
 
-def published(round: str, values: str, age: str = "1", codec: str = "float32") -> Parcel:
+def published(round: str, values: str, age: str = "1", codec: str = "float32") -> PublishedAdapter:
     payload = CODECS[codec].make().encode(state(values).flat, SPEC, int(round))
-    return Parcel(int(round), int(age), codec, payload)
+    return PublishedAdapter(int(round), int(age), codec, payload)
 
 
 COMMANDS: dict[str, Callable[..., events.Event]] = {
@@ -68,7 +68,7 @@ COMMANDS: dict[str, Callable[..., events.Event]] = {
 }
 
 
-def decoded(published: Parcel) -> AdapterState:
+def decoded(published: PublishedAdapter) -> AdapterState:
     codec = CODECS[published.codec].make()
     return AdapterState(SPEC, codec.decode(published.payload, SPEC, published.round))
 

@@ -12,14 +12,14 @@ from gossip.methods.compatibility import (
     SUGGESTED,
     Settings,
     TopologyFacts,
-    check_needs,
     check_outer,
+    check_requirements,
     facts_of,
 )
 from gossip.methods.factors import FACTORS
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
-from gossip.methods.requirements import Needs
+from gossip.methods.requirements import Requirements
 from gossip.methods.stability import Outer, outer_bound, random_bound, random_rate
 from topology.links import Topology, parse_topology
 
@@ -188,7 +188,7 @@ def test_whatever_is_suggested_is_accepted(names: Names, where: str) -> None:
 @pytest.mark.parametrize("peers", [2, 5, 16])
 def test_a_suggested_topology_gives_what_it_is_suggested_for(written: str, peers: int) -> None:
     facts = facts_of(topology(written.removeprefix("--topology ")), peers)
-    check_needs({"all": Needs(**dict.fromkeys(SUGGESTED[written], True))}, facts, Settings())
+    check_requirements({"all": Requirements(**dict.fromkeys(SUGGESTED[written], True))}, facts, Settings())
 
 
 def test_every_combination_of_needs_has_a_suggestion() -> None:
@@ -197,14 +197,14 @@ def test_every_combination_of_needs_has_a_suggestion() -> None:
     )
     for bits in range(1, 16):
         fields = ("doubly_stochastic", "symmetric", "static", "positive")
-        needs = Needs(**{name: bool(bits >> place & 1) for place, name in enumerate(fields)})
+        requires = Requirements(**{name: bool(bits >> place & 1) for place, name in enumerate(fields)})
         with pytest.raises(LocalError, match="use --"):
-            check_needs({"--optimizer x": needs}, nothing, Settings())
+            check_requirements({"--optimizer x": requires}, nothing, Settings())
 
 
 def test_needs_that_nobody_checks_do_not_exist() -> None:
     checked = {each.need for each in (*compatibility.OF_TOPOLOGY, *compatibility.OF_SETTINGS)}
-    assert checked == set(Needs.__dataclass_fields__)
+    assert checked == set(Requirements.__dataclass_fields__)
 
 
 def test_facts_of_a_topology() -> None:

@@ -30,10 +30,10 @@ from gossip.events import (
     Train,
     Trained,
 )
-from gossip.messages import Parcel
 from gossip.methods.codecs import CODECS
-from gossip.methods.method_set import Names
+from gossip.methods.method_set import MethodNames
 from gossip.node import Diverged, GossipNode, Phase
+from gossip.published import PublishedAdapter
 from gossip.settings import NodeSettings
 from topology.links import parse_topology
 
@@ -44,8 +44,8 @@ def state(*values: float) -> AdapterState:
     return AdapterState(SPEC, torch.tensor(values, dtype=torch.float32))
 
 
-def parcel(round: int, *values: float, codec: str = "float32", age: int = 1) -> Parcel:
-    return Parcel(round, age, codec, CODECS[codec].make().encode(state(*values).flat, SPEC, round))
+def adapter(round: int, *values: float, codec: str = "float32", age: int = 1) -> PublishedAdapter:
+    return PublishedAdapter(round, age, codec, CODECS[codec].make().encode(state(*values).flat, SPEC, round))
 
 
 def make(
@@ -57,7 +57,7 @@ def make(
 ) -> GossipNode:
     chosen = NodeSettings(
         topology=parse_topology(str(more.get("topology", "ring")), seed=0),
-        names=Names(
+        names=MethodNames(
             mixing=str(more.get("mixing", "average")),
             codec=str(more.get("codec", "float32")),
             feedback=str(more.get("feedback", "auto")),
@@ -90,7 +90,7 @@ def test_a_round_trains_publishes_asks_and_sets_a_timer() -> None:
     actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 1.0)
     assert kinds(actions) == ["Publish", "Fetch", "Fetch", "SetTimer"]
     assert isinstance(actions[0], Publish)
-    assert (actions[0].parcel.round, actions[0].parcel.age) == (0, 2)
+    assert (actions[0].published.round, actions[0].published.age) == (0, 2)
     assert {action.peer for action in actions if isinstance(action, Fetch)} == {"a", "c"}
     assert isinstance(actions[3], SetTimer)
     assert actions[3].delay_s == 10.0
@@ -100,8 +100,8 @@ def test_mixing_happens_when_the_last_neighbor_has_come_and_uses_the_row_of_w() 
     node = make()
     collecting(node)
     # half of the neighbors are here: the first deadline ever is set by what has been seen
-    assert node.handle(Fetched("c", parcel(0, 0, 0, 0, 0)), 1.2) == [SetTimer(0, pytest.approx(0.8))]
-    actions = node.handle(Fetched("a", parcel(0, 6, 6, 6, 6)), 1.5)
+    assert node.handle(Fetched("c", adapter(0, 0, 0, 0, 0)), 1.2) == [SetTimer(0, pytest.approx(0.8))]
+    actions = node.handle(Fetched("a", adapter(0, 6, 6, 6, 6)), 1.5)
     assert kinds(actions) == ["Report", "Train"]
     (report,) = reports(actions)
     torch.testing.assert_close(report.state.flat, torch.full((4,), 3.0))  # (3 + 0 + 6) / 3
@@ -118,7 +118,7 @@ def test_arrival_order_does_not_change_a_bit() -> None:
         collecting(node)
         for peer in order:
             actions = node.handle(
-                Fetched(peer, parcel(0, *((0.1, 0.2, 0.3, 0.4) if peer == "a" else (7, 8, 9, 1)))), 2
+                Fetched(peer, adapter(0, *((0.1, 0.2, 0.3, 0.4) if peer == "a" else (7, 8, 9, 1)))), 2
             )
         results.append(reports(actions)[0].state.flat)
     assert torch.equal(*results)
@@ -127,17 +127,17 @@ def test_arrival_order_does_not_change_a_bit() -> None:
 def test_the_weight_of_what_did_not_come_returns_to_self() -> None:
     node = make()
     collecting(node)
-    node.handle(Fetched("a", parcel(0, 6, 6, 6, 6)), 1.5)
+    node.handle(Fetched("a", adapter(0, 6, 6, 6, 6)), 1.5)
     (report,) = reports(node.handle(TimerFired(0), 11.0))
     torch.testing.assert_close(report.state.flat, torch.full((4,), 4.0))  # 2/3 * 3 + 1/3 * 6
     assert report.failed == (("c", "late"),)
 
 
-def test_a_late_parcel_is_mixed_in_the_next_round() -> None:
+def test_a_late_adapter_is_mixed_in_the_next_round() -> None:
     node = make()
     collecting(node)
     node.handle(TimerFired(0), 11.0)
-    assert node.handle(Fetched("c", parcel(0, 9, 9, 9, 9)), 11.5) == []
+    assert node.handle(Fetched("c", adapter(0, 9, 9, 9, 9)), 11.5) == []
     actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 12.0)
     # a may be lost, so it is asked a second time; from c only something newer will do
     assert [(a.peer, a.newer_than) for a in actions if isinstance(a, Fetch)] == [("a", -1), ("c", 0)]
@@ -155,8 +155,8 @@ def test_from_one_neighbor_there_are_two_fetches_at_most_and_both_count() -> Non
         asked.append([action.peer for action in actions if isinstance(action, Fetch)])
     assert asked == [["a", "c"], [], []]
     assert node.handle(FetchFailed("a", "timeout"), 102.0) == []  # the second one may still bring it
-    node.handle(Fetched("a", parcel(1, 6, 6, 6, 6)), 102.0)
-    assert node.handle(Fetched("a", parcel(7, 9, 9, 9, 9)), 102.0) == []  # a third never was under way
+    node.handle(Fetched("a", adapter(1, 6, 6, 6, 6)), 102.0)
+    assert node.handle(Fetched("a", adapter(7, 9, 9, 9, 9)), 102.0) == []  # a third never was under way
     (report,) = reports(node.handle(TimerFired(3), 110.0))
     assert [(peer, round) for peer, round, _ in report.mixed] == [("a", 1)]
 
@@ -176,7 +176,7 @@ def test_asynchronous_nodes_never_wait() -> None:
     actions = collecting(node)
     assert kinds(actions) == ["Publish", "Fetch", "Fetch", "Report", "Train"]
     assert all(action.round is None and action.wait_s == 0 for action in actions if isinstance(action, Fetch))
-    node.handle(Fetched("a", parcel(4, 6, 6, 6, 6)), 1.5)
+    node.handle(Fetched("a", adapter(4, 6, 6, 6, 6)), 1.5)
     actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 2.0)
     (report,) = reports(actions)
     assert [(peer, round) for peer, round, _ in report.mixed] == [("a", 4)]
@@ -184,10 +184,10 @@ def test_asynchronous_nodes_never_wait() -> None:
     assert [(a.peer, a.newer_than) for a in actions if isinstance(a, Fetch)] == [("a", 4)]
 
 
-def test_a_parcel_is_not_asked_for_twice() -> None:
+def test_a_adapter_is_not_asked_for_twice() -> None:
     node = make(collect_s=0.0)
     collecting(node)
-    node.handle(Fetched("a", parcel(4, 6, 6, 6, 6)), 1.5)
+    node.handle(Fetched("a", adapter(4, 6, 6, 6, 6)), 1.5)
     node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 2.0)
     node.handle(FetchFailed("a", "nothing"), 2.5)
     actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 3.0)
@@ -200,7 +200,7 @@ def test_a_neighbor_far_behind_is_read_but_not_waited_for() -> None:
     for round in range(3):
         node.handle(PeerUp("c", round + 1), 10.0)
         node.handle(FetchFailed("a", "nothing"), 10.0)
-        node.handle(Fetched("c", parcel(round, 1, 1, 1, 1)), 10.0)
+        node.handle(Fetched("c", adapter(round, 1, 1, 1, 1)), 10.0)
         actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 11.0)
     asked = {action.peer: action for action in actions if isinstance(action, Fetch)}
     assert asked["c"].round == 3
@@ -231,17 +231,17 @@ def test_stop_finishes_at_once() -> None:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (Parcel(0, 1, "int8", b"12345678"), "codec"),
-        (Parcel(0, 1, "float32", b"short"), "shape"),
-        (parcel(0, math.nan, 0, 0, 0), "non-finite"),
-        (parcel(0, 1e30, 0, 0, 0), "norm"),
+        (PublishedAdapter(0, 1, "int8", b"12345678"), "codec"),
+        (PublishedAdapter(0, 1, "float32", b"short"), "shape"),
+        (adapter(0, math.nan, 0, 0, 0), "non-finite"),
+        (adapter(0, 1e30, 0, 0, 0), "norm"),
     ],
 )
-def test_hostile_parcels_are_dropped_and_penalized(bad: Parcel, reason: str) -> None:
+def test_hostile_adapters_are_dropped_and_penalized(bad: PublishedAdapter, reason: str) -> None:
     node = make()
     collecting(node)
     actions = node.handle(Fetched("a", bad), 1.5)
-    actions += node.handle(Fetched("c", parcel(0, 6, 6, 6, 6)), 1.6)
+    actions += node.handle(Fetched("c", adapter(0, 6, 6, 6, 6)), 1.6)
     assert [(a.peer, a.reason) for a in actions if isinstance(a, Penalize)] == [("a", reason)]
     (report,) = reports(actions)
     assert [peer for peer, _, _ in report.mixed] == ["c"]
@@ -284,15 +284,19 @@ def test_a_snapshot_goes_on_with_the_same_draws() -> None:
 
 
 peers = st.sampled_from(["a", "b", "c", "d", "e", "x"])
-hostile_parcels = st.one_of(
-    st.builds(parcel, st.integers(0, 9), *[st.floats(width=32)] * 4, age=st.integers(0, 2**40)),
+hostile_adapters = st.one_of(
+    st.builds(adapter, st.integers(0, 9), *[st.floats(width=32)] * 4, age=st.integers(0, 2**40)),
     st.builds(
-        Parcel, st.integers(0, 2**40), st.integers(0, 2**40), st.text(max_size=5), st.binary(max_size=20)
+        PublishedAdapter,
+        st.integers(0, 2**40),
+        st.integers(0, 2**40),
+        st.text(max_size=5),
+        st.binary(max_size=20),
     ),
 )
 events = st.one_of(
     st.builds(Trained, st.just(state(1, 2, 3, 4)), st.integers(1, 5), st.floats(0, 5)),
-    st.builds(Fetched, peers, hostile_parcels),
+    st.builds(Fetched, peers, hostile_adapters),
     st.builds(FetchFailed, peers, st.sampled_from(["unreachable", "nothing"])),
     st.builds(PeerUp, peers, st.integers(0, 2**40)),
     st.builds(PeerDown, peers),

@@ -8,10 +8,11 @@ import torch
 
 from gossip import wire
 from gossip.adapter import AdapterSpec
-from gossip.messages import Message, Parcel, Ping, Pull, Refusal
+from gossip.messages import Message, Ping, Pull, Refusal
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS, Codec
 from gossip.methods.feedback import FEEDBACKS
+from gossip.published import PublishedAdapter
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 EXAMPLES = {
@@ -46,8 +47,8 @@ def test_frames_are_byte_exact(name: str, message: Message) -> None:
 
 
 def test_the_offer_and_its_payload_are_byte_exact() -> None:
-    parcel = Parcel(3, 8, "float32", codec_of("float32").encode(TWO_VALUES, vector_of(2), 3))
-    assert wire.framed(parcel.offer()) + parcel.payload == EXAMPLES["offer"]
+    published = PublishedAdapter(3, 8, "float32", codec_of("float32").encode(TWO_VALUES, vector_of(2), 3))
+    assert wire.framed(published.offer()) + published.payload == EXAMPLES["offer"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.methods import push_sum
-from gossip.methods.contribution import Contribution, Row
+from gossip.methods.contribution import Contribution, MixInput
 from gossip.methods.requirements import State
 from topology.links import parse_topology
 
@@ -56,7 +56,7 @@ class Network:
             if self.random.random() >= loss:
                 values, weight, self.states[i] = push_sum.read(f"p{j}", self.last[j], 0.3, self.states[i])
                 others.append(Contribution(f"p{j}", adapter(values), weight, 0, 0))
-        row = Row(Contribution(f"p{i}", adapter(trained), 0.5, 0, 0), trained, others, 1.0)
+        row = MixInput(Contribution(f"p{i}", adapter(trained), 0.5, 0, 0), trained, others, 1.0)
         mixed, self.states[i] = push_sum.mix(row, self.states[i])
         return mixed.flat
 
@@ -180,7 +180,7 @@ def test_what_the_guards_drop_is_not_mixed_later() -> None:
     vector, state = push_sum.publish(own, 1, network.states[1])
     _, sender = push_sum.publish(adapter(network.x[0]), network.readers[0], network.states[0])
     _, _, state = push_sum.read("p0", sender["given"], 0.3, state)
-    row = Row(Contribution("p1", own, 1.0, 0, 0), own.flat, [], 1.0)
+    row = MixInput(Contribution("p1", own, 1.0, 0, 0), own.flat, [], 1.0)
     for _ in range(2):
         mixed, state = push_sum.mix(row, state)
         torch.testing.assert_close(mixed.flat, network.x[1])

@@ -8,10 +8,10 @@ import torch
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from gossip.events import Train
-from gossip.messages import Parcel
-from gossip.methods.method_set import Names, fit
+from gossip.methods.method_set import MethodNames, resolve
 from gossip.methods.products import product_distance
 from gossip.node import GossipNode
+from gossip.published import PublishedAdapter
 from gossip.settings import NodeSettings
 from gossip.simulation import LocalSteps, Simulation
 from topology.links import parse_topology
@@ -32,7 +32,7 @@ def drawn(rank: int, seed: int) -> AdapterState:
 def network(rounds: int, merge: str, codec: str = "float32") -> Simulation:
     settings = NodeSettings(
         topology=parse_topology("complete", seed=0),
-        names=Names(factors="tsvd", merge=merge, codec=codec),
+        names=MethodNames(factors="tsvd", merge=merge, codec=codec),
         rounds=rounds,
         collect_s=60.0,
         norm_cap=100.0,
@@ -77,14 +77,14 @@ def test_after_the_merge_equal_ranks_would_hold_the_same_and_others_what_fits() 
 
 def test_a_payload_of_no_possible_rank_is_the_sender_s_fault() -> None:
     simulation = network(rounds=1, merge="none")
-    chain = simulation.node("b")._chain
-    publish = chain.publish
+    pipeline = simulation.node("b")._pipeline
+    publish = pipeline.publish
 
-    def cut(*states: AdapterState, **said: int) -> Parcel:
-        parcel = publish(*states, **said)
-        return Parcel(parcel.round, parcel.age, parcel.codec, parcel.payload[:-4])
+    def cut(*states: AdapterState, **said: int) -> PublishedAdapter:
+        published = publish(*states, **said)
+        return PublishedAdapter(published.round, published.age, published.codec, published.payload[:-4])
 
-    chain.publish = cut
+    pipeline.publish = cut
     simulation.run()
     assert {(victim, culprit) for victim, culprit, _ in simulation.penalties} == {("a", "b"), ("c", "b")}
 
@@ -102,4 +102,4 @@ def test_adapters_of_other_ranks_also_come_through_lossy_codecs(codec: str, boun
 
 def test_replicas_are_refused_where_ranks_may_differ() -> None:
     with pytest.raises(LocalError, match="use --feedback error"):
-        fit(Names(factors="tsvd", codec="int8", feedback="replica"), layout(2))
+        resolve(MethodNames(factors="tsvd", codec="int8", feedback="replica"), layout(2))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gossip.methods.method_set import Names
+from gossip.methods.method_set import MethodNames
 from gossip.quadratic import Quadratic, positions
 from gossip.simulation import LinkModel, Simulation
 from topology.links import parse_topology
@@ -43,8 +43,8 @@ def test_overlap_ends_where_combine_then_adapt_does(topology: str, weights: str)
 @pytest.mark.parametrize("merge", ["product", "average"])
 @pytest.mark.parametrize("codec", ["float32", "int8", "topk:0.25", "int4"])
 def test_after_the_final_merge_all_peers_hold_the_same_bytes(merge: str, codec: str) -> None:
-    plain = Quadratic(peers=6, rounds=12, local_steps=5, methods=Names(codec=codec))
-    merged = dataclasses.replace(plain, methods=Names(codec=codec, merge=merge))
+    plain = Quadratic(peers=6, rounds=12, local_steps=5, methods=MethodNames(codec=codec))
+    merged = dataclasses.replace(plain, methods=MethodNames(codec=codec, merge=merge))
     before, after = positions(run(plain), plain.names), positions(run(merged), plain.names)
     assert (before.std(dim=0) > 1e-3).any()
     assert all(torch.equal(after[0], other) for other in after)
@@ -52,7 +52,7 @@ def test_after_the_final_merge_all_peers_hold_the_same_bytes(merge: str, codec: 
 
 
 def test_a_large_group_merges_in_a_few_rounds_of_few_reads() -> None:
-    network = Quadratic(peers=20, rounds=3, methods=Names(merge="average"))
+    network = Quadratic(peers=20, rounds=3, methods=MethodNames(merge="average"))
     reports = []
     simulation = network.simulation(lambda now, peer, report: reports.append(report))
     simulation.run()
@@ -62,7 +62,7 @@ def test_a_large_group_merges_in_a_few_rounds_of_few_reads() -> None:
 
 
 def test_a_peer_that_is_late_for_the_merge_is_waited_for_also_in_an_asynchronous_run() -> None:
-    network = Quadratic(peers=4, rounds=6, collect_s=0.0, methods=Names(merge="average"))
+    network = Quadratic(peers=4, rounds=6, collect_s=0.0, methods=MethodNames(merge="average"))
     simulation = network.simulation()
     train = simulation.train
 
@@ -81,7 +81,7 @@ def test_a_peer_that_is_late_for_the_merge_is_waited_for_also_in_an_asynchronous
 )
 def test_corrected_local_steps_end_at_the_common_optimum(optimizer: str, weights: str) -> None:
     plain = Quadratic(peers=8, dimension=3, weights=weights, rounds=600, local_steps=4)
-    corrected = dataclasses.replace(plain, methods=Names(optimizer=optimizer))
+    corrected = dataclasses.replace(plain, methods=MethodNames(optimizer=optimizer))
     assert np.abs(reached(plain) - optimum(plain)).max() > 0.1
     assert np.abs(reached(corrected) - optimum(plain)).max() < 1e-3
 
@@ -94,10 +94,10 @@ def test_push_sum_reaches_the_mean_over_one_way_links_although_messages_are_lost
         rounds=80,
         links=LinkModel(loss=0.3),
         collect_s=3.0,
-        methods=Names(mixing="push-sum"),
+        methods=MethodNames(mixing="push-sum"),
         seed=3,
     )
-    kept, drifted = (spread_start(n) for n in (network, dataclasses.replace(network, methods=Names())))
+    kept, drifted = (spread_start(n) for n in (network, dataclasses.replace(network, methods=MethodNames())))
     assert kept < 1e-4
     assert drifted > 0.02
 
@@ -110,7 +110,7 @@ def spread_start(network: Quadratic) -> float:
 
 def test_symmetric_drop_waits_for_both_directions_and_then_mixes_as_w_says() -> None:
     network = Quadratic(peers=6, dimension=4, rounds=12)
-    dropping = dataclasses.replace(network, methods=Names(mixing="symmetric-drop"))
+    dropping = dataclasses.replace(network, methods=MethodNames(mixing="symmetric-drop"))
     assert np.array_equal(reached(network), reached(dropping))
 
 
@@ -130,7 +130,7 @@ def run_from_optima(network: Quadratic) -> Simulation:
 
 @pytest.mark.parametrize("codec", ["bfloat16", "int8", "int4", "sign", "topk:0.25", "randomk:0.5"])
 def test_lossy_codecs_keep_the_mean(codec: str) -> None:
-    network = Quadratic(peers=8, dimension=64, rounds=20, methods=Names(codec=codec))
+    network = Quadratic(peers=8, dimension=64, rounds=20, methods=MethodNames(codec=codec))
     simulation = run_from_optima(network)
     mean = positions(simulation, network.names).double().numpy().mean(axis=0)
     assert np.abs(mean - optimum(network)).max() < 1e-5
@@ -139,14 +139,14 @@ def test_lossy_codecs_keep_the_mean(codec: str) -> None:
 def test_replicas_agree_where_an_error_memory_stalls() -> None:
     spreads = {}
     for feedback in ("replica", "error"):
-        methods = Names(codec="topk:0.1", feedback=feedback, gamma=0.3)
+        methods = MethodNames(codec="topk:0.1", feedback=feedback, gamma=0.3)
         network = Quadratic(peers=8, dimension=200, rounds=150, methods=methods)
         spreads[feedback] = float(positions(run_from_optima(network), network.names).std(dim=0).norm())
     assert spreads["replica"] < 0.02 * spreads["error"]
 
 
 def test_a_reader_that_missed_a_replica_reads_the_whole_and_goes_on() -> None:
-    methods = Names(codec="topk:0.25", feedback="replica", gamma=0.4)
+    methods = MethodNames(codec="topk:0.25", feedback="replica", gamma=0.4)
     network = Quadratic(
         peers=6, dimension=64, topology="epidemic:2", rounds=60, links=LinkModel(loss=0.2), methods=methods
     )
@@ -160,7 +160,7 @@ def test_noloco_with_the_momentum_of_diloco_drives_pairs_apart() -> None:
     spreads = {}
     for optimizer in ("noloco:0.5:0.7", "noloco:0.9:0.7"):
         network = Quadratic(
-            peers=16, topology="random-matching", rounds=60, methods=Names(optimizer=optimizer)
+            peers=16, topology="random-matching", rounds=60, methods=MethodNames(optimizer=optimizer)
         )
         spreads[optimizer] = float(positions(run_from_optima(network), network.names).std(dim=0).max())
     assert spreads["noloco:0.5:0.7"] < 1e-2
@@ -168,7 +168,7 @@ def test_noloco_with_the_momentum_of_diloco_drives_pairs_apart() -> None:
 
 
 def test_a_restored_node_goes_on_with_all_its_states() -> None:
-    methods = Names(codec="int4", optimizer="k-gt", feedback="error")
+    methods = MethodNames(codec="int4", optimizer="k-gt", feedback="error")
     network = Quadratic(peers=4, dimension=32, rounds=6, methods=methods)
     whole = run(network).node("p0001").snapshot()
     assert {name.partition("/")[0] for name in whole.tensors} == {"optimizer", "feedback"}

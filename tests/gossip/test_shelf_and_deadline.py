@@ -1,18 +1,18 @@
-"""Which parcel answers a request, and how long to wait for one."""
+"""Which published adapter answers a request, and how long to wait for one."""
 
 import pytest
 
 from gossip.deadline import FLOOR_S, MISSED_FACTOR, Deadline
-from gossip.messages import Parcel, Pull
-from gossip.published import Shelf
+from gossip.messages import Pull
+from gossip.published import PublishedAdapter, RecentPublications
 
 RUN = bytes(16)
 
 
-def shelf(*rounds: int) -> Shelf:
-    filled = Shelf(kept=3)
+def shelf(*rounds: int) -> RecentPublications:
+    filled = RecentPublications(kept=3)
     for round in rounds:
-        filled.put(Parcel(round, round + 1, "float32", f"payload {round}".encode()))
+        filled.put(PublishedAdapter(round, round + 1, "float32", f"payload {round}".encode()))
     return filled
 
 
@@ -36,8 +36,8 @@ def ask(round: int | None, newer_than: int = -1, offset: int = 0, digest: bytes 
     ],
 )
 def test_the_rule(pull: Pull, waited: bool, found: int | None) -> None:
-    parcel = shelf(2, 3, 4, 5).find(pull, waited=waited)
-    assert (parcel.round if parcel else None) == found
+    published = shelf(2, 3, 4, 5).find(pull, waited=waited)
+    assert (published.round if published else None) == found
 
 
 def test_a_resumed_transfer_gets_the_very_bytes_it_began_with() -> None:

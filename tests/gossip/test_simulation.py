@@ -12,7 +12,7 @@ import torch
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
-from gossip.methods.method_set import Names
+from gossip.methods.method_set import MethodNames
 from gossip.quadratic import Quadratic, positions
 from gossip.simulation import LinkModel, Simulation
 
@@ -42,7 +42,7 @@ def test_the_stationary_point_is_the_one_that_theory_says(topology: str, peers: 
 
 @pytest.mark.parametrize("codec", ["bfloat16", "int8"])
 def test_lossy_codecs_end_near_it(codec: str) -> None:
-    network = Quadratic(peers=8, rounds=120, methods=Names(codec=codec))
+    network = Quadratic(peers=8, rounds=120, methods=MethodNames(codec=codec))
     error = np.abs(positions(run(network), network.names).double().numpy() - network.stationary_point()).max()
     assert error < 0.03
     assert error > 0  # or the codec was not used
@@ -58,11 +58,12 @@ def test_more_mixing_is_more_agreement() -> None:
 
 
 SCRIPT = """
-from gossip.methods.method_set import Names
+from gossip.methods.method_set import MethodNames
 from gossip.quadratic import Quadratic
 from gossip.simulation import LinkModel
 links = LinkModel(loss=0.1)
-network = Quadratic(peers=12, topology="epidemic:3", rounds=8, methods=Names(codec="int8"), links=links, seed={seed})
+names = MethodNames(codec="int8")
+network = Quadratic(peers=12, topology="epidemic:3", rounds=8, methods=names, links=links, seed={seed})
 simulation = network.simulation()
 simulation.run()
 print(simulation.log_hash)
@@ -84,7 +85,7 @@ def test_equal_seeds_give_equal_logs_in_different_processes() -> None:
         peers=12,
         topology="epidemic:3",
         rounds=8,
-        methods=Names(codec="int8"),
+        methods=MethodNames(codec="int8"),
         links=LinkModel(loss=0.1),
         seed=1,
     )
@@ -124,7 +125,7 @@ def test_the_dead_cost_one_deadline_and_nothing_after_it_is_noticed() -> None:
 
 
 def test_a_peer_that_comes_back_from_a_snapshot_catches_up() -> None:
-    network = Quadratic(peers=6, topology="complete", rounds=40, methods=Names(mixing="age"))
+    network = Quadratic(peers=6, topology="complete", rounds=40, methods=MethodNames(mixing="age"))
     simulation = network.simulation()
     simulation.run(until_s=8.0)
     old = simulation.node("p0002")
@@ -169,14 +170,14 @@ def test_a_partition_heals() -> None:
 def test_poison_never_reaches_an_honest_adapter(poison: float) -> None:
     network = Quadratic(peers=5, topology="complete", rounds=6)
     simulation = network.simulation()
-    chain = simulation.node("p0001")._chain
-    publish = chain.publish
+    pipeline = simulation.node("p0001")._pipeline
+    publish = pipeline.publish
 
     def publish_poison(*states: AdapterState, **said: int):
         payload = struct.pack("<8f", *[poison] * 8)
         return dataclasses.replace(publish(*states, **said), payload=payload)
 
-    chain.publish = publish_poison
+    pipeline.publish = publish_poison
     simulation.run()
     honest = [name for name in network.names if name != "p0001"]
     assert all(torch.isfinite(simulation.node(name).state.flat).all() for name in honest)

@@ -304,7 +304,9 @@ def test_what_is_finished_is_not_run_again(done: Path, tmp_path: Path, small: Co
 
 
 def test_the_command_reports(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["run", "--workload", "languages-tiny", "--method", "ring codek=1", "--out", "x"]) == 2
+    assert (
+        command.main(["run", "--workload", "languages-tiny", "--method", "ring codek=1", "--out", "x"]) == 2
+    )
     assert "Did you mean 'codec'?" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         command.app(["report", "--out", str(done)])

@@ -10,7 +10,7 @@ from torch import Tensor
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from gossip.methods.catalogue import find
-from gossip.methods.contribution import Contribution, Row
+from gossip.methods.contribution import Contribution, MixInput
 from gossip.methods.mixing import AGE_RATIO_MAX, MIX_BLOCK, MIXERS, weighted_sum
 from topology.links import parse_topology
 
@@ -50,7 +50,7 @@ def mix(
         vector, _ = mixer.publish(each.state, len(others), mixer.init(each.state))
         values, weight, state = mixer.read(each.sender, vector, each.weight, state)
         received.append(each._replace(state=AdapterState(each.state.spec, values), weight=weight))
-    row = Row(own, own.state.flat if seen is None else seen, received, gamma)
+    row = MixInput(own, own.state.flat if seen is None else seen, received, gamma)
     return mixer.mix(row, state)[0]
 
 
@@ -130,7 +130,7 @@ def test_a_doubly_stochastic_w_keeps_the_mean(name: str, gamma: float, lossy: bo
     for round in range(30):
         seen = (4 * x).round() / 4 if lossy else x
         rows = [
-            Row(
+            MixInput(
                 Contribution(f"p{i}", doubles(x[i]), w[i][i], 10, round),
                 seen[i] if lossy else x[i],
                 [
@@ -214,7 +214,7 @@ def lossy_ring(name: str, rounds: int, loss: float) -> tuple[Tensor, Tensor, Ten
                 total = w[i][i] + sum(each.weight for each in others)
                 others = [each._replace(weight=each.weight / total) for each in others]
             own = Contribution(f"p{i}", doubles(x[i]), 1 - sum(each.weight for each in others), 0, 0)
-            mixed.append(mixer.mix(Row(own, x[i], others, 1.0), {})[0].flat)
+            mixed.append(mixer.mix(MixInput(own, x[i], others, 1.0), {})[0].flat)
         x = torch.stack(mixed)
         realized += x[:, 2:] / rounds
     return start, x[:, :2], realized

@@ -368,7 +368,7 @@ def test_the_loss_of_an_answer_is_the_mean_over_its_tokens_given_the_prompt(
 
 @pytest.mark.real_model
 def test_minilm_learns_where_snippets_are_from(tmp_path: Path) -> None:
-    """Needs the package index (86 MB), or the packages in the cache; takes half a minute."""
+    """Requirements the package index (86 MB), or the packages in the cache; takes half a minute."""
     laid = lay_out(parse_workload("sources"), 4, tmp_path, seed=0)
     everything = tmp_path / "all.jsonl"
     everything.write_text("".join(file.read_text() for file in laid.train))

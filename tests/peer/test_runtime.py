@@ -149,7 +149,7 @@ def test_three_peers_meet_at_the_mean_of_their_optima(homes: Any, network: Any) 
             assert [event["merging"] for event in rounds] == [False] * 12 + [True]
             assert all(len(event["mixed"]) == 2 and not event["failed"] for event in rounds)
             assert rounds[-1]["fetches_ok"] == 26
-            # 26 parcels of 16 bytes and frames of some 100; presence and greetings are a few more
+            # 26 publications of 16 bytes and frames of some 100; presence and greetings are a few more
             assert 26 * 16 < rounds[-1]["bytes_in"] < 26 * 300 + 10_000
             (finished,) = running.events("finished")
             assert finished["complete"]

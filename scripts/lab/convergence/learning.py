@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gossip.adapter import AdapterState
 from gossip.events import RoundReport
-from gossip.methods.method_set import Names
+from gossip.methods.method_set import MethodNames
 from gossip.node import GossipNode, Phase
 from gossip.quadratic import Quadratic
 from gossip.settings import NodeSnapshot
@@ -139,7 +139,7 @@ def run_quadratic(cell: Cell) -> CellResult:
         rounds=cell.rounds_max,
         topology=cell.topology,
         weights=cell.weights,
-        methods=Names(mixing=cell.mixing, codec=cell.codec),
+        methods=MethodNames(mixing=cell.mixing, codec=cell.codec),
         collect_s=cell.collect_s,
         step_size=cell.step_size,
         local_steps=cell.local_steps,

@@ -15,7 +15,7 @@ from pathlib import Path
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.events import Train
-from gossip.methods.method_set import Names
+from gossip.methods.method_set import MethodNames
 from gossip.node import GossipNode
 from gossip.settings import NodeSettings
 from gossip.simulation import LocalSteps, Simulation
@@ -74,7 +74,7 @@ def _learn(
 ) -> CellResult:
     settings = NodeSettings(
         topology=parse_topology(cell.topology, seed=cell.seed, weights=cell.weights),
-        names=Names(mixing=cell.mixing, codec=cell.codec),
+        names=MethodNames(mixing=cell.mixing, codec=cell.codec),
         rounds=cell.rounds_max,
         collect_s=cell.collect_s,
         norm_cap=PeerConfig().norm_cap,
