@@ -20,7 +20,7 @@ from cyclopts.config import Env, Toml
 from platformdirs import user_state_path
 
 from gossip.errors import LocalError
-from peer.config import PeerConfig
+from peer.config import OPTIONS, PeerConfig
 from peer.topology_cli import topology
 
 ENVIRONMENT_PREFIX = "PEER_"
@@ -89,16 +89,19 @@ def run(
     from peer.journal import Journal
     from peer.network.identity import load_or_create_identity
     from peer.network.libp2p import libp2p_transport
-    from peer.run_plan import check_config
+    from peer.run_plan import check_inputs, plan_run
     from peer.runtime import run_peer
 
-    check_config(config)
-    with open_home(home_path(config.home)) as home:
+    check_inputs(config)
+    plan = plan_run(config)
+    with open_home(home_path(config.run.home)) as home:
         key = load_or_create_identity(home.path)
-        factory = libp2p_transport(private_key=key, listen=config.listen, announce=config.announce)
+        factory = libp2p_transport(
+            private_key=key, listen=config.network.listen, announce=config.network.announce
+        )
         journal = Journal(home.journal, as_json=json)
         try:
-            stopped = trio.run(run_peer, config, home, key, factory, journal)
+            stopped = trio.run(run_peer, plan, home, key, factory, journal)
         finally:
             journal.close()
     return 128 + stopped.signal if stopped.signal else 0
@@ -191,9 +194,7 @@ def check_environment(environment: dict[str, str]) -> None:
     Raises:
         LocalError: names the variable.
     """
-    from dataclasses import fields
-
-    options = [*(field.name for field in fields(PeerConfig)), "json", "adapter", "max_new_tokens"]
+    options = [*OPTIONS, "json", "adapter", "max_new_tokens"]
     known = {ENVIRONMENT_PREFIX + option.upper() for option in options}
     for name in sorted(environment):
         if name.startswith(ENVIRONMENT_PREFIX) and name not in known:

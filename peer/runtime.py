@@ -51,7 +51,8 @@ from peer.membership import Membership
 from peer.network.identity import peer_id
 from peer.network.transport import Stream, TransportFactory, Unreachable
 from peer.personal import personalize
-from peer.run_plan import join_line, manifest_of, methods_of, node_settings, ready_fields
+from peer.run_manifest import join_line, manifest_of
+from peer.run_plan import RunPlan
 from peer.training.export import load_line_of
 from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step
 from peer.training.frames import Trained as RoundTrained
@@ -101,7 +102,7 @@ StartTrainer = Callable[[PeerConfig, Path | None, Progress], Awaitable[tuple[Tra
 
 
 async def run_peer(
-    config: PeerConfig,
+    plan: RunPlan,
     home: Home,
     key: bytes,
     factory: TransportFactory,
@@ -111,7 +112,7 @@ async def run_peer(
     """Run a peer until its rounds are done or it is told to stop.
 
     Args:
-        config: all settings.
+        plan: what to do.
         home: the locked home folder.
         key: the identity's 32 private key bytes; ``factory`` was made with the same.
         factory: starts the transport.
@@ -122,12 +123,12 @@ async def run_peer(
         LocalError: whatever makes going on impossible; what was saved stays.
     """
     me = peer_id(key)
-    name = config.name or me[-6:]
+    name = plan.config.network.name or me[-6:]
     journal.emit("start", name=name, peer_id=me, home=home.path)
     checkpoint, complaints = home.newest()
     for complaint in complaints:
         journal.emit("note", text=complaint)
-    peer = Peer(config, home, me, name, journal, checkpoint, start_trainer)
+    peer = Peer(plan, home, me, name, journal, checkpoint, start_trainer)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(peer.watch_signals, signals)
@@ -143,7 +144,7 @@ class Peer:
 
     def __init__(
         self,
-        config: PeerConfig,
+        plan: RunPlan,
         home: Home,
         me: str,
         name: str,
@@ -153,7 +154,8 @@ class Peer:
     ) -> None:
         self.stopped_by: int | None = None
         self.round = checkpoint.round if checkpoint else 0
-        self._config = config
+        self._plan = plan
+        self._config = plan.config
         self._home = home
         self._me = me
         self._name = name
@@ -179,10 +181,10 @@ class Peer:
         try:
             with self._interrupt:
                 ready = await self._start_trainer()
-                self._methods = methods_of(self._config, ready.initial.spec)
+                self._methods = self._plan.methods(ready.initial.spec)
                 manifest = manifest_of(self._config, ready, self._methods)
                 self._check_run(manifest)
-                self._journal.emit("ready", **ready_fields(self._config, ready))
+                self._journal.emit("ready", **_ready_fields(self._config, ready))
                 await self._take_part(factory, ready, manifest)
         finally:
             if self._trainer:
@@ -238,14 +240,14 @@ class Peer:
 
     def _make_node(self, ready: Ready) -> GossipNode:
         config, checkpoint = self._config, self._checkpoint
-        rng = random.Random(f"{config.seed}/{self._me}")
+        rng = random.Random(f"{config.run.seed}/{self._me}")
         state = checkpoint.state if checkpoint else ready.initial
         if checkpoint:
             self._journal.emit("resumed", round=checkpoint.round, checkpoint=checkpoint.path)
         return GossipNode(
             self._me,
             state,
-            node_settings(config, self._methods.names),
+            self._plan.node_settings(self._methods),
             rng,
             snapshot=checkpoint.snapshot if checkpoint else None,
             initial=ready.initial,
@@ -255,16 +257,15 @@ class Peer:
         """Join the peers we were given and wait for as many as wanted."""
         config = self._config
         remembered = self._home.remembered_peers() if self._checkpoint else ()
-        if addresses := tuple(dict.fromkeys((*config.join, *remembered))):
+        if addresses := tuple(dict.fromkeys((*config.network.join, *remembered))):
             # A restarted peer's friends may be away just now: only a first start insists.
             required = self._checkpoint is None
-            await self._membership.join(addresses, config.join_timeout_s, required=required)
-        if config.wait_peers:
-            found = await self._membership.wait_for(config.wait_peers, config.wait_peers_s)
-            if found < config.wait_peers:
-                self._note(
-                    f"{found} of {config.wait_peers} peers came within {config.wait_peers_s:g} s; starting"
-                )
+            await self._membership.join(addresses, config.network.join_timeout_s, required=required)
+        if config.network.wait_peers:
+            wanted, wait_s = config.network.wait_peers, config.network.wait_peers_s
+            came = await self._membership.wait_for(wanted, wait_s)
+            if came < wanted:
+                self._note(f"{came} of {wanted} peers came within {wait_s:g} s; starting")
 
     async def _loop(self) -> None:
         async for event in self._inbox:
@@ -299,7 +300,7 @@ class Peer:
         complete = self._node.round >= self._node.rounds
         if complete:
             await self._evaluate(self._node.round)
-            if self._config.personalize:
+            if self._config.mixing.personalize:
                 await self._personalize()
             with trio.move_on_after(LINGER_S):
                 while not self._membership.all_reached(self._node.rounds):
@@ -328,7 +329,7 @@ class Peer:
         while True:
             try:
                 assert self._trainer
-                if action.round % self._config.eval_every == 0:
+                if action.round % self._config.data.eval_every == 0:
                     await self._evaluate(action.round)
                 save_to = self._home.begin(action.round + 1) / TRAINER_STATE
                 result = await self._trainer.train(
@@ -450,7 +451,7 @@ class Peer:
             snapshot,
             self._manifest.fields(),
             self._export,
-            config.keep_checkpoints,
+            config.run.keep_checkpoints,
         )
         self.round = snapshot.round
         if (others := membership.addresses_up()) and others != self._remembered:
@@ -501,3 +502,20 @@ class Peer:
 
     def _note(self, text: str) -> None:
         self._journal.emit("note", text=text)
+
+
+def _ready_fields(config: PeerConfig, ready: Ready) -> dict[str, object]:
+    """Return the fields of the event ``ready``."""
+    return {
+        "model": ready.model_name,
+        "dtype": ready.manifest["base_dtype"],
+        "device": ready.device,
+        "base_parameters": ready.base_parameters,
+        "adapter": config.model.adapter,
+        "adapter_values": ready.initial.spec.size,
+        "data_report": ready.data_report,
+        "rows": ready.rows,
+        "rows_held_out": ready.rows_held_out,
+        "sequences": ready.sequences,
+        "seconds": ready.seconds,
+    }

@@ -20,17 +20,14 @@ from transformers.utils import logging as transformers_logging
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
-from peer.config import PeerConfig
+from peer.config import OPTIONS, PeerConfig
+from peer.options import Role, names_with
 from peer.training import adapter_kinds, base_models, tasks
 from peer.training.frames import Export, Progress
 
-SHAPING = (
-    "model", "dtype", "device", "load_in_4bit", "threads", "adapter", "lora_r", "lora_alpha", "lora_dropout",
-    "lora_target_modules", "lora_layers", "virtual_tokens", "oft_block_size", "max_length", "seed", "task", "labels",
-)  # fmt: skip
-"""Settings that a model is built from: peers that share one must agree on them. (max_length, because a prompt takes
-its positions from what is left of it.)"""
-
+SHAPING = names_with(Role.MODEL, OPTIONS)
+"""Options that a model is built from: peers that share one must agree on them. (max_length is one, because a prompt
+takes its positions from what is left of it.)"""
 
 AUTO_CLASSES: dict[str, Any] = {
     "causal-lm": AutoModelForCausalLM,
@@ -66,34 +63,34 @@ class AdaptedModel:
         # transformers warns of its own deprecated attribute, which peft reads: nothing a user can act on
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         adapter_kinds.ignore_remarks()
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+        torch.set_num_threads(config.model.threads or os.cpu_count() or 1)
         self.device = _device(config)
-        self.source = base_models.resolve(config.model, cache, progress)
+        self.source = base_models.resolve(config.model.model, cache, progress)
         if progress is not None:
             progress("load", None)
         self.tokenizer = _load_tokenizer(self.source)
         base = _load_base(self.source, config, self.device, self.tokenizer.pad_token_id or 0)
         self.base_parameters: int = base.num_parameters()
-        torch.manual_seed(config.seed)  # right here: every peer then draws the same lora_A, on the CPU
+        torch.manual_seed(config.run.seed)  # right here: every peer then draws the same lora_A, on the CPU
         try:
             self.module = adapter_kinds.attach(config, base)
         except ValueError as error:
             raise LocalError(
-                f"adapter {config.adapter} does not fit {self.source.name}: {error}. The kind that fits most models "
-                "is lora."
+                f"adapter {config.model.adapter} does not fit {self.source.name}: {error}. The kind that fits most "
+                "models is lora."
             ) from error
-        if not config.load_in_4bit:  # which bitsandbytes has put onto its device already
+        if not config.model.load_in_4bit:  # which bitsandbytes has put onto its device already
             self.module.to(self.device)
         self.generators = generators(self.device)
         found = adapter_kinds.trained_parameters(self.module)
         self.parameters = {name: found[name] for name in sorted(found)}
         self.spec = AdapterSpec.of(self.parameters)
         self.initial = self.state()
-        self.export: Export = adapter_kinds.export(self.module, self.source, config.labels)
+        self.export: Export = adapter_kinds.export(self.module, self.source, config.model.labels)
         stored = str(next(base.parameters()).dtype).removeprefix("torch.")
         self.manifest: Mapping[str, str] = {
             "base_digest": base_models.model_digest(self.source.folder),
-            "base_dtype": "nf4" if config.load_in_4bit else stored,
+            "base_dtype": "nf4" if config.model.load_in_4bit else stored,
             "tokenizer_digest": base_models.tokenizer_digest(self.tokenizer),
             "adapter_digest": self.initial.digest(),
             "adapter_spec": self.spec.fingerprint,
@@ -107,7 +104,7 @@ class AdaptedModel:
             LocalError: the first setting that differs.
         """
         for field in SHAPING:
-            ours, theirs = getattr(self.config, field), getattr(config, field)
+            ours, theirs = self.config.option(field), config.option(field)
             if ours != theirs:
                 raise LocalError(
                     f"{field} is {theirs!r}, but the model in memory was built with {ours!r}: peers that share one "
@@ -148,12 +145,12 @@ def set_generators(states: Mapping[str, torch.Tensor]) -> None:
 def _device(config: PeerConfig) -> str:
     """Return the device to use; the one asked for must exist."""
     exists = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    device = config.device
+    device = config.model.device
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if exists[name])
     if not exists[device]:
         raise LocalError(f"no device {device!r} on this machine; use device cpu or auto")
-    if config.load_in_4bit:
+    if config.model.load_in_4bit:
         if device != "cuda":
             raise LocalError(
                 f"load_in_4bit needs a CUDA device; this run would use {device!r}. Leave it off."
@@ -180,9 +177,9 @@ def _load_base(source: base_models.ModelSource, config: PeerConfig, device: str,
     """Load the frozen base: with its dtype on disk, its weights stay a mapping of the file, shared by
     peers."""
     options: dict[str, Any] = {
-        "dtype": config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+        "dtype": config.model.dtype if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     }
-    if config.load_in_4bit:
+    if config.model.load_in_4bit:
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
@@ -192,11 +189,11 @@ def _load_base(source: base_models.ModelSource, config: PeerConfig, device: str,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
         options["device_map"] = {"": device}
-    if config.labels:
-        options["id2label"] = dict(enumerate(config.labels))
-        options["label2id"] = {label: index for index, label in enumerate(config.labels)}
+    if config.model.labels:
+        options["id2label"] = dict(enumerate(config.model.labels))
+        options["label2id"] = {label: index for index, label in enumerate(config.model.labels)}
     try:
-        base, found = AUTO_CLASSES[config.task].from_pretrained(
+        base, found = AUTO_CLASSES[config.model.task].from_pretrained(
             source.folder,
             local_files_only=True,
             trust_remote_code=False,
@@ -206,7 +203,7 @@ def _load_base(source: base_models.ModelSource, config: PeerConfig, device: str,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise LocalError(
-            f"cannot load {source.name} from {source.folder} for {config.task}: {error}"
+            f"cannot load {source.name} from {source.folder} for {config.model.task}: {error}"
         ) from error
     tasks.check_base(config, base, found["missing_keys"])
     tasks.draw_head(config, base, found["missing_keys"], pad)

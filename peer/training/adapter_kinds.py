@@ -74,16 +74,16 @@ def attach(config: PeerConfig, base: Any) -> Any:
         LocalError: the model has no such module or layer, or the kind does not suit it.
         ValueError: peft refuses; says why.
     """
-    peft_config = ADAPTERS[config.adapter](config, base)
+    peft_config = ADAPTERS[config.model.adapter](config, base)
     if peft_config is None:
         return base
-    if config.labels:  # peft then trains and saves the heads it knows of; the others it must be told
-        peft_config.task_type = tasks.TASKS[config.task].peft_type
+    if config.model.labels:  # peft then trains and saves the heads it knows of; the others it must be told
+        peft_config.task_type = tasks.TASKS[config.model.task].peft_type
         peft_config.modules_to_save = sorted(set(tasks.head_modules(base)) - set(SEQ_CLS_HEAD_NAMES)) or None
     model = get_peft_model(base, peft_config)
-    if config.adapter == "prefix-tuning":
+    if config.model.adapter == "prefix-tuning":
         _begin_small(model)
-    elif config.adapter == "lora-xs":
+    elif config.model.adapter == "lora-xs":
         _fix_factors(model)
     return model
 
@@ -218,7 +218,7 @@ def _adapter_config(peft_config: PeftConfig, source: ModelSource) -> str:
 
 def _layers(config: PeerConfig, base: Any) -> list[int] | None:
     """Read "18-29" or "0,5,7-9"; None for the empty text (all layers)."""
-    text = config.lora_layers
+    text = config.model.lora_layers
     if not text:
         return None
     count = base.config.get_text_config().num_hidden_layers
@@ -240,7 +240,7 @@ def _linear(config: PeerConfig, base: Any) -> dict[str, torch.nn.Linear]:
     targets = tasks.target_modules(config, base)
     if targets == ("all-linear",):
         head = base.get_output_embeddings()
-        heads = tasks.head_modules(base) if config.labels else []
+        heads = tasks.head_modules(base) if config.model.labels else []
         return {
             name: module
             for name, module in linear.items()
@@ -276,10 +276,10 @@ def _chosen(names: set[str], layers: list[int] | None) -> list[str] | str:
 
 
 def _without_dropout(config: PeerConfig) -> None:
-    if config.lora_dropout:
+    if config.model.lora_dropout:
         raise LocalError(
-            f"adapter {config.adapter} has no dropout on its input: leave lora_dropout at 0, or use lora, rslora, "
-            "dora or vera"
+            f"adapter {config.model.adapter} has no dropout on its input: leave lora_dropout at 0, or use lora, "
+            "rslora, dora or vera"
         )
 
 
@@ -288,9 +288,9 @@ def _without_dropout(config: PeerConfig) -> None:
 
 def _lora(config: PeerConfig, base: Any, **kind: bool) -> LoraConfig:
     return LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
+        r=config.model.lora_r,
+        lora_alpha=config.model.lora_alpha,
+        lora_dropout=config.model.lora_dropout,
         **_modules(config, base),
         **kind,
     )
@@ -306,12 +306,12 @@ def _dora(config: PeerConfig, base: Any) -> LoraConfig:
 
 def _lora_xs(config: PeerConfig, base: Any) -> LoraConfig:
     """Only an r x r core between singular vectors of the base weight (arXiv 2405.17604, 2502.15436)."""
-    if config.load_in_4bit:
+    if config.model.load_in_4bit:
         raise LocalError("adapter lora-xs needs whole weights: leave load_in_4bit off, or use lora")
     for name, module in _linear(config, base).items():
-        if config.lora_r > min(module.in_features, module.out_features):
+        if config.model.lora_r > min(module.in_features, module.out_features):
             raise LocalError(
-                f"lora_r {config.lora_r} is more than the rank of {name}, {tuple(module.weight.shape)}; lower it"
+                f"lora_r {config.model.lora_r} is more than the rank of {name}, {tuple(module.weight.shape)}; lower it"
             )
     return _lora(config, base)
 
@@ -332,9 +332,9 @@ def _ia3(config: PeerConfig, base: Any) -> IA3Config:
 def _loha(config: PeerConfig, base: Any) -> LoHaConfig:
     """Elementwise product of two low-rank matrices (arXiv 2108.06098): rank up to r squared."""
     _without_dropout(config)
-    if config.load_in_4bit:
+    if config.model.load_in_4bit:
         raise LocalError("adapter loha needs whole weights: leave load_in_4bit off, or use lora")
-    return LoHaConfig(r=config.lora_r, alpha=config.lora_alpha, **_modules(config, base))
+    return LoHaConfig(r=config.model.lora_r, alpha=config.model.lora_alpha, **_modules(config, base))
 
 
 def _vera(config: PeerConfig, base: Any) -> VeraConfig:
@@ -342,9 +342,9 @@ def _vera(config: PeerConfig, base: Any) -> VeraConfig:
     with warnings.catch_warnings():
         ignore_remarks()
         return VeraConfig(
-            r=config.lora_r,
-            vera_dropout=config.lora_dropout,
-            projection_prng_key=config.seed,
+            r=config.model.lora_r,
+            vera_dropout=config.model.lora_dropout,
+            projection_prng_key=config.run.seed,
             save_projection=False,  # drawn again from the key, by us and by whoever loads the file
             **_modules(config, base),
         )
@@ -353,7 +353,7 @@ def _vera(config: PeerConfig, base: Any) -> VeraConfig:
 def _oft(config: PeerConfig, base: Any) -> OFTConfig:
     """Block-diagonal rotations of the input (arXiv 2306.07280)."""
     _without_dropout(config)
-    block = config.oft_block_size
+    block = config.model.oft_block_size
     for name, module in _linear(config, base).items():
         if module.in_features % block:
             raise LocalError(
@@ -384,19 +384,19 @@ def _layernorm(config: PeerConfig, base: Any) -> LNTuningConfig:
 
 def _virtual_tokens(config: PeerConfig, base: Any) -> dict[str, Any]:
     _without_dropout(config)
-    if config.labels:
+    if config.model.labels:
         raise LocalError(
-            f"adapter {config.adapter} is for text: for a classification use lora, or another kind"
+            f"adapter {config.model.adapter} is for text: for a classification use lora, or another kind"
         )
-    if config.lora_layers:
-        raise LocalError(f"adapter {config.adapter} acts on the whole model: leave lora_layers empty")
+    if config.model.lora_layers:
+        raise LocalError(f"adapter {config.model.adapter} acts on the whole model: leave lora_layers empty")
     longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and config.max_length + config.virtual_tokens > longest:
+    if longest is not None and config.training.max_length + config.model.virtual_tokens > longest:
         raise LocalError(
-            f"max_length {config.max_length} and virtual_tokens {config.virtual_tokens} together exceed the model's "
-            f"{longest} positions"
+            f"max_length {config.training.max_length} and virtual_tokens {config.model.virtual_tokens} together exceed "
+            f"the model's {longest} positions"
         )
-    return {"task_type": "CAUSAL_LM", "num_virtual_tokens": config.virtual_tokens}
+    return {"task_type": "CAUSAL_LM", "num_virtual_tokens": config.model.virtual_tokens}
 
 
 def _prompt_tuning(config: PeerConfig, base: Any) -> PromptTuningConfig:
@@ -415,11 +415,11 @@ def _prefix_tuning(config: PeerConfig, base: Any) -> PrefixTuningConfig:
 def _full(config: PeerConfig, base: Any) -> None:
     """All weights of a small model, in float32 (in bfloat16, steps below 0.4 % of a weight would be rounded away)."""
     _without_dropout(config)
-    if config.load_in_4bit or config.dtype not in ("auto", "float32"):
+    if config.model.load_in_4bit or config.model.dtype not in ("auto", "float32"):
         raise LocalError(
             "adapter full trains in float32: leave load_in_4bit off and dtype at auto or float32"
         )
-    if config.lora_layers:
+    if config.model.lora_layers:
         raise LocalError("adapter full trains the whole model: leave lora_layers empty")
     values = sum(parameter.numel() for parameter in base.parameters())
     if 4 * values > PAYLOAD_BYTES_MAX:

@@ -13,8 +13,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 def load_line_of(adapter: Path, config: PeerConfig) -> str:
     """Return one line of Python that loads an exported folder in plain peft, or a whole model in plain transformers."""
-    if config.task == "classification":
-        kind, labels = "AutoModelForSequenceClassification", f", num_labels={len(config.labels)}"
+    if config.model.task == "classification":
+        kind, labels = "AutoModelForSequenceClassification", f", num_labels={len(config.model.labels)}"
     else:
         kind, labels = "AutoModelForCausalLM", ""
     path = str(adapter.resolve())

@@ -154,7 +154,7 @@ def measure(adapter: Path, files: Sequence[Path], max_length: int) -> Iterator[M
     """
     labels = labels_of(adapter)
     config = _config_of(labels, max_length=max_length)
-    task = tasks.TASKS[config.task]
+    task = tasks.TASKS[config.model.task]
     loaded = [(file, data.load([file], labels=labels).rows) for file in files]
     model, tokenizer = load_adapter(adapter)
     if labels:
@@ -181,7 +181,7 @@ def measure(adapter: Path, files: Sequence[Path], max_length: int) -> Iterator[M
 
 
 def _config_of(labels: tuple[str, ...], **settings: Any) -> PeerConfig:
-    return PeerConfig(task="classification" if labels else "causal-lm", labels=labels, **settings)
+    return PeerConfig.of(task="classification" if labels else "causal-lm", labels=labels, **settings)
 
 
 class Conversation:

@@ -77,10 +77,10 @@ class LocalTrainer:
         draw: Callable[[], list[Tokens]] | None = None,
     ):
         self.config = config
-        if not config.data:
+        if not config.data.data:
             raise DataError("no data to train on: give at least one file")
-        self._task = tasks.TASKS[config.task]
-        loaded = data.load(config.data, bad_rows=config.bad_rows, labels=config.labels)
+        self._task = tasks.TASKS[config.model.task]
+        loaded = data.load(config.data.data, bad_rows=config.data.bad_rows, labels=config.model.labels)
         if model is not None:
             model.check(config)
         self.model = model or AdaptedModel(config, progress, cache)
@@ -89,32 +89,32 @@ class LocalTrainer:
         self._tokenizer, self._model = self.model.tokenizer, self.model.module
         self._parameters = self.model.parameters
         self._tokenize(loaded)
-        self._optimizer = OPTIMIZERS[config.local_optimizer](list(self._parameters.values()), config)
+        self._optimizer = OPTIMIZERS[config.training.local_optimizer](list(self._parameters.values()), config)
         self._generators = dict(self.model.generators)
         self._pad = self._tokenizer.pad_token_id or 0
-        self._sampler = BatchSampler(self.sequences, config.batch_size, config.seed)
+        self._sampler = BatchSampler(self.sequences, config.training.batch_size, config.run.seed)
         self._draw = draw or self.draw_batch
         self._non_finite = 0
 
     def _tokenize(self, loaded: data.Loaded) -> None:
         """Tokenize the shard; held-out rows of it and of ``eval_data`` become ``_shards``."""
         config, tokenizer = self.config, self._tokenizer
-        train, held = data.split(loaded.rows, config.held_out, config.seed)
+        train, held = data.split(loaded.rows, config.data.held_out, config.run.seed)
         self._train, bad = self._task.tokenize(train, tokenizer, config)
         bad = [*loaded.bad, *bad]
         if not self._train:
             raise DataError("\n".join(["no training sequence is left after tokenizing", *map(str, bad[:10])]))
         self._shards: dict[Path, list[Tokens]] = {}
-        for file in config.data:
+        for file in config.data.data:
             self._shards[file.resolve()] = self._held_out([row for row in held if row.file == file])
         if not any(self._shards.values()):
             raise DataError(
                 "no held-out sequence is left after tokenizing: give more rows, or raise held_out"
             )
-        for file in config.eval_data:
+        for file in config.data.eval_data:
             if file.resolve() not in self._shards:
-                others = data.load([file], bad_rows=config.bad_rows, labels=config.labels).rows
-                sequences = self._held_out(data.split(others, config.held_out, config.seed)[1])
+                others = data.load([file], bad_rows=config.data.bad_rows, labels=config.model.labels).rows
+                sequences = self._held_out(data.split(others, config.data.held_out, config.run.seed)[1])
                 if not sequences:
                     raise DataError(f"eval_data {file}: no held-out sequence is left after tokenizing")
                 self._shards[file.resolve()] = sequences
@@ -123,7 +123,7 @@ class LocalTrainer:
 
     def _held_out(self, rows: Sequence[data.Row]) -> list[Tokens]:
         sequences, _ = self._task.tokenize(rows, self._tokenizer, self.config)
-        return sequences[: self.config.eval_blocks_max]
+        return sequences[: self.config.data.eval_blocks_max]
 
     def draw_batch(self) -> list[Tokens]:
         """Return ``batch_size`` of our own training sequences, the next in order, and move on."""
@@ -154,25 +154,27 @@ class LocalTrainer:
         start = time.monotonic()
         loss_sum, tokens, sequences = 0.0, 0, 0
         with self._own_generators(), self._only(part) as trained:
-            shift = _Shift(trained, state, drift, self.config.proximal)
-            for step in range(1, self.config.local_steps + 1):
+            shift = _Shift(trained, state, drift, self.config.training.proximal)
+            for step in range(1, self.config.training.local_steps + 1):
                 batch, targets = self._batch(self._draw())
                 value, taken = self._step(batch, shift)
                 if taken:
                     loss_sum, tokens = loss_sum + value * targets, tokens + targets
                     sequences += len(batch["labels"])
                 if on_step is not None:
-                    on_step(Step(step, self.config.local_steps, value, targets))
+                    on_step(Step(step, self.config.training.local_steps, value, targets))
         mean = loss_sum / tokens if tokens else math.nan
         seconds = time.monotonic() - start
-        return Trained(self.model.state(), mean, self.config.local_steps, sequences, tokens, seconds)
+        return Trained(self.model.state(), mean, self.config.training.local_steps, sequences, tokens, seconds)
 
     def _step(self, batch: dict[str, torch.Tensor], shift: _Shift) -> tuple[float, bool]:
         """Take one step; return its loss, and whether it was taken (else loss or gradient were not finite)."""
         loss = self._model(**batch).loss
         loss.backward()
         shift.pull_back()
-        norm = torch.nn.utils.clip_grad_norm_(shift.trained.values(), self.config.max_grad_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(
+            shift.trained.values(), self.config.training.max_grad_norm
+        ).item()
         value = loss.item()
         taken = math.isfinite(value) and math.isfinite(norm)
         if taken:
@@ -185,7 +187,7 @@ class LocalTrainer:
         if self._non_finite == NON_FINITE_MAX:
             raise Diverged(
                 f"loss {value}, gradient norm {norm}: not finite for {NON_FINITE_MAX} steps in a row. Lower "
-                f"learning_rate (now {self.config.learning_rate:g}), or train in float32."
+                f"learning_rate (now {self.config.training.learning_rate:g}), or train in float32."
             )
         return value, taken
 
@@ -206,7 +208,7 @@ class LocalTrainer:
         chosen = {name: one for name, one in self._parameters.items() if _belongs(name, part)}
         if not chosen:
             raise LocalError(
-                f"adapter {self.config.adapter} has no tensors of the part {part!r}: train all of it, or use lora"
+                f"adapter {self.config.model.adapter} has no tensors of the part {part!r}: train all of it, or use lora"
             )
         try:
             for name, parameter in self._parameters.items():
@@ -222,12 +224,14 @@ class LocalTrainer:
         self.model.put(state)
         self._model.eval()
         sums = {
-            file: tasks.measure(self._task, self._model, sequences, self.config.batch_size, self._pad)
+            file: tasks.measure(
+                self._task, self._model, sequences, self.config.training.batch_size, self._pad
+            )
             for file, sequences in self._shards.items()
             if sequences
         }
         own, everywhere, per_file = self._means(sums, "loss")
-        if self.config.task != "classification":
+        if self.config.model.task != "classification":
             return Evaluated(own, everywhere, per_file)
         return Evaluated(own, everywhere, per_file, *self._means(sums, "correct"))
 
@@ -235,14 +239,14 @@ class LocalTrainer:
         self, sums: Mapping[Path, tasks.Measured], field: str
     ) -> tuple[float, float | None, dict[str, float]]:
         """Return the mean of ``field`` over our own targets, over the means of all shards, and that of each file."""
-        own = [sums[file.resolve()] for file in self.config.data if file.resolve() in sums]
+        own = [sums[file.resolve()] for file in self.config.data.data if file.resolve() in sums]
         means = {file: getattr(one, field) / one.targets for file, one in sums.items()}
         per_file = {
-            str(file): means[file.resolve()] for file in self.config.eval_data if file.resolve() in means
+            str(file): means[file.resolve()] for file in self.config.data.eval_data if file.resolve() in means
         }
         return (
             sum(getattr(one, field) for one in own) / sum(one.targets for one in own),
-            sum(means.values()) / len(means) if self.config.eval_data else None,
+            sum(means.values()) / len(means) if self.config.data.eval_data else None,
             per_file,
         )
 
@@ -290,7 +294,7 @@ class LocalTrainer:
         for device in self._generators:
             self._generators[device] = tensors.get(f"generator.{device}", self._generators[device])
         for name, parameter in self._parameters.items():
-            if self.config.local_optimizer == "adamw" and f"optimizer.step.{name}" in tensors:
+            if self.config.training.local_optimizer == "adamw" and f"optimizer.step.{name}" in tensors:
                 self._optimizer.state[parameter] = {
                     "step": tensors[f"optimizer.step.{name}"],
                     "exp_avg": tensors[f"optimizer.exp_avg.{name}"].to(parameter.device),
@@ -358,12 +362,16 @@ def _belongs(name: str, part: Part) -> bool:
 
 
 def _adamw(parameters: list[torch.nn.Parameter], config: PeerConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        parameters, lr=config.training.learning_rate, weight_decay=config.training.weight_decay
+    )
 
 
 def _sgd(parameters: list[torch.nn.Parameter], config: PeerConfig) -> torch.optim.Optimizer:
     """No momentum: methods that need it bring their own across rounds."""
-    return torch.optim.SGD(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=config.training.learning_rate, weight_decay=config.training.weight_decay
+    )
 
 
 OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter], PeerConfig], torch.optim.Optimizer]] = {

@@ -117,7 +117,7 @@ class TrainerProcess:
         part: Part = "all",
         drift: torch.Tensor | None = None,
     ) -> Trained:
-        """Take ``config.local_steps`` steps from ``state``; then save the trainer's own state to the file
+        """Take ``config.training.local_steps`` steps from ``state``; then save the trainer's own state to the file
         ``save_to``.
 
         ``save_to`` is complete on disk (replaced atomically, fsynced) when this returns. ``part`` and ``drift``
@@ -257,7 +257,7 @@ def _bytes_of(vector: torch.Tensor) -> memoryview:
 
 def _environment(config: PeerConfig) -> dict[str, str]:
     """The child's environment: what must be set before torch is imported there."""
-    threads = str(config.threads or os.cpu_count() or 1)
+    threads = str(config.model.threads or os.cpu_count() or 1)
     return child_environment(
         OMP_NUM_THREADS=threads,
         MKL_NUM_THREADS=threads,

@@ -16,7 +16,7 @@ import torch
 
 from gossip.adapter import AdapterSpec
 from gossip.errors import LocalError
-from peer.config import PeerConfig
+from peer.config import OPTIONS, PeerConfig
 from peer.training import data
 from peer.training.data import IGNORED, Message, Row, Tokens
 from peer.training.readers import BadRow
@@ -79,9 +79,11 @@ def canonical(config: PeerConfig) -> str:
 
     A private head does, too: a peer that keeps it sends fewer tensors.
     """
-    if config.task == "causal-lm":
-        return json.dumps({"task": config.task})
-    return json.dumps({"labels": config.labels, "private_head": config.private_head, "task": config.task})
+    if config.model.task == "causal-lm":
+        return json.dumps({"task": config.model.task})
+    return json.dumps(
+        {"labels": config.model.labels, "private_head": config.model.private_head, "task": config.model.task}
+    )
 
 
 @torch.no_grad()
@@ -104,12 +106,12 @@ def measure(task: Task, module: Any, sequences: Sequence[Tokens], batch_size: in
 def _tokenize_text(
     rows: Sequence[Row], tokenizer: Any, config: PeerConfig
 ) -> tuple[list[Tokens], list[BadRow]]:
-    if not config.answers_only:
-        return data.tokenize(rows, tokenizer, config.max_length)
+    if not config.data.answers_only:
+        return data.tokenize(rows, tokenizer, config.training.max_length)
     asked = [answer_of(row) if row.format == "messages" else row for row in rows]
     refused = [row for row in asked if isinstance(row, BadRow)]
     sequences, bad = data.tokenize(
-        [row for row in asked if isinstance(row, Row)], tokenizer, config.max_length
+        [row for row in asked if isinstance(row, Row)], tokenizer, config.training.max_length
     )
     return sequences, [*refused, *bad]
 
@@ -139,11 +141,11 @@ def _tokenize_labeled(
     sequences: list[Tokens] = []
     bad: list[BadRow] = []
     for row in rows:
-        ids = tokenizer(row.content, truncation=True, max_length=config.max_length, verbose=False)[
+        ids = tokenizer(row.content, truncation=True, max_length=config.training.max_length, verbose=False)[
             "input_ids"
         ]
         if ids:
-            sequences.append(Tokens(array("i", ids), label=config.labels.index(row.label)))
+            sequences.append(Tokens(array("i", ids), label=config.model.labels.index(row.label)))
         else:
             bad.append(BadRow(row.file, row.line, "nothing to read once tokenized"))
     return sequences, bad
@@ -172,17 +174,23 @@ def check_base(config: PeerConfig, base: Any, missing: Collection[str]) -> None:
         LocalError: it lacks more than a new head, or takes fewer tokens than max_length.
     """
     lacking = sorted(
-        name for name in missing if not (config.labels and name.partition(".")[0] in HEAD_MODULES)
+        name for name in missing if not (config.model.labels and name.partition(".")[0] in HEAD_MODULES)
     )
     if lacking:
-        hint = "" if config.labels else " If it is an encoder, it can only classify: --task classification."
+        hint = (
+            ""
+            if config.model.labels
+            else " If it is an encoder, it can only classify: --task classification."
+        )
         raise LocalError(
-            f"model {config.model} cannot do --task {config.task}: its files lack {len(lacking)} tensors of it, such "
-            f"as {lacking[0]}.{hint}"
+            f"model {config.model.model} cannot do --task {config.model.task}: its files lack {len(lacking)} tensors "
+            f"of it, such as {lacking[0]}.{hint}"
         )
     longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-    if config.labels and longest is not None and config.max_length > longest:
-        raise LocalError(f"max_length {config.max_length} exceeds the model's {longest} positions; lower it")
+    if config.model.labels and longest is not None and config.training.max_length > longest:
+        raise LocalError(
+            f"max_length {config.training.max_length} exceeds the model's {longest} positions; lower it"
+        )
 
 
 @torch.no_grad()
@@ -192,10 +200,10 @@ def draw_head(config: PeerConfig, base: Any, missing: Collection[str], pad: int)
     On the CPU and in float32, so that peers with other devices draw the same; the head then computes in float32, since
     small steps would be lost in bfloat16. Also tells the model which token is padding. Does nothing for other tasks.
     """
-    if not config.labels:
+    if not config.model.labels:
         return
     base.config.pad_token_id = pad
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.run.seed)
     spread = getattr(base.config.get_text_config(), "initializer_range", INITIAL_RANGE)
     for name in head_modules(base):
         head = getattr(base, name).float()
@@ -217,8 +225,8 @@ def _in_float32(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def target_modules(config: PeerConfig, base: Any) -> tuple[str, ...]:
     """Return the modules to adapt: as given, or attention's as this model calls them where the default was left."""
-    given = config.lora_target_modules
-    default = PeerConfig.__dataclass_fields__["lora_target_modules"].default
+    given = config.model.lora_target_modules
+    default = OPTIONS["lora_target_modules"].default
     return ATTENTION.get(base.config.model_type, given) if given == default else given
 
 

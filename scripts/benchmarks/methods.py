@@ -51,7 +51,7 @@ def rows() -> Iterator[Row]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         file = corpus.write(Path(folder))["spanish"]
-        trainer = LocalTrainer(PeerConfig(data=(file,), threads=1))
+        trainer = LocalTrainer(PeerConfig.of(data=(file,), threads=1))
         initial = trainer.model.initial
         times = []
         for _ in range(3):

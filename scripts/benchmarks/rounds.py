@@ -29,6 +29,7 @@ from peer.child_python import child_environment, python_module
 from peer.config import PeerConfig
 from peer.journal import Journal
 from peer.network.identity import load_or_create_identity, peer_id
+from peer.run_plan import plan_run
 from peer.runtime import run_peer
 from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
 from scripts.lab.testnet import free_ports
@@ -87,12 +88,12 @@ def serve(home: str, options: str) -> None:
     from peer.network.libp2p import libp2p_transport
 
     torch.set_num_threads(1)
-    config = PeerConfig(**{**json.loads(options), "join": tuple(json.loads(options)["join"])})
+    config = PeerConfig.of(**{**json.loads(options), "join": tuple(json.loads(options)["join"])})
     with open_home(Path(home)) as opened:
         key = load_or_create_identity(opened.path)
-        factory = libp2p_transport(private_key=key, listen=config.listen)
+        factory = libp2p_transport(private_key=key, listen=config.network.listen)
         journal = Journal(None, as_json=True)
-        trio.run(run_peer, config, opened, key, factory, journal, start_idle)
+        trio.run(run_peer, plan_run(config), opened, key, factory, journal, start_idle)
         journal.close()
 
 

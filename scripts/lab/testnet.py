@@ -213,7 +213,7 @@ def _with_batch_times(flags: Sequence[str], factor: int) -> list[str]:
     """Return the flags with the batch size, given or default, times ``factor``."""
     flags = list(flags)
     if "--batch-size" not in flags:
-        flags += ["--batch-size", str(PeerConfig().batch_size)]
+        flags += ["--batch-size", str(PeerConfig().training.batch_size)]
     place = flags.index("--batch-size") + 1
     flags[place] = str(factor * int(flags[place]))
     return flags

@@ -75,7 +75,7 @@ class Layout:
     def config(self, peer: int, seed: int, **settings: Any) -> PeerConfig:
         """Return the configuration of one peer; ``seed`` must be the one that it was laid out with."""
         given = {**self.settings, **settings}
-        return PeerConfig(data=(self.train[peer],), eval_data=self.measured, seed=seed, **given)
+        return PeerConfig.of(data=(self.train[peer],), eval_data=self.measured, seed=seed, **given)
 
 
 def parse_workload(text: str) -> Workload:
@@ -121,7 +121,7 @@ def lay_out(
         labels = tuple(sorted({sample.group for sample in samples}))
         settings["labels"] = labels
     folder.mkdir(parents=True, exist_ok=True)
-    held_out = settings.get("held_out", PeerConfig().held_out)
+    held_out = settings.get("held_out", PeerConfig().data.held_out)
     files = _measured_groups(samples, together=bool(labels))
     measured: list[Path] = []
     kept: list[int] = []

@@ -14,7 +14,8 @@ from gossip import wire
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.messages import Hello, Message, Offer, Ping, Presence, Pull, Refusal
 from peer.config import PeerConfig
-from peer.run_plan import join_line, manifest_of, methods_of
+from peer.run_manifest import join_line, manifest_of
+from peer.run_plan import plan_run
 from peer.training.frames import Export, Ready
 from scripts.lab.comparison.trial import read_comparison
 from scripts.lab.convergence.cell import Cell
@@ -33,12 +34,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "products": {"factors": "tsvd", "merge": "product"},
     "lossy": {"codec": "topk:0.05", "feedback": "replica", "gamma": 0.25},
     "budget": {"budget_mb": 0.0005, "topology": "epidemic:2"},
-    "optimizer": {
-        "optimizer": "noloco:0.5:0.7",
-        "topology": "random-matching",
-        "overlap": True,
-        "merge": "none",
-    },
+    "optimizer": {"optimizer": "noloco:0.5:0.7", "topology": "random-matching", "merge": "none"},
+    "overlap": {"overlap": True, "merge": "average"},
     "push-sum": {"mixing": "push-sum", "topology": "exponential"},
     "layers": {"lora_layers": "18-29", "lora_target_modules": ("q_proj",), "adapter": "dora"},
     "classification": {"task": "classification", "labels": ("good", "bad"), "seed": 7},
@@ -77,8 +74,8 @@ def test_frames_are_unchanged(golden: Callable[[str, Any], None]) -> None:
 def test_run_manifests_are_unchanged(golden: Callable[[str, Any], None]) -> None:
     made = {}
     for name, options in CONFIGS.items():
-        config = PeerConfig(**options)
-        manifest = manifest_of(config, ready(), methods_of(config, LORA))
+        config = PeerConfig.of(**options)
+        manifest = manifest_of(config, ready(), plan_run(config).methods(LORA))
         made[name] = {"fields": manifest.fields(), "fingerprint": manifest.fingerprint.hex()}
         made[name]["join"] = join_line(config, ("/ip4/1.2.3.4/tcp/5/p2p/x",))
     golden("manifests.json", made)

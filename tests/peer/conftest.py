@@ -62,6 +62,6 @@ def quick(cache: Path, languages: dict[str, Path]) -> Callable[..., PeerConfig]:
             "batch_size": 8,
             "max_length": 64,
         }
-        return PeerConfig(**{**quickly, **settings})
+        return PeerConfig.of(**{**quickly, **settings})
 
     return make

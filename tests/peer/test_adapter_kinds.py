@@ -20,7 +20,8 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from peer.cli import main
 from peer.config import ADAPTER_KINDS, UNMIXABLE, PeerConfig
-from peer.run_plan import manifest_of, methods_of
+from peer.run_manifest import manifest_of
+from peer.run_plan import plan_run
 from peer.training import base_models
 from peer.training.adapter_kinds import ADAPTERS
 from peer.training.frames import Ready
@@ -207,10 +208,11 @@ def test_the_manifest_tells_apart_what_differs(quick: Quick) -> None:
     trainer = LocalTrainer(quick())
     ready = Ready(trainer.initial, trainer.manifest, "tiny", "cpu", "", 1, 1, 1, 1, 0.0, trainer.model.export)
     configs = [quick(), quick(adapter="oft"), quick(virtual_tokens=4), quick(oft_block_size=8)]
-    told = [manifest_of(config, ready, methods_of(config, trainer.spec)).adapter for config in configs]
+    told = [manifest_of(config, ready, plan_run(config).methods(trainer.spec)).adapter for config in configs]
     frozen = dataclasses.replace(ready, manifest={**ready.manifest, "adapter_frozen": "other"})
     assert (
-        len({*told, manifest_of(quick(), frozen, methods_of(quick(), trainer.spec)).adapter}) == len(told) + 1
+        len({*told, manifest_of(quick(), frozen, plan_run(quick()).methods(trainer.spec)).adapter})
+        == len(told) + 1
     )
 
 
@@ -239,7 +241,7 @@ def test_what_cannot_work_is_explained(
 @pytest.mark.parametrize("name", [*UNMIXABLE, "lorra"])
 def test_unknown_kinds_are_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(LocalError, match="prefix-tuning, layernorm, full") as raised:
-        PeerConfig(adapter=name)
+        PeerConfig.of(adapter=name)
     assert UNMIXABLE.get(name, "") in str(raised.value)
     assert ("cannot be mixed" in str(raised.value)) == (name in UNMIXABLE)
 

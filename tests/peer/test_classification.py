@@ -126,11 +126,11 @@ def test_a_row_needs_one_of_the_labels(tmp_path: Path) -> None:
 )
 def test_labels_and_task_must_fit(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(LocalError, match=complaint):
-        PeerConfig(**settings)
+        PeerConfig.of(**settings)
 
 
 def test_peers_of_a_run_have_the_same_labels_in_the_same_order() -> None:
-    ab, ba = (PeerConfig(task="classification", labels=labels) for labels in (("a", "b"), ("b", "a")))
+    ab, ba = (PeerConfig.of(task="classification", labels=labels) for labels in (("a", "b"), ("b", "a")))
     assert tasks.canonical(ab) == '{"labels": ["a", "b"], "private_head": false, "task": "classification"}'
     assert tasks.canonical(ab) != tasks.canonical(ba)
     assert tasks.canonical(PeerConfig()) == '{"task": "causal-lm"}'
@@ -182,7 +182,7 @@ def test_an_encoder_gets_its_own_modules_and_plain_peft_loads_what_it_learned(
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    modules = PeerConfig().lora_target_modules  # as if none were given
+    modules = PeerConfig().model.lora_target_modules  # as if none were given
     trainer = LocalTrainer(classify(model=str(encoder), lora_target_modules=modules, adapter=kind))
     if kind == "lora":
         adapted = {name.split(".")[-3] for name, _ in trainer.spec.entries if ".lora_" in name}
@@ -333,7 +333,7 @@ def test_only_the_answer_is_learned(quick: Quick, tmp_path: Path) -> None:
     )
     rows = data.load([file]).rows
     task = tasks.TASKS["causal-lm"]
-    (one,), bad = task.tokenize(rows, tokenizer, PeerConfig(answers_only=True))
+    (one,), bad = task.tokenize(rows, tokenizer, PeerConfig.of(answers_only=True))
     assert (
         tokenizer.decode(list(one.ids[: one.prompt])) == "user: Hi\nassistant: Yes?\nuser: Who?\nassistant: "
     )
@@ -372,7 +372,9 @@ def test_minilm_learns_where_snippets_are_from(tmp_path: Path) -> None:
     laid = lay_out(parse_workload("sources"), 4, tmp_path, seed=0)
     everything = tmp_path / "all.jsonl"
     everything.write_text("".join(file.read_text() for file in laid.train))
-    config = PeerConfig(data=(everything,), eval_data=laid.measured, **{**laid.settings, "local_steps": 40})
+    config = PeerConfig.of(
+        data=(everything,), eval_data=laid.measured, **{**laid.settings, "local_steps": 40}
+    )
     trainer = LocalTrainer(config)
     accuracy = trainer.evaluate(trainer.train(trainer.initial).state).accuracy_all
     assert accuracy is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import os
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 import peer.config
 from gossip.errors import LocalError
 from peer.cli import check_environment, main
-from peer.config import PeerConfig
+from peer.config import OPTIONS, PeerConfig
 
 
 def peer_command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -100,11 +102,12 @@ def test_flags_beat_environment_beats_file_beats_defaults(
     seen: list[PeerConfig] = []
     from peer import cli
 
-    monkeypatch.setattr("peer.run_plan.check_config", lambda config: seen.append(config) or stop())
+    monkeypatch.setattr("peer.run_plan.check_inputs", lambda config: seen.append(config) or stop())
     with pytest.raises(Stopped):
         cli.app.meta(["--config", str(file), "run", "--rounds", "9"], exit_on_error=False)
-    assert (seen[0].codec, seen[0].lora_r, seen[0].rounds, seen[0].data) == ("int8", 4, 9, (Path("a.jsonl"),))
-    assert seen[0].batch_size == PeerConfig().batch_size
+    assert [seen[0].option(name) for name in ("codec", "lora_r", "rounds")] == ["int8", 4, 9]
+    assert seen[0].data.data == (Path("a.jsonl"),)
+    assert seen[0].training == PeerConfig().training
 
 
 class Stopped(Exception):
@@ -131,11 +134,17 @@ def test_an_unknown_environment_variable_is_refused_with_a_suggestion() -> None:
 
 
 def test_every_option_is_documented_and_survives_json() -> None:
-    source = Path(peer.config.__file__).read_text().splitlines()
-    for name in PeerConfig.__slots__:
-        line = next(index for index, text in enumerate(source) if text.startswith(f"    {name}: "))
-        assert source[line + 1].strip().startswith('"""'), f"{name} has no sentence for --help"
-    config = PeerConfig(data=(Path("a"),), join=("x",), lora_r=5, home=Path("/h"))
+    tree = ast.parse(Path(peer.config.__file__).read_text())
+    described = {
+        declared.target.id
+        for section in ast.walk(tree)
+        if isinstance(section, ast.ClassDef)
+        for declared, sentence in itertools.pairwise(section.body)
+        if isinstance(declared, ast.AnnAssign) and isinstance(declared.target, ast.Name)
+        if isinstance(sentence, ast.Expr) and isinstance(sentence.value, ast.Constant)
+    }
+    assert OPTIONS.keys() == described, "an option has no sentence for --help"
+    config = PeerConfig.of(data=(Path("a"),), join=("x",), lora_r=5, home=Path("/h"))
     assert PeerConfig.from_json(config.to_json()) == config
     assert PeerConfig.from_json(PeerConfig().to_json()) == PeerConfig()
 

@@ -161,4 +161,4 @@ def test_sgd_goes_down_the_gradient_of_the_batch(quick: Quick, tmp_path: Path) -
 )
 def test_impossible_steps_are_refused(setting: dict[str, object], complaint: str) -> None:
     with pytest.raises(LocalError, match=complaint):
-        PeerConfig(**setting)  # type: ignore[arg-type]
+        PeerConfig.of(**setting)  # type: ignore[arg-type]

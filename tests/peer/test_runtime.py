@@ -24,6 +24,7 @@ from peer.network.identity import peer_id
 from peer.network.libp2p import libp2p_transport
 from peer.network.memory import MemoryNetwork
 from peer.network.transport import TransportFactory, Unreachable
+from peer.run_plan import plan_run
 from peer.runtime import Peer
 from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
 from peer.training.process import TrainerDied
@@ -87,10 +88,12 @@ class Running:
         self.out = io.StringIO()
         self.trainer = Quadratic(optimum, settings.pop("deaths", None))
         defaults: dict[str, Any] = {"rounds": 12, "topology": "complete", "eval_every": 100, "merge": "none"}
-        config = PeerConfig(**(defaults | settings))
+        config = PeerConfig.of(**(defaults | settings))
         self.journal = Journal(None, as_json=True, out=self.out)
         checkpoint, _ = home.newest()
-        self.peer = Peer(config, home, self.id, f"p{seed}", self.journal, checkpoint, self.trainer.start)
+        self.peer = Peer(
+            plan_run(config), home, self.id, f"p{seed}", self.journal, checkpoint, self.trainer.start
+        )
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         self.journal.close()

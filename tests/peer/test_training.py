@@ -126,7 +126,7 @@ def test_steps_can_draw_from_other_trainers(quick: Quick, languages: dict[str, P
     pooled = LocalTrainer(
         german, own.model, draw=lambda: [one for peer in peers for one in peer.draw_batch()]
     )
-    assert pooled.train(own.initial).sequences == 2 * sum(peer.config.batch_size for peer in peers)
+    assert pooled.train(own.initial).sequences == 2 * sum(peer.config.training.batch_size for peer in peers)
 
 
 def test_losses_are_token_means_of_held_out_rows_of_each_file(

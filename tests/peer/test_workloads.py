@@ -31,11 +31,11 @@ def labeled(tmp_path: Path) -> Path:
 def test_what_is_measured_is_nobody_s_training_text(tmp_path: Path, name: str, partition: str) -> None:
     laid = lay_out(WORKLOADS[name], 6, tmp_path / "a", seed=3, partition=partition)
     config = laid.config(0, 3)
-    assert config.data == (laid.train[0],)
-    assert config.eval_data == laid.measured
+    assert config.data.data == (laid.train[0],)
+    assert config.data.eval_data == laid.measured
     everything = Counter(row.content for row in data.load(laid.measured).rows)
     assert set(everything.values()) == {1}, "equal texts are one"
-    held = {row.content for row in data.split(data.load(laid.measured).rows, config.held_out, 3)[1]}
+    held = {row.content for row in data.split(data.load(laid.measured).rows, config.data.held_out, 3)[1]}
     trained = Counter(row.content for row in data.load(laid.train).rows)
     assert set(trained.values()) == {1}
     assert not held & trained.keys()
@@ -66,8 +66,8 @@ def test_topics_are_the_package_s_files() -> None:
 def test_a_file_of_labeled_texts_is_a_classification(tmp_path: Path, labeled: Path) -> None:
     laid = lay_out(parse_workload(f"labeled:{labeled}:kind"), 2, tmp_path / "out", seed=0, partition="iid")
     config = laid.config(1, 0)
-    assert (config.task, config.labels) == ("classification", ("even", "odd"))
-    rows = data.load([*laid.train, *laid.measured], labels=config.labels).rows
+    assert (config.model.task, config.model.labels) == ("classification", ("even", "odd"))
+    rows = data.load([*laid.train, *laid.measured], labels=config.model.labels).rows
     assert len(laid.measured) == 1
     assert sum(row.file in laid.measured for row in rows) == 60
     assert sum(row.file in laid.train for row in rows) == 54

@@ -1,19 +1,19 @@
 """A method of a comparison as one line of text: a topology or a baseline, then settings, checked word by word.
 
-``"epidemic:3 codec=int8 local_steps=5"``: settings are fields of ``PeerConfig``, so what a method can be is what
+``"epidemic:3 codec=int8 local_steps=5"``: settings are options of a peer, so what a method can be is what
 a peer can be. Only those that leave data, tokens and learning rate alike may differ between methods.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from gossip.errors import LocalError
-from peer.config import PeerConfig
+from peer.config import OPTIONS
+from peer.options import Role, names_with
 
 BASELINES: Mapping[str, str] = {
     "local": "each peer alone",
@@ -22,23 +22,14 @@ BASELINES: Mapping[str, str] = {
 }
 """Regimes that every comparison runs, besides its methods."""
 
-LOCAL_FIELDS = (
-    "local_steps", "local_optimizer", "proximal", "weight_decay", "max_grad_norm", "adapter", "lora_r", "lora_alpha",
-    "lora_dropout",
-)  # fmt: skip
+LOCAL_FIELDS = names_with(Role.METHOD, OPTIONS, ("training", "model"))
 """Settings of a method that baselines have, too."""
-METHOD_FIELDS = (
-    "weights", "factors", "mixing", "optimizer", "codec", "feedback", "gamma", "overlap", "merge", "collect_s",
-    "norm_cap", *LOCAL_FIELDS,
-)  # fmt: skip
-"""Settings that a method may name: fields of ``PeerConfig`` that leave data, tokens and learning rate alike."""
-COMMON_FIELDS = (
-    *METHOD_FIELDS, "model", "dtype", "device", "threads", "lora_target_modules", "lora_layers", "batch_size",
-    "max_length", "held_out", "eval_blocks_max", "answers_only",
-)  # fmt: skip
+METHOD_FIELDS = (*names_with(Role.METHOD, OPTIONS, ("mixing",)), *LOCAL_FIELDS)
+"""Settings that a method may name: options of a peer that leave data, tokens and learning rate alike."""
+COMMON_FIELDS = (*METHOD_FIELDS, *names_with(Role.COMPARISON, OPTIONS, ("model", "training", "data")))
 """Settings that a comparison may name for all of its methods."""
 
-PEER_DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(PeerConfig)}
+PEER_DEFAULTS: Mapping[str, Any] = {name: option.default for name, option in OPTIONS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +38,7 @@ class Method:
 
     Args:
         regime: a baseline, or a topology as ``peer run`` takes it.
-        settings: fields of ``PeerConfig`` that it sets.
+        settings: options of a peer that it sets.
     """
 
     regime: str
@@ -71,7 +62,7 @@ class Method:
 
 
 def read_settings(words: Sequence[str], known: Sequence[str], where: str) -> dict[str, Any]:
-    """Read ``KEY=VALUE`` words into fields of ``PeerConfig``, in the order of ``known``.
+    """Read ``KEY=VALUE`` words into options of a peer, in the order of ``known``.
 
     Args:
         where: names the text in errors.

@@ -60,8 +60,8 @@ def make_setting(trial: Trial) -> Setting:
     layout = _layout(trial.workload, trial.partition, trial.peers, trial.seed)
     settings = trial.overrides()
     configs = [layout.config(peer, trial.seed, **settings) for peer in range(trial.peers)]
-    configs = [dataclasses.replace(config, eval_data=()) for config in configs]  # measured here, for all
-    model = _model(*(getattr(configs[0], name) for name in (*SHAPING, *TASK_FIELDS)))
+    configs = [config.with_options(eval_data=()) for config in configs]  # measured here, for all
+    model = _model(*(configs[0].option(name) for name in (*SHAPING, *TASK_FIELDS)))
     names = tuple(f"p{peer:04d}" for peer in range(trial.peers))
     trainers = {name: LocalTrainer(config, model) for name, config in zip(names, configs, strict=True)}
     return Setting(layout, model, configs[0], names, trainers)
@@ -73,7 +73,7 @@ TASK_FIELDS = tuple(name for name in ("task", "labels", "private_head") if name 
 
 @lru_cache(maxsize=MODELS_KEPT)
 def _model(*shape: Any) -> AdaptedModel:
-    return AdaptedModel(PeerConfig(**dict(zip((*SHAPING, *TASK_FIELDS), shape, strict=True))))
+    return AdaptedModel(PeerConfig.of(**dict(zip((*SHAPING, *TASK_FIELDS), shape, strict=True))))
 
 
 @lru_cache(maxsize=64)

@@ -51,7 +51,7 @@ class Judge:
 
     def __init__(self, setting: Setting) -> None:
         self._model, self._config = setting.model, setting.config
-        self._task = TASKS[setting.config.task]
+        self._task = TASKS[setting.config.model.task]
         self._pad = setting.model.tokenizer.pad_token_id or 0
         self._measured = [self._held_out(file) for file in setting.layout.measured]
         self._own = {
@@ -61,9 +61,9 @@ class Judge:
 
     def _held_out(self, file: Path) -> list[Tokens]:
         config = self._config
-        rows = data.load([file], bad_rows=config.bad_rows, labels=config.labels).rows
-        held = data.split(rows, config.held_out, config.seed)[1]
-        return self._task.tokenize(held, self._model.tokenizer, config)[0][: config.eval_blocks_max]
+        rows = data.load([file], bad_rows=config.data.bad_rows, labels=config.model.labels).rows
+        held = data.split(rows, config.data.held_out, config.run.seed)[1]
+        return self._task.tokenize(held, self._model.tokenizer, config)[0][: config.data.eval_blocks_max]
 
     def __call__(self, state: AdapterState) -> Score:
         """Return the score on the files all are measured on."""
@@ -81,7 +81,7 @@ class Judge:
         self._model.module.eval()
         sums = [measure(self._task, self._model.module, file, BATCH, self._pad) for file in files]
         right = sum(one.correct for one in sums) / sum(one.targets for one in sums)
-        classifies = self._config.task == "classification"
+        classifies = self._config.model.task == "classification"
         loss = sum(one.loss / one.targets for one in sums) / len(sums)
         return Score(loss, right if classifies else math.nan)
 

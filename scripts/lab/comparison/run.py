@@ -6,7 +6,6 @@ writes no results and tunes nothing. The catalogue of baselines stands at the fo
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from gossip.errors import LocalError
 from gossip.events import RoundReport, Train
 from gossip.node import Diverged, GossipNode
 from gossip.simulation import LinkModel, LocalSteps, Simulation
-from peer.run_plan import node_settings, written_names
+from peer.run_plan import plan_run
 from peer.training.local_trainer import LocalTrainer
 from scripts.lab.comparison.method import BASELINES
 from scripts.lab.comparison.peers import Setting, make_setting
@@ -67,9 +66,9 @@ def _links(trial: Trial) -> LinkModel:
 
 def _gossip(trial: Trial, setting: Setting, record: Record) -> None:
     """Peers read one another through the real node, wire and codecs."""
-    names, config = setting.names, setting.config
-    settings = node_settings(config, written_names(config))
-    initial = setting.model.initial
+    names, initial = setting.names, setting.model.initial
+    plan = plan_run(setting.config, peers=trial.peers)
+    settings = plan.node_settings(plan.methods(initial.spec))
     nodes = {
         name: GossipNode(name, initial, settings, random.Random(f"{trial.seed}/{name}"), names)
         for name in names
@@ -170,9 +169,9 @@ def _pooled(setting: Setting) -> LocalTrainer:
     Drawing from all sequences alike would favor peers with much text, whom neither gossip nor what is measured favors.
     """
     peers = [setting.trainers[name] for name in setting.names]
-    size = setting.config.batch_size * len(peers)
+    size = setting.config.training.batch_size * len(peers)
     return LocalTrainer(
-        dataclasses.replace(setting.config, data=setting.layout.train, batch_size=size),
+        setting.config.with_options(data=setting.layout.train, batch_size=size),
         setting.model,
         draw=lambda: [tokens for peer in peers for tokens in peer.draw_batch()],
     )

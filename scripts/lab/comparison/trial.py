@@ -29,7 +29,6 @@ from scripts.lab.comparison.method import (
     text_of,
     written_settings,
 )
-from scripts.lab.convergence.cell import topology_errors
 
 FORMAT = 1
 """Raised when the same trial begins to mean something else, so that old results are not taken for new ones."""
@@ -125,7 +124,7 @@ class Trial:
         return Method.parse(self.method)
 
     def overrides(self) -> dict[str, Any]:
-        """Return fields of ``PeerConfig`` that the trial sets, above those of its workload."""
+        """Return options of a peer that the trial sets, above those of its workload."""
         return {
             **read_settings(self.settings.split(), COMMON_FIELDS, "settings"),
             **self.what.settings,
@@ -149,23 +148,13 @@ class Trial:
         given = dict(workload.settings)
         if given.get("task") == "classification":
             given["labels"] = ("one", "other")  # which there are is known when the rows have been read
-        config = PeerConfig(seed=self.seed, **{**given, **self.overrides()})
+        config = PeerConfig.of(seed=self.seed, **{**given, **self.overrides()})
         if self.what.regime in BASELINES:
             return
-        from gossip.methods import compatibility
-        from peer.run_plan import make_topology, written_names
+        from peer.run_plan import plan_run
 
-        topology = make_topology(config)
-        with topology_errors():
-            topology.check(self.peers)
         try:
-            compatibility.check(
-                written_names(config),
-                topology,
-                self.peers,
-                collect_s=config.collect_s,
-                overlap=config.overlap,
-            )
+            plan_run(config, peers=self.peers)
         except LocalError as error:
             raise LocalError(f"method {self.method!r}: {error}") from error
 

@@ -56,7 +56,7 @@ def run_tiny(cell: Cell) -> CellResult:
         texts = _texts(cell, Path(folder))
         trainers = {
             name: LocalTrainer(
-                PeerConfig(
+                PeerConfig.of(
                     data=(text.train,),
                     eval_data=text.measured,
                     seed=cell.seed,
@@ -77,7 +77,7 @@ def _learn(
         names=MethodNames(mixing=cell.mixing, codec=cell.codec),
         rounds=cell.rounds_max,
         collect_s=cell.collect_s,
-        norm_cap=PeerConfig().norm_cap,
+        norm_cap=PeerConfig().mixing.norm_cap,
     )
     initial = trainers[names[0]].initial
     nodes = {
@@ -106,7 +106,7 @@ def _texts(cell: Cell, folder: Path) -> list[_Text]:
     training: list[list[str]] = []
     for file in files:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept, _ = data.split(data.load([file]).rows, PeerConfig().held_out, cell.seed)
+        kept, _ = data.split(data.load([file]).rows, PeerConfig().data.held_out, cell.seed)
         training.append([lines[row.line - 1] for row in kept])
     every = [line for lines in training for line in lines]
     texts = []
