@@ -53,7 +53,7 @@ from gossip.methods.factors import switching_interval
 from gossip.methods.method_set import resolve
 from gossip.methods.pipeline import Arrived, Mixed, Pipeline
 from gossip.settings import NodeSettings, NodeSnapshot
-from topology.contraction import measured_contraction
+from topology.consensus import measured_contraction
 from topology.links import Links
 
 FETCHES_MAX = 2

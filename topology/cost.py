@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +18,6 @@ from topology.errors import TopologyError
 
 PerPeer = float | NDArray[np.float64]
 """One number for all peers, or ``float64[n]``."""
-
-BANDWIDTH_CLASSES: dict[str, tuple[float, float, float]] = {
-    "lan": (0.0005, 1000.0, 1000.0),
-    "fiber": (0.01, 200.0, 500.0),
-    "dsl": (0.03, 10.0, 50.0),
-    "mobile": (0.06, 10.0, 30.0),
-}
-"""Name -> (latency in s, up and down in Mbit/s) of one side. Source: guess at common contracts in 2025."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +45,6 @@ class LinkModel:
         for name in ("latency_s", "compute_s", "overhead_bytes"):
             if not (np.asarray(getattr(self, name)) >= 0).all():
                 raise TopologyError(f"{name} must not be negative: {getattr(self, name)!r}")
-
-    @staticmethod
-    def of_classes(names: list[str], compute_s: float = 0.0) -> LinkModel:
-        """Return the model of peers given by names of ``BANDWIDTH_CLASSES``; half a latency at either end."""
-        unknown = sorted(set(names) - set(BANDWIDTH_CLASSES))
-        if unknown:
-            raise TopologyError(
-                f"unknown bandwidth class {unknown[0]!r}; known: {', '.join(BANDWIDTH_CLASSES)}"
-            )
-        columns = np.asarray([BANDWIDTH_CLASSES[name] for name in names])
-        return LinkModel(columns[:, 0] / 2.0, columns[:, 1], columns[:, 2], compute_s)
 
     def round_s(self, matrix: csr_array, payload_bytes: float) -> float:
         """Return the seconds of one round with these reads, all messages at once; compute included."""
@@ -107,16 +87,3 @@ def slem_under_loss(second: float, smallest: float, loss: float) -> float:
     """
     q = (1.0 - loss) ** 2
     return max(1.0 - q * (1.0 - second), -(1.0 - q * (1.0 - smallest)))
-
-
-def all_reduce_s(
-    n: int, payload_bytes: float, latency_s: float, mbit: float, kind: Literal["ring", "tree"]
-) -> float:
-    """Return the seconds of one exact all-reduce on equal links, to compare with: what gossip must beat.
-
-    Ring: 2(n - 1) steps of 1/n of the payload. Tree: up and down, 2 ceil(log2 n) steps of the whole payload.
-    """
-    whole_s = 8e-6 * payload_bytes / mbit
-    if kind == "ring":
-        return 2 * (n - 1) * (latency_s + whole_s / n)
-    return 2 * (n - 1).bit_length() * (latency_s + whole_s)

@@ -44,7 +44,7 @@ class Draws:
         return np.argsort(self.raw(n), kind="stable").astype(np.int64)
 
     def choose(self, n: int, size: int) -> NDArray[np.int64]:
-        """Return ``size`` distinct numbers of 0..n-1, sorted. Requirements 0 <= size <= n."""
+        """Return ``size`` distinct numbers of 0..n-1, sorted. Needs 0 <= size <= n."""
         return np.sort(self.permutation(n)[:size])
 
     def choose_others(self, n: int, size: int) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from topology.announced import WANTS_NOTHING, Announcements
 from topology.edges import ROUNDING, WeightedEdges
 from topology.errors import TopologyError
 from topology.plans import Members
@@ -47,6 +48,13 @@ class GivenMatrix:
     weighted: WeightedEdges
     symmetric: bool
     doubly_stochastic: bool
+
+    @property
+    def wants(self) -> frozenset[str]:
+        return WANTS_NOTHING
+
+    def knowing(self, announced: Announcements) -> GivenMatrix:
+        return self
 
     def period(self, n: int) -> int:
         return 1

@@ -9,13 +9,14 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import ParseError
 
 import numpy as np
 
+from topology.announced import Announcements
 from topology.edges import Edges, edge_array, is_connected, undirected
 from topology.errors import TopologyError
 from topology.given import check_names, read_table, read_text
@@ -44,6 +45,14 @@ class GivenGraph:
     edges: Edges
     directed: bool
     rule: WeightRule
+    announced: Announcements = field(default_factory=dict)
+
+    @property
+    def wants(self) -> frozenset[str]:
+        return self.rule.wants
+
+    def knowing(self, announced: Announcements) -> GivenGraph:
+        return replace(self, announced=announced)
 
     @property
     def symmetric(self) -> bool:
@@ -57,7 +66,7 @@ class GivenGraph:
         return 1
 
     def key(self, members: Members, round: int) -> Hashable:
-        return members if self.names is not None else len(members)
+        return members if self.names is not None or self.wants else len(members)
 
     def _among(self, members: Members) -> Edges:
         """Edges between those who are there, in their numbering."""
@@ -69,7 +78,7 @@ class GivenGraph:
         return edges[(edges >= 0).all(axis=1)]
 
     def matrix(self, members: Members, round: int) -> csr_array:
-        return self.rule(len(members), self._among(members), self.directed).matrix()
+        return self.rule(members, self._among(members), self.directed, self.announced).matrix()
 
     def fallback(self, members: Members, round: int) -> csr_array:
         return fallback_weights(len(members), self._among(members), self.directed).matrix()
@@ -80,7 +89,7 @@ class GivenGraph:
                 f"{self.file}: the graph has {self.size} nodes, the roster {len(members)} peers"
             )
         check_names(self.file, self.names, members)
-        self.rule.check(self.size, self._among(members), self.directed)
+        self.rule.check(members, self._among(members), self.directed)
 
 
 def read_graph(file: str, rule: WeightRule, roster: Sequence[str] | None = None) -> GivenGraph:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from topology.cliques import between, d_cliques
 from topology.draws import Draws
 from topology.edges import Edges, components, edge_array, is_connected, undirected
 from topology.parameters import Parameter, fraction, grid, whole
@@ -32,12 +33,14 @@ class Graph:
         parameters: what may follow the name.
         problem: ``(n, *parameters)`` -> why the graph does not exist for n and what would be valid, or ``""``.
         directed: whether edges are (reader, read); else each pair stands once.
+        by_labels: ``build`` takes the peers' label counts, ``float64[n, labels]``, before the parameters.
     """
 
     build: Callable[..., Edges]
     parameters: tuple[Parameter, ...] = ()
     problem: Callable[..., str] = lambda n, *values: ""
     directed: bool = False
+    by_labels: bool = False
 
 
 def ring(n: int, draws: Draws) -> Edges:
@@ -304,4 +307,12 @@ GRAPHS: dict[str, Graph] = {
     ),
     "barbell": Graph(barbell),
     "two-cliques": Graph(two_cliques),
+    "d-cliques": Graph(
+        d_cliques,
+        (
+            Parameter("SIZE", "peers of a clique, at least 2", whole(2)),
+            Parameter("BETWEEN", "ring or complete, default ring", between, required=False),
+        ),
+        by_labels=True,
+    ),
 }

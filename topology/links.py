@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from topology.announced import Announcements
 from topology.edges import Edges
 from topology.errors import TopologyError, unknown
 from topology.given import GivenMatrix, read_matrix
@@ -94,6 +95,17 @@ class Topology:
         """Peers each node draws with its own generator; 0 where all peers agree on W."""
         plan = self.plan
         return int(plan.values[0]) if isinstance(plan, Scheduled) and plan.schedule.own_draws else 0
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """Fields of ``Announced`` on which W depends: what peers must announce of their data."""
+        return self.plan.wants
+
+    def knowing(self, announced: Announcements) -> Topology:
+        """Return the topology as it is among peers that have announced this; itself where that makes no difference."""
+        if not self.wants:
+            return self
+        return Topology(self.name, self.plan.knowing(dict(announced)))
 
     def period(self, n: int) -> int:
         """Return the rounds of one sweep for n peers: 1 = static, 0 = never repeats."""

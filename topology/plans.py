@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
+from topology.announced import NOTHING, WANTS_NOTHING, Announcements, label_counts, row_counts
 from topology.draws import Draws
 from topology.edges import Edges, WeightedEdges
 from topology.errors import TopologyError
@@ -30,12 +31,16 @@ class Plan(Protocol):
 
     ``matrix`` may raise ``TopologyError`` (a weight rule without an answer for these edges); ``fallback`` never does.
     ``key`` names the matrix in a cache: equal keys, equal matrices. ``period``: 1 = static, 0 = never repeats.
+    ``wants``: fields of ``Announced`` on which W depends; ``knowing`` returns the plan that knows them.
     """
 
     @property
     def symmetric(self) -> bool: ...
     @property
     def doubly_stochastic(self) -> bool: ...
+    @property
+    def wants(self) -> frozenset[str]: ...
+    def knowing(self, announced: Announcements) -> Plan: ...
     def period(self, n: int) -> int: ...
     def key(self, members: Members, round: int) -> Hashable: ...
     def matrix(self, members: Members, round: int) -> csr_array: ...
@@ -51,12 +56,20 @@ class WeightRule:
     rule: Rule
     values: tuple[Value, ...] = ()
 
-    def __call__(self, n: int, edges: Edges, directed: bool) -> WeightedEdges:
-        return self.rule.apply(n, edges, directed, *self.values)
+    @property
+    def wants(self) -> frozenset[str]:
+        """Fields of ``Announced`` that it goes by."""
+        return frozenset({"rows"}) if self.rule.by_rows else WANTS_NOTHING
 
-    def check(self, n: int, edges: Edges, directed: bool) -> None:
+    def __call__(
+        self, members: Members, edges: Edges, directed: bool, announced: Announcements = NOTHING
+    ) -> WeightedEdges:
+        rows = (row_counts(members, announced),) if self.rule.by_rows else ()
+        return self.rule.apply(len(members), edges, directed, *rows, *self.values)
+
+    def check(self, members: Members, edges: Edges, directed: bool) -> None:
         """Refuse what cannot be a row of reading weights: no answer, or a negative weight."""
-        weighted = self(n, edges, directed)
+        weighted = self(members, edges, directed)
         if len(weighted.weight) and min(weighted.weight.min(), weighted.self_weights().min()) < 0:
             raise TopologyError(
                 f"{self.name} weights are negative somewhere on this graph, which peers cannot mix with; "
@@ -71,13 +84,24 @@ def fallback_weights(n: int, edges: Edges, directed: bool) -> WeightedEdges:
 
 @dataclass(frozen=True, slots=True)
 class StaticGraph:
-    """A graph of the catalogue with a weight rule; depends on how many members there are, not on who they are."""
+    """A graph of the catalogue with a weight rule.
+
+    Depends on how many members there are and, where it wants that, on what they have announced; not on who they are.
+    """
 
     name: str
     graph: Graph
     values: tuple[Value, ...]
     rule: WeightRule
     seed: int
+    announced: Announcements = field(default_factory=dict, hash=False)
+
+    @property
+    def wants(self) -> frozenset[str]:
+        return self.rule.wants | ({"labels"} if self.graph.by_labels else WANTS_NOTHING)
+
+    def knowing(self, announced: Announcements) -> Plan:
+        return replace(self, announced=announced)
 
     @property
     def symmetric(self) -> bool:
@@ -91,25 +115,25 @@ class StaticGraph:
         return 1
 
     def key(self, members: Members, round: int) -> Hashable:
-        return len(members)
+        return members if self.wants else len(members)
 
-    def edges(self, n: int) -> Edges:
-        """Return the graph for n peers; the same for all peers with the same seed."""
-        return self.graph.build(n, Draws(self.seed, self.name, n), *self.values)
+    def edges(self, members: Members) -> Edges:
+        """Return the graph; the same for all peers with the same seed that know the same announcements."""
+        n = len(members)
+        labels = (label_counts(members, self.announced),) if self.graph.by_labels else ()
+        return self.graph.build(n, Draws(self.seed, self.name, n), *labels, *self.values)
 
     def matrix(self, members: Members, round: int) -> csr_array:
-        n = len(members)
-        return self.rule(n, self.edges(n), self.graph.directed).matrix()
+        return self.rule(members, self.edges(members), self.graph.directed, self.announced).matrix()
 
     def fallback(self, members: Members, round: int) -> csr_array:
-        n = len(members)
-        return fallback_weights(n, self.edges(n), self.graph.directed).matrix()
+        return fallback_weights(len(members), self.edges(members), self.graph.directed).matrix()
 
     def check(self, members: Members) -> None:
         n = len(members)
         if problem := self.graph.problem(n, *self.values):
             raise TopologyError(f"topology {self.name!r} does not exist for {n} peer(s): {problem}")
-        self.rule.check(n, self.edges(n), self.graph.directed)
+        self.rule.check(members, self.edges(members), self.graph.directed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +144,13 @@ class Scheduled:
     schedule: Schedule
     values: tuple[Value, ...]
     seed: int
+
+    @property
+    def wants(self) -> frozenset[str]:
+        return WANTS_NOTHING
+
+    def knowing(self, announced: Announcements) -> Plan:
+        return self
 
     @property
     def symmetric(self) -> bool:
@@ -158,6 +189,13 @@ class RoundRobin:
     """Several topologies in turn: round t uses the (t mod L)-th, in that one's round t // L."""
 
     parts: tuple[Plan, ...]
+
+    @property
+    def wants(self) -> frozenset[str]:
+        return WANTS_NOTHING.union(*(part.wants for part in self.parts))
+
+    def knowing(self, announced: Announcements) -> Plan:
+        return RoundRobin(tuple(part.knowing(announced) for part in self.parts))
 
     @property
     def symmetric(self) -> bool:

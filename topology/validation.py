@@ -8,8 +8,6 @@ be.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +16,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from topology.errors import TopologyError
-from topology.spectral import SPECTRUM_MAX, is_symmetric, lambda_min, sweep_contraction
+from topology.spectral import is_symmetric, lambda_min
 
 TOLERANCE = 1e-9
 """How far a sum may be from 1."""
@@ -136,35 +134,3 @@ def _period(pattern: csr_array) -> int:
         level[node] = level[before[node]] + 1
     coo = pattern.tocoo()
     return int(np.gcd.reduce(np.abs(level[coo.row] + 1 - level[coo.col]))) if coo.nnz else 1
-
-
-@dataclass(frozen=True, slots=True)
-class JointConnectivity:
-    """What a window of rounds gives together.
-
-    Args:
-        rounds: length of the window.
-        connected: whether the union of its edges is strongly connected.
-        self_weight_min: smallest self-weight in it; convergence proofs want it above 0.
-        contraction: ||W_B ... W_1 - J||_2 on vectors without mean; None above ``SPECTRUM_MAX`` peers.
-    """
-
-    rounds: int
-    connected: bool
-    self_weight_min: float
-    contraction: float | None
-
-
-def joint_connectivity(matrices: Sequence[csr_array]) -> JointConnectivity:
-    """Check a window of rounds of a schedule together (Nedic & Olshevsky 2015: B-strong connectivity)."""
-    union = csr_array(matrices[0].shape, dtype=np.float64)
-    for matrix in matrices:
-        union = union + abs(matrix)
-    parts = connected_components(union, directed=True, connection="strong", return_labels=False)
-    small = matrices[0].shape[0] <= SPECTRUM_MAX
-    return JointConnectivity(
-        rounds=len(matrices),
-        connected=int(parts) == 1,
-        self_weight_min=min((float(matrix.diagonal().min()) for matrix in matrices), default=math.nan),
-        contraction=sweep_contraction(matrices) if small else None,
-    )

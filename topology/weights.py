@@ -2,15 +2,13 @@
 
 Rules see numbers, not peers or rounds. All are given as off-diagonal weights; the self-weight is what is left of 1,
 so rows sum to 1 by construction and only columns are in question. Traps (Boyd, Diaconis & Xiao 2004): 1/max(d_i, d_j)
-without the +1 never converges on an even ring, and FDLA and best-constant weights may be negative. Two functions
-stand outside the dict because they need or give something else: ``data_size`` and ``column_stochastic``.
+without the +1 never converges on an even ring, and FDLA and best-constant weights may be negative.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +17,7 @@ from topology.edges import Edges, WeightedEdges, both_ways
 from topology.errors import TopologyError
 from topology.parameters import Parameter, fraction
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
+Counts = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +29,13 @@ class Rule:
             answer for these edges.
         parameters: what may follow the name.
         doubly_stochastic: whether what it returns always has columns that sum to 1 (then symmetric if undirected).
+        by_rows: ``apply`` takes the peers' counts of rows, ``float64[n]``, before the parameters.
     """
 
     apply: Callable[..., WeightedEdges]
     parameters: tuple[Parameter, ...] = ()
     doubly_stochastic: bool = True
+    by_rows: bool = False
 
 
 def metropolis_hastings(n: int, edges: Edges, directed: bool = False) -> WeightedEdges:
@@ -105,19 +104,20 @@ def sinkhorn(n: int, edges: Edges, directed: bool = False) -> WeightedEdges:
     return WeightedEdges(n, reader, read, np.asarray(scaled[reader, read], dtype=np.float64).ravel())
 
 
-def data_size(n: int, edges: Edges, sizes: Sequence[float]) -> WeightedEdges:
-    """Return W whose stationary distribution is proportional to ``sizes``: sum_i sizes_i x_i is invariant.
+def data_size(n: int, edges: Edges, directed: bool, sizes: Sequence[float] | Counts) -> WeightedEdges:
+    """Peers with more rows weigh more, by the counts they announce: the mean over all rows is kept, not over peers.
 
-    W_ij = min(1/(d_i + 1), (s_j/s_i)/(d_j + 1)), detailed balance (Hastings 1970). Equal sizes give
-    Metropolis-Hastings.
+    W_ij = min(1/(d_i + 1), (s_j/s_i)/(d_j + 1)), so that sum_i s_i x_i is invariant: detailed balance (Hastings 1970).
+    Equal sizes give Metropolis-Hastings.
 
     Args:
         edges: undirected.
-        sizes: n positive numbers, such as examples held by each peer.
+        sizes: s, n positive numbers: rows held by each peer.
 
     Raises:
-        TopologyError: not n sizes, or one not positive and finite.
+        TopologyError: directed edges, not n sizes, or one not positive and finite.
     """
+    _require_undirected(directed, "data-size")
     share = np.asarray(sizes, dtype=np.float64)
     if share.shape != (n,) or not (np.isfinite(share).all() and (share > 0).all()):
         raise TopologyError(
@@ -128,23 +128,6 @@ def data_size(n: int, edges: Edges, sizes: Sequence[float]) -> WeightedEdges:
     return WeightedEdges(
         n, reader, read, np.minimum(inverse[reader], share[read] / share[reader] * inverse[read])
     )
-
-
-def column_stochastic(n: int, edges: Edges, directed: bool = False) -> csr_array:
-    """Return P for push-sum: each peer splits its mass evenly among its readers and itself, so columns sum to 1.
-
-    Rows do not sum to 1 in general; ``topology.push_sum`` divides by the mass that came along (Kempe et al. 2003).
-
-    Returns:
-        ``csr_array[n, n]``; P[i, j] = 1/(1 + readers of j) where i reads j, and on the diagonal.
-    """
-    from scipy.sparse import coo_array
-
-    reader, read = _arcs(edges, directed)
-    share = 1.0 / (1.0 + np.bincount(read, minlength=n))
-    every = np.arange(n)
-    rows, columns = np.concatenate([reader, every]), np.concatenate([read, every])
-    return coo_array((share[columns], (rows, columns)), shape=(n, n)).tocsr()
 
 
 def _arcs(edges: Edges, directed: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -183,4 +166,5 @@ RULES: dict[str, Rule] = {
     "fdla": Rule(fdla),
     "sinkhorn": Rule(sinkhorn),
     "uniform": Rule(uniform, doubly_stochastic=False),
+    "data-size": Rule(data_size, doubly_stochastic=False, by_rows=True),
 }

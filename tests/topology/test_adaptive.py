@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from topology.contraction import measured_contraction
+from topology.consensus import measured_contraction
 from topology.errors import TopologyError
 from topology.links import numbered, parse_topology
 from topology.spectral import slem

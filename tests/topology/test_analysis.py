@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from dataclasses import asdict
 
 import numpy as np
@@ -12,18 +13,19 @@ from scipy.sparse import csr_array
 
 from topology.advice import advise
 from topology.analysis import consensus_cost, measure
-from topology.cliques import d_cliques, skew
+from topology.announced import Announced
+from topology.cliques import d_cliques, draw_cliques, skew
 from topology.consensus import measured_rate, of_topology, run_consensus, static
-from topology.cost import LinkModel, all_reduce_s, round_bytes, slem_under_loss
+from topology.cost import LinkModel, round_bytes, slem_under_loss
+from topology.draws import Draws
 from topology.edges import edge_array, is_connected, undirected
 from topology.errors import TopologyError
-from topology.links import parse_topology
+from topology.links import Topology, parse_topology
 from topology.loss import lossy
-from topology.push_sum import run_push_sum
 from topology.quadratic import fixed_point
 from topology.spectral import contraction, lambda_min, rounds_to, slem, spectrum, sweep_contraction
 from topology.structure import algebraic_connectivity, degrees, diameter, remove_nodes
-from topology.validation import joint_connectivity, validate
+from topology.validation import validate
 
 
 def matrix(name: str, n: int, round: int = 0) -> csr_array:
@@ -169,15 +171,6 @@ def test_periods_of_directed_cycles() -> None:
     assert any("period 3" in failure for failure in validate(csr_array(chord)).failures)
 
 
-def test_joint_connectivity_needs_the_whole_window() -> None:
-    rounds = [matrix("dimension-exchange", 8, t) for t in range(3)]
-    assert not joint_connectivity(rounds[:2]).connected
-    window = joint_connectivity(rounds)
-    assert window.connected
-    assert window.self_weight_min == 0.5
-    assert window.contraction == pytest.approx(0, abs=1e-12)
-
-
 # ---- cost
 
 
@@ -191,11 +184,6 @@ def test_link_model_oracles() -> None:
     assert LinkModel(overhead_bytes=100, up_mbit=8).round_s(
         matrix("one-peer-exponential", 8), 900
     ) == pytest.approx(1e-3)
-    mixed = LinkModel.of_classes(["dsl"] + ["fiber"] * 11)
-    assert mixed.round_s(ring, payload) > LinkModel.of_classes(["fiber"] * 12).round_s(ring, payload)
-    assert all_reduce_s(8, payload, 0.1, math.inf, "ring") == pytest.approx(14 * 0.1)
-    assert all_reduce_s(8, payload, 0.1, math.inf, "tree") == pytest.approx(6 * 0.1)
-    assert all_reduce_s(8, payload, 0, 20, "ring") == pytest.approx(2 * 7 / 8 * payload * 8e-6 / 20)
     assert round_bytes(star, 10) == (2 * 11 * 10, 11 * 10)
 
 
@@ -209,8 +197,6 @@ def test_link_model_oracles() -> None:
 def test_a_bad_link_model_says_so(options: dict[str, float], says: str) -> None:
     with pytest.raises(TopologyError, match=says):
         LinkModel(**options)
-    with pytest.raises(TopologyError, match="unknown bandwidth class 'isdn'; known: lan"):
-        LinkModel.of_classes(["isdn"])
 
 
 def test_loss_slows_as_predicted() -> None:
@@ -285,10 +271,6 @@ def test_runners_refuse_bad_input() -> None:
         lossy(ring, -0.1, "symmetric-drop", 0)
     with pytest.raises(TopologyError, match="unknown loss rule 'drop'"):
         lossy(ring, 0.1, "drop", 0)
-    with pytest.raises(TopologyError, match="column 0 sums to"):
-        run_push_sum(csr_array(np.array([[1.0, 0.5], [0.5, 0.5]])), np.ones((2, 1)), 1)
-    with pytest.raises(TopologyError, match="loss must be"):
-        run_push_sum(ring, np.ones((4, 1)), 1, loss=1.0)
     with pytest.raises(TopologyError, match="eta must lie"):
         fixed_point(ring, np.ones((4, 1)), 1.5)
     with pytest.raises(TopologyError, match="exactly 1 for CTA"):
@@ -311,19 +293,55 @@ def test_drift_of_row_stochastic_rounds_is_measured() -> None:
 
 def test_cliques_pool_all_labels() -> None:
     histograms = np.repeat(np.eye(5), 6, axis=0) * 100  # 30 peers, one label each
-    found, cliques = d_cliques(histograms, 5, seed=0, swaps=150)
+    cliques = draw_cliques(Draws(0), histograms, 5)
     assert sorted(peer for clique in cliques for peer in clique) == list(range(30))
     assert all(skew(clique, histograms) < 1e-12 for clique in cliques)
-    assert is_connected(30, found)
-    assert len(found) == 6 * 10 + 6
-    full, _ = d_cliques(histograms, 5, seed=0, between="complete", swaps=1)
-    assert len(full) == 6 * 10 + 15
-    again, _ = d_cliques(histograms, 5, seed=0, swaps=150)
-    np.testing.assert_array_equal(found, again)
-    with pytest.raises(TopologyError, match="at least 2 peers, not 1"):
-        d_cliques(histograms, 1, seed=0)
+    edges = d_cliques(30, Draws(0), histograms, 5)
+    assert is_connected(30, edges)
+    assert len(edges) == 6 * 10 + 6
+    assert len(d_cliques(30, Draws(0), histograms, 5, "complete")) == 6 * 10 + 15
+    np.testing.assert_array_equal(edges, d_cliques(30, Draws(0), histograms, 5))
     with pytest.raises(TopologyError, match="label counts"):
-        d_cliques(np.zeros((3, 2)), 2, seed=0)
+        d_cliques(3, Draws(0), np.zeros((3, 2)), 2)
+
+
+def test_a_clique_graph_goes_by_what_peers_announce() -> None:
+    names = tuple(f"p{index:02d}" for index in range(12))
+    labels = {name: Announced(labels=(100, 0) if index < 6 else (0, 100)) for index, name in enumerate(names)}
+    blind = parse_topology("d-cliques:2", seed=0)
+    assert blind.wants == {"labels"}
+    knowing = blind.knowing(labels)
+    for name in names:
+        mates = [peer for peer, _ in knowing.links(name, names, 0, random.Random(0)).read_from]
+        assert any(
+            labels[peer] != labels[name] for peer in mates
+        )  # its clique, whose two labels are balanced
+    assert _mixed(knowing, names, labels) > _mixed(blind, names, labels)
+    silent = blind.knowing({name: labels[name] for name in names[:11]})  # who says nothing is an average peer
+    assert silent.matrix(names).shape == (12, 12)
+    assert parse_topology("ring", seed=0).knowing(labels).wants == frozenset()
+    with pytest.raises(TopologyError, match="at least 2"):
+        parse_topology("d-cliques:1", seed=0)
+    with pytest.raises(TopologyError, match="ring or complete"):
+        parse_topology("d-cliques:3:star", seed=0)
+
+
+def _mixed(topology: Topology, names: tuple[str, ...], labels: dict[str, Announced]) -> int:
+    """Count the pairs of neighbors whose labels differ."""
+    return sum(labels[names[i]] != labels[names[j]] for i, j in topology.edges(names).tolist() if i < j)
+
+
+def test_weights_by_rows_go_by_what_peers_announce() -> None:
+    names = ("a", "b", "c", "d")
+    blind = parse_topology("ring", seed=0, weights="data-size")
+    assert blind.wants == {"rows"}
+    assert not blind.is_doubly_stochastic
+    plain = parse_topology("ring", seed=0).matrix(names).toarray()
+    np.testing.assert_allclose(blind.matrix(names).toarray(), plain)
+    rows = np.array([10.0, 20.0, 30.0, 20.0])  # d does not say: the mean of the others
+    knowing = blind.knowing({"a": Announced(10), "b": Announced(20), "c": Announced(30)})
+    np.testing.assert_allclose(rows @ knowing.matrix(names).toarray(), rows)
+    assert parse_topology("round-robin:ring+star", seed=0, weights="data-size").wants == {"rows"}
 
 
 # ---- advice

@@ -12,13 +12,12 @@ from scipy.sparse import csr_array
 from topology import quadratic
 from topology.consensus import measured_rate, of_topology, run_consensus, static
 from topology.draws import Draws
-from topology.edges import WeightedEdges, edge_array, undirected
+from topology.edges import WeightedEdges, undirected
 from topology.errors import TopologyError
 from topology.finite_time import base_schedule, hyper_hypercube
 from topology.graphs import GRAPHS, path, ring, star, watts_strogatz
 from topology.links import Topology, parse_topology
 from topology.loss import lossy
-from topology.push_sum import run_push_sum
 from topology.sinkhorn import scale
 from topology.spectral import (
     contraction,
@@ -33,7 +32,7 @@ from topology.spectral import (
     sweep_contraction,
 )
 from topology.validation import validate
-from topology.weights import column_stochastic, data_size, metropolis_hastings
+from topology.weights import data_size, metropolis_hastings
 
 
 def topology(name: str, weights: str = "metropolis-hastings") -> Topology:
@@ -402,28 +401,6 @@ def test_fixed_point_of_a_mode() -> None:
 # ---- items 18, 19: loss
 
 
-def directed_graph() -> np.ndarray:
-    rng = np.random.default_rng(5)
-    circle = [(i, (i + 1) % 12) for i in range(12)]
-    extra = [(int(i), int(j)) for i, j in rng.integers(0, 12, size=(14, 2)) if i != j]
-    return np.unique(edge_array(circle + extra), axis=0)
-
-
-def test_push_sum_with_counters_is_exact_under_loss() -> None:
-    matrix = column_stochastic(12, directed_graph(), directed=True)
-    x = np.random.default_rng(1).standard_normal((12, 4))
-    for loss in (0.0, 0.1, 0.3):
-        outcome = run_push_sum(matrix, x, 800, loss=loss, seed=2)
-        assert outcome.error[-1] < 1e-10
-        np.testing.assert_allclose(outcome.mass, 12, rtol=1e-12)
-    sizes = np.arange(1.0, 13.0)
-    weighted = run_push_sum(matrix, x, 800, loss=0.3, weights=sizes, seed=2)
-    np.testing.assert_allclose(weighted.ratio, np.broadcast_to(sizes @ x / sizes.sum(), x.shape), atol=1e-10)
-    plain = run_push_sum(matrix, x, 800, loss=0.3, counters=False, seed=2)  # negative control
-    assert plain.error[-1] > 1e-3
-    assert plain.mass[-1] < 1.0
-
-
 def test_symmetric_drop_keeps_the_mean_and_the_others_do_not() -> None:
     matrix = topology("ring").matrix(16)
     x = np.random.default_rng(3).standard_normal((16, 200))
@@ -483,14 +460,14 @@ def test_schedules_reach_the_average_in_one_sweep() -> None:
 
 def test_data_size_weights_keep_the_weighted_mean() -> None:
     edges, sizes = undirected(topology("erdos-renyi").edges(12)), np.arange(1.0, 13.0)
-    matrix = data_size(12, edges, sizes).matrix()
+    matrix = data_size(12, edges, False, sizes).matrix()
     share = sizes / sizes.sum()
     np.testing.assert_allclose(share @ matrix.toarray(), share, atol=1e-15)
     assert matrix.data.min() >= 0
-    equal = data_size(12, edges, np.ones(12)).matrix() - metropolis_hastings(12, edges).matrix()
+    equal = data_size(12, edges, False, np.ones(12)).matrix() - metropolis_hastings(12, edges).matrix()
     assert abs(equal).max() < 1e-15
     with pytest.raises(TopologyError, match="12 positive sizes"):
-        data_size(12, edges, [1.0, 0.0])
+        data_size(12, edges, False, [1.0, 0.0])
 
 
 def test_graph_shapes() -> None:

@@ -31,6 +31,7 @@ NAMES = (
     "barabasi-albert:2",
     "barbell",
     "two-cliques",
+    "d-cliques:3",
     "epidemic:3",
     "similar:3",
     "epidemic-local:3",
