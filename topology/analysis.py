@@ -136,10 +136,10 @@ def consensus_cost(
     """
     model = link or LinkModel()
     sweep = [topology.matrix(n, round) for round in range(topology.period(n) or DRAWS)]
-    each = np.asarray(
+    of_round = np.asarray(
         [(*round_bytes(matrix, payload_bytes), model.round_s(matrix, payload_bytes)) for matrix in sweep]
     )
-    total, busiest, seconds = (each.mean(axis=0) * rounds).tolist()
+    total, busiest, seconds = (of_round.mean(axis=0) * rounds).tolist()
     return total, busiest, seconds
 
 

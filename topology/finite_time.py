@@ -89,9 +89,9 @@ def hyper_hypercube(places: Index, sizes: Sequence[int]) -> Iterator[Arcs]:
     cube = places.reshape(len(places), *sizes)
     for axis, size in enumerate(sizes, 1):
         groups = np.moveaxis(cube, axis, -1).reshape(-1, size)
-        one, other = np.nonzero(~np.eye(size, dtype=bool))
-        reader = groups[:, one].ravel()
-        yield reader, groups[:, other].ravel(), np.full(len(reader), 1.0 / size)
+        row, column = np.nonzero(~np.eye(size, dtype=bool))
+        reader = groups[:, row].ravel()
+        yield reader, groups[:, column].ravel(), np.full(len(reader), 1.0 / size)
 
 
 def simple_base(places: Index, k: int) -> list[list[Arcs]]:
@@ -119,9 +119,9 @@ def simple_base(places: Index, k: int) -> list[list[Arcs]]:
         weight = sizes[level] / (digit * sum(sizes[level:]))
         cubes = part.reshape(len(part), digit, -1)
         for cube in range(digit):
-            one, other = cubes[:, cube, : behind.shape[1]].ravel(), behind.ravel()
-            both = np.concatenate([one, other]), np.concatenate([other, one])
-            rounds[first + level].append((*both, np.full(2 * len(one), weight)))
+            ahead, waiting = cubes[:, cube, : behind.shape[1]].ravel(), behind.ravel()
+            both = np.concatenate([ahead, waiting]), np.concatenate([waiting, ahead])
+            rounds[first + level].append((*both, np.full(2 * len(ahead), weight)))
         for t, arcs in enumerate(hyper_hypercube(cubes.reshape(-1, cubes.shape[2]), [k + 1] * exponent)):
             rounds[first + level + 1 + t].append(arcs)
     return rounds

@@ -143,7 +143,7 @@ def _read_xml(file: str, suffix: str) -> tuple[list[str], Edges, bool]:
     except (nx.NetworkXError, ParseError, ValueError, KeyError) as error:
         raise TopologyError(f"{file}: not a {suffix[1:]} file that networkx can read: {error}") from error
     place = {node: index for index, node in enumerate(graph.nodes)}
-    pairs = [(place[one], place[other]) for one, other in graph.edges()]
+    pairs = [(place[tail], place[head]) for tail, head in graph.edges()]
     return [str(node) for node in graph.nodes], edge_array(pairs), bool(graph.is_directed())
 
 

@@ -70,7 +70,7 @@ def torus(n: int, draws: Draws, shape: str = "") -> Edges:
     rows, columns = torus_shape(n, shape)
     index = np.arange(n).reshape(rows, columns)
     down, right = np.roll(index, -1, axis=0), np.roll(index, -1, axis=1)
-    pairs = [np.stack([index.ravel(), other.ravel()], axis=1) for other in (down, right)]
+    pairs = [np.stack([index.ravel(), neighbor.ravel()], axis=1) for neighbor in (down, right)]
     return undirected(np.concatenate(pairs))
 
 
@@ -151,9 +151,9 @@ def _pair_stubs(n: int, degree: int, draws: Draws) -> set[tuple[int, int]] | Non
     while len(stubs):
         order = stubs[draws.permutation(len(stubs))].tolist()
         rest: list[int] = []
-        for one, other in zip(order[::2], order[1::2], strict=True):
-            pair = (one, other) if one < other else (other, one)
-            if one == other or pair in edges:
+        for first, second in zip(order[::2], order[1::2], strict=True):
+            pair = (first, second) if first < second else (second, first)
+            if first == second or pair in edges:
                 rest += pair
             else:
                 edges.add(pair)

@@ -216,7 +216,7 @@ class Topology:
     def _require_sorted(self, roster: Members) -> None:
         if roster in self._rosters:
             return
-        if any(one >= other for one, other in itertools.pairwise(roster)):
+        if any(peer >= following for peer, following in itertools.pairwise(roster)):
             raise TopologyError("members must be sorted and without duplicates")
         while len(self._rosters) >= ROSTERS_CACHED_MAX:
             del self._rosters[next(iter(self._rosters))]

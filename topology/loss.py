@@ -43,8 +43,8 @@ class Arcs:
         key, back = reader * n + read, read * n + reader
         order = np.argsort(key)
         place = np.minimum(np.searchsorted(key, back, sorter=order), max(len(key) - 1, 0))
-        found = order[place] if len(key) else place
-        reverse = np.where(key[found] == back, found, -1)
+        candidate = order[place] if len(key) else place
+        reverse = np.where(key[candidate] == back, candidate, -1)
         return Arcs(WeightedEdges(n, reader, read, coo.data[keep]), reverse, matrix.diagonal())
 
 

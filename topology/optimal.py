@@ -43,9 +43,9 @@ def optimal_weights(n: int, edges: Edges, *, allow_negative: bool) -> WeightedEd
     graph.add_nodes_from(range(n))
     graph.add_edges_from(edges.tolist())
     weights = mixingmatrix.solve(graph, time_limit=TIME_MAX_S, allow_negative=allow_negative).weights
-    each = np.asarray([weights[i, j] for i, j in edges.tolist()], dtype=np.float64)
-    if not np.isfinite(each).all():
+    of_edge = np.asarray([weights[i, j] for i, j in edges.tolist()], dtype=np.float64)
+    if not np.isfinite(of_edge).all():
         raise TopologyError("mixingmatrix returned weights that are not finite; take 'best-constant'")
     if not allow_negative:
-        each = np.maximum(each, 0.0)
-    return WeightedEdges(n, pairs[:, 0], pairs[:, 1], np.concatenate([each, each]))
+        of_edge = np.maximum(of_edge, 0.0)
+    return WeightedEdges(n, pairs[:, 0], pairs[:, 1], np.concatenate([of_edge, of_edge]))
