@@ -87,15 +87,15 @@ def run(
 
     from peer.checkpoints import open_home
     from peer.journal import Journal
+    from peer.network.catalogue import transport_for
     from peer.network.identity import load_or_create_identity
-    from peer.network.libp2p import libp2p_transport
     from peer.run_plan import check_config
     from peer.runtime import run_peer
 
     check_config(config)
     with open_home(home_path(config.home)) as home:
         key = load_or_create_identity(home.path)
-        factory = libp2p_transport(private_key=key, listen=config.listen, announce=config.announce)
+        factory = transport_for(config.listen, private_key=key, announce=config.announce)
         journal = Journal(home.journal, as_json=json)
         try:
             stopped = trio.run(run_peer, config, home, key, factory, journal)

@@ -27,7 +27,7 @@ from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.settings import NodeSettings
 from peer.config import PeerConfig
-from peer.network import addresses
+from peer.network.catalogue import check_listen, peer_of
 from peer.training import tasks
 from peer.training.data import DataError
 from peer.training.frames import Ready
@@ -65,8 +65,8 @@ def check_config(config: PeerConfig) -> None:
         if not path.exists():
             raise DataError(f"there is no data file {path} (seen from {Path.cwd()})")
     for address in config.join:
-        addresses.peer_of(address)
-    addresses.listen_endpoint(config.listen)
+        peer_of(address)
+    check_listen(config.listen)
     topology = make_topology(config)
     if config.roster:
         try:

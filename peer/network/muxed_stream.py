@@ -6,7 +6,7 @@ Knows how much may be sent and how much the remote was allowed to send; knows no
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Protocol, cast
 
 import trio
 
@@ -223,7 +223,8 @@ class MuxedStream:
             self._refuse()
             return
         if len(piece) >= SMALL_BYTES:
-            self._pieces.append(piece if len(piece) * 2 >= len(piece.obj) else bytes(piece))
+            message = cast("bytes", piece.obj)  # what it would keep in memory
+            self._pieces.append(piece if len(piece) * 2 >= len(message) else bytes(piece))
         elif (
             self._pieces
             and isinstance(self._pieces[-1], bytearray)
