@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
+from dataclasses import dataclass
 
 import trio
 
@@ -64,6 +64,14 @@ def place_and_peer(address: str) -> tuple[str, str]:
             raise LocalError(f"malformed address {address!r}; valid is for example {_EXAMPLE}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Options:
+    peer: str
+    place: str
+    addresses: tuple[str, ...]
+    limits: Limits
+
+
 class MemoryNetwork:
     """All peers that can reach each other, in one event loop."""
 
@@ -92,7 +100,7 @@ class MemoryNetwork:
         """
         peer = identity if isinstance(identity, str) else peer_id(identity)
         place = place_of(listen) if listen else peer
-        addresses = announce or (f"/memory/{place}/p2p/{peer}",)
+        options = _Options(peer, place, announce or (f"/memory/{place}/p2p/{peer}",), limits)
 
         def factory(
             *,
@@ -101,33 +109,27 @@ class MemoryNetwork:
             on_announced: Announced,
             on_connection: ConnectionChanged,
         ) -> AbstractAsyncContextManager[Transport]:
-            make = partial(
-                MemoryTransport,
-                self,
-                place=place,
-                peer=peer,
-                addresses=addresses,
-                limits=limits,
-                handlers=handlers,
-                topic=topic,
-                on_announced=on_announced,
-                on_connection=on_connection,
-            )
-            return self._run(peer, place, make)
+            return self._run(options, handlers, topic, on_announced, on_connection)
 
         return factory
 
     @asynccontextmanager
     async def _run(
-        self, peer: str, place: str, make: Callable[[trio.Nursery], MemoryTransport]
+        self,
+        options: _Options,
+        handlers: Mapping[str, Handler],
+        topic: str,
+        on_announced: Announced,
+        on_connection: ConnectionChanged,
     ) -> AsyncIterator[MemoryTransport]:
+        peer, place = options.peer, options.place
         if peer in self._running:
             raise LocalError(f"{peer} is running already: end it first, or use another identity")
         if self.listener_at(place) is not None:
             raise LocalError(f"cannot listen on /memory/{place}: another peer does, choose another name")
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            transport = make(nursery)
+            transport = MemoryTransport(self, options, nursery, handlers, topic, on_announced, on_connection)
             self._running[peer] = transport
             try:
                 yield transport
@@ -171,21 +173,17 @@ class MemoryTransport:
     def __init__(
         self,
         network: MemoryNetwork,
+        options: _Options,
         nursery: trio.Nursery,
-        *,
-        place: str,
-        peer: str,
-        addresses: tuple[str, ...],
-        limits: Limits,
         handlers: Mapping[str, Handler],
         topic: str,
         on_announced: Announced,
         on_connection: ConnectionChanged,
     ) -> None:
-        self.place = place
-        self.peer_id = peer
-        self.addresses = addresses
-        self.limits = limits
+        self.peer_id = options.peer
+        self.place = options.place
+        self.addresses = options.addresses
+        self.limits = options.limits
         self.topic = topic
         self.connections: dict[str, _Connection] = {}  # by the peer id of the other end
         self._network = network
