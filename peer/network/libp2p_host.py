@@ -43,7 +43,7 @@ def make_host(private_key: bytes, listen: str, limits: Limits, connections: Conn
         limits: what to keep to.
         connections: where its connections are made and kept.
     """
-    keep_quiet()
+    _keep_quiet()
     keys = create_new_key_pair(private_key)
     noise = NoiseTransport(keys, noise_privkey=create_x25519_key_pair().private_key)
     # The library counts handshakes too; the limit that counts is in Connections.accept.
@@ -88,7 +88,7 @@ def _adapt(swarm: Swarm, noise: NoiseTransport, limits: Limits, connections: Con
     swarm.register_notifee(ConnectionNotifee(connections.on_registered, connections.on_unregistered))
 
 
-def keep_quiet() -> None:
+def _keep_quiet() -> None:
     """Silence the library, which logs errors of strangers as ours, and formats debug lines for every frame."""
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
     logging.getLogger("libp2p.network.auto_connector").setLevel(logging.CRITICAL)  # sets its own level

@@ -38,7 +38,7 @@ _LISTEN_EXAMPLE = "/memory/alice"
 _EXAMPLE = f"{_LISTEN_EXAMPLE}/p2p/alice"
 
 
-def place_of(listen: str) -> str:
+def _place_of(listen: str) -> str:
     """Return the place of an address to listen on, ``/memory/<place>``.
 
     Raises:
@@ -51,7 +51,7 @@ def place_of(listen: str) -> str:
             raise LocalError(f"malformed listen address {listen!r}; valid is for example {_LISTEN_EXAMPLE}")
 
 
-def place_and_peer(address: str) -> tuple[str, str]:
+def _place_and_peer(address: str) -> tuple[str, str]:
     """Return place and peer id of a full address, ``/memory/<place>/p2p/<peer id>``.
 
     Raises:
@@ -99,7 +99,7 @@ class MemoryNetwork:
             LocalError: ``listen`` is malformed.
         """
         peer = identity if isinstance(identity, str) else peer_id(identity)
-        place = place_of(listen) if listen else peer
+        place = _place_of(listen) if listen else peer
         options = _Options(peer, place, announce or (f"/memory/{place}/p2p/{peer}",), limits)
 
         def factory(
@@ -197,7 +197,7 @@ class MemoryTransport:
     async def dial(self, address: str) -> str:
         """Connect; see ``Transport.dial``."""
         await trio.lowlevel.checkpoint()
-        place, peer = place_and_peer(address)
+        place, peer = _place_and_peer(address)
         if peer == self.peer_id:
             raise LocalError(f"{address} is this peer's own address: dial somebody else's")
         if peer not in self.connections:
@@ -331,5 +331,7 @@ def _memory_transport(
     return _PROCESS.factory(private_key, listen=listen, announce=announce, limits=limits)
 
 
-KIND = TransportKind(_LISTEN_EXAMPLE, place_of, lambda address: place_and_peer(address)[1], _memory_transport)
+KIND = TransportKind(
+    _LISTEN_EXAMPLE, _place_of, lambda address: _place_and_peer(address)[1], _memory_transport
+)
 """The catalogue's entry: peers of one process that listen at ``/memory/<place>`` reach each other."""
