@@ -69,9 +69,8 @@ def scheme_of(address: str) -> str:
 
 
 def _kind_of(address: str, *, to_dial: bool = False) -> TransportKind:
-    scheme = (
-        scheme_of(address) or "tcp"
-    )  # what says nothing of its transport is refused as no address over TCP
+    # What says nothing of its transport is refused as no address over TCP.
+    scheme = scheme_of(address) or "tcp"
     if scheme not in TRANSPORTS:
         role, ending = ("address", "/p2p/<peer id>") if to_dial else ("listen address", "")
         known = " or ".join(f"{kind.listen_example}{ending} ({name})" for name, kind in TRANSPORTS.items())
@@ -91,9 +90,8 @@ def _own_address(address: str, own: str) -> str:
 def _libp2p_transport(
     *, private_key: bytes, listen: str, announce: tuple[str, ...], limits: Limits
 ) -> TransportFactory:
-    from peer.network.libp2p import (
-        libp2p_transport,  # a second of imports, for those who go on the network only
-    )
+    # A second of imports, for those who go on the network only.
+    from peer.network.libp2p import libp2p_transport
 
     return libp2p_transport(private_key=private_key, listen=listen, announce=announce, limits=limits)
 
