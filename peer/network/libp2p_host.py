@@ -75,9 +75,8 @@ def swarm_of(host: IHost) -> Swarm:
 
 
 def _adapt(swarm: Swarm, noise: NoiseTransport, limits: Limits, connections: Connections) -> None:
-    swarm.set_resource_manager(
-        None
-    )  # takes peers behind one address for one; our own limits are in Connections
+    # It takes peers behind one address for one; our own limits are in Connections.
+    swarm.set_resource_manager(None)
     swarm.retry_config = RetryConfig(max_retries=0)  # who dials decides about trying again
     swarm.upgrader = Upgrader({NOISE_ID: noise}, connections.make)
     # It dials whom it has heard of even with all watermarks at 0 (T11), also those whom we dropped.
