@@ -87,8 +87,8 @@ def run(
 
     from peer.checkpoints import open_home
     from peer.journal import Journal
+    from peer.network.catalogue import transport_for
     from peer.network.identity import load_or_create_identity
-    from peer.network.libp2p import libp2p_transport
     from peer.run_plan import check_inputs, plan_run
     from peer.runtime import run_peer
 
@@ -96,9 +96,7 @@ def run(
     plan = plan_run(config)
     with open_home(home_path(config.run.home)) as home:
         key = load_or_create_identity(home.path)
-        factory = libp2p_transport(
-            private_key=key, listen=config.network.listen, announce=config.network.announce
-        )
+        factory = transport_for(config.network.listen, private_key=key, announce=config.network.announce)
         journal = Journal(home.journal, as_json=json)
         try:
             stopped = trio.run(run_peer, plan, home, key, factory, journal)

@@ -99,26 +99,26 @@ async def pull(
         RemoteError: ``"nothing"``, ``"run"``, ``"busy"`` (refused), ``"shape"``, ``"digest"``, ``"malformed"``
             (the peer's fault), or ``"unreachable"`` after ``PULL_ATTEMPTS`` tries.
     """
-    part: _Part | None = None
+    transfer: _Transfer | None = None
     for attempt in range(PULL_ATTEMPTS):
         try:
-            part = await _pull_part(transport, peer, request, lengths, part, traffic)
+            transfer = await _attempt(transport, peer, request, lengths, transfer, traffic)
         except _Interrupted as interrupted:
-            part = interrupted.part
+            transfer = interrupted.transfer
             continue
         except Unreachable:
             if attempt + 1 == PULL_ATTEMPTS:
                 raise
             continue
-        await _verify(part)
-        offer = part.offer
-        return PublishedAdapter(offer.round, offer.age, offer.codec, part.payload, offer.base)
+        await _verify(transfer)
+        offer = transfer.offer
+        return PublishedAdapter(offer.round, offer.age, offer.codec, transfer.payload, offer.base)
     raise Unreachable(f"the connection broke {PULL_ATTEMPTS} times during one transfer")
 
 
 @dataclass(slots=True)
-class _Part:
-    """A transfer so far: ``received`` of the payload's bytes are in place."""
+class _Transfer:
+    """A payload on its way: the first ``received`` of its bytes are in place."""
 
     offer: Offer
     payload: bytearray
@@ -128,68 +128,75 @@ class _Part:
 class _Interrupted(Exception):
     """A transfer broke off after its offer."""
 
-    def __init__(self, part: _Part) -> None:
-        super().__init__(part.received)
-        self.part = part
+    def __init__(self, transfer: _Transfer) -> None:
+        super().__init__(transfer.received)
+        self.transfer = transfer
 
 
-async def _pull_part(
+async def _attempt(
     transport: Transport,
     peer: str,
     request: Pull,
     lengths: Collection[int],
-    part: _Part | None,
+    transfer: _Transfer | None,
     traffic: Traffic,
-) -> _Part:
-    """One attempt: ask (from where we stopped), check the offer, receive to the end."""
-    if part:
-        request = dataclasses.replace(request, wait_s=0.0, offset=part.received, digest=part.offer.digest)
+) -> _Transfer:
+    """Ask once (from where an earlier attempt stopped), check the offer, receive to the end."""
+    if transfer:
+        digest = transfer.offer.digest
+        request = dataclasses.replace(request, wait_s=0.0, offset=transfer.received, digest=digest)
     stream = await transport.open(peer, ADAPTER)
     try:
         await send_message(stream, request, traffic)
         await stream.finish()
-        offer = await receive_message(stream, request.wait_s + STALL_S, traffic)
-        if isinstance(offer, Refusal):
-            raise RemoteError(offer.reason, offer.detail)
-        if not isinstance(offer, Offer) or offer.offset != request.offset:
-            raise RemoteError("malformed", "an offer from the offset asked for was expected")
-        if offer.length not in lengths:
-            known = " or ".join(map(str, sorted(lengths)[:8]))
-            raise RemoteError("shape", f"{offer.length} bytes offered, this run's adapters have {known}")
-        if part is None:
-            part = _Part(offer, bytearray(offer.length))
-        elif offer.digest != part.offer.digest:
+        answer = await receive_message(stream, request.wait_s + STALL_S, traffic)
+        offer = _checked_offer(answer, request, lengths)
+        if transfer is None:
+            transfer = _Transfer(offer, bytearray(offer.length))
+        elif offer.digest != transfer.offer.digest:
             raise RemoteError("digest", "another payload was offered for a resumed transfer")
-        await _receive_payload(stream, part, traffic)
-        return part
+        await _receive_payload(stream, transfer, traffic)
+        return transfer
     finally:
         await stream.close()
 
 
-async def _receive_payload(stream: Stream, part: _Part, traffic: Traffic) -> None:
+def _checked_offer(answer: Message, request: Pull, lengths: Collection[int]) -> Offer:
+    """Return the offer that answers a request, or raise ``RemoteError``: refused, or not what was asked for."""
+    if isinstance(answer, Refusal):
+        raise RemoteError(answer.reason, answer.detail)
+    if not isinstance(answer, Offer) or answer.offset != request.offset:
+        raise RemoteError("malformed", "an offer from the offset asked for was expected")
+    if answer.length not in lengths:
+        known = " or ".join(map(str, sorted(lengths)[:8]))
+        raise RemoteError("shape", f"{answer.length} bytes offered, this run's adapters have {known}")
+    return answer
+
+
+async def _receive_payload(stream: Stream, transfer: _Transfer, traffic: Traffic) -> None:
     """Fill the payload. Only drains: a pause of 5 s between reads would reset the transfer (libp2p.md T3)."""
-    view = memoryview(part.payload)
+    view = memoryview(transfer.payload)
     try:
-        while part.received < len(view):
+        while transfer.received < len(view):
             piece = b""
             with trio.move_on_after(STALL_S):
-                piece = await stream.receive(min(1 << 20, len(view) - part.received))
+                piece = await stream.receive(min(1 << 20, len(view) - transfer.received))
             if not piece:
-                raise _Interrupted(part)
-            view[part.received : part.received + len(piece)] = piece
-            part.received += len(piece)
+                raise _Interrupted(transfer)
+            view[transfer.received : transfer.received + len(piece)] = piece
+            transfer.received += len(piece)
             traffic.bytes_in += len(piece)
     except Unreachable as error:
-        raise _Interrupted(part) from error
+        raise _Interrupted(transfer) from error
 
 
-async def _verify(part: _Part) -> None:
-    digest = hashlib.sha256
-    if len(part.payload) > HASH_INLINE_BYTES:
-        found = (await trio.to_thread.run_sync(digest, part.payload)).digest()
+async def _verify(transfer: _Transfer) -> None:
+    """Raise ``RemoteError`` unless the payload has the digest that was offered."""
+    if len(transfer.payload) > HASH_INLINE_BYTES:
+        digest = (await trio.to_thread.run_sync(hashlib.sha256, transfer.payload)).digest()
     else:
-        found = digest(part.payload).digest()
-    if found != part.offer.digest:
+        digest = hashlib.sha256(transfer.payload).digest()
+    if digest != transfer.offer.digest:
         raise RemoteError("digest", "the payload does not have the digest that was offered")
 
 
@@ -205,9 +212,9 @@ class Publisher:
         self._run = run
         self._publications = RecentPublications()
         self._traffic = traffic
-        self._published = trio.Event()
+        self._published = trio.Event()  # a new one after each publication
         self._uploads = trio.CapacityLimiter(UPLOADS)
-        self._open: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()  # requests being answered, by peer id
 
     def publish(self, published: PublishedAdapter) -> None:
         """Add an adapter and wake every held request."""

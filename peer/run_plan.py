@@ -28,7 +28,7 @@ from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.settings import NodeSettings
 from peer.config import MixingOptions, PeerConfig
-from peer.network import addresses
+from peer.network.catalogue import check_listen, peer_of
 from peer.training import tasks
 from peer.training.data import DataError
 from topology.errors import TopologyError
@@ -146,8 +146,8 @@ def check_inputs(config: PeerConfig) -> None:
         if not path.exists():
             raise DataError(f"there is no data file {path} (seen from {Path.cwd()})")
     for address in config.network.join:
-        addresses.peer_of(address)
-    addresses.listen_endpoint(config.network.listen)
+        peer_of(address)
+    check_listen(config.network.listen)
 
 
 def _members_said(config: PeerConfig) -> int:

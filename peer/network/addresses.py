@@ -1,7 +1,7 @@
-"""Multiaddrs as a user types them: check them, split them, and find the ones under which others reach us.
+"""Addresses over TCP as a user types them: check them, split them, and find the ones under which others reach us.
 
-Only ``/ip4|ip6|dns|dns4|dns6/<host>/tcp/<port>/p2p/<peer id>`` is accepted: TCP is the only network we speak. Knows
-the sockets of this machine; opens no connection.
+They are multiaddrs of the form ``/ip4|ip6|dns|dns4|dns6/<host>/tcp/<port>/p2p/<peer id>``. Knows the sockets of this
+machine; opens no connection, and knows nothing of who dials.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import errno
 import ipaddress
 import socket
 
-import base58
 import trio
 
 from gossip.errors import LocalError
+from peer.network.identity import is_peer_id
 
-EXAMPLE = "/ip4/192.0.2.7/tcp/4001/p2p/12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5"
+_EXAMPLE = "/ip4/192.0.2.7/tcp/4001/p2p/12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5"
 LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/4001"
-WILDCARDS = ("0.0.0.0", "::")
-_FAMILIES = ("ip4", "ip6", "dns", "dns4", "dns6")
+HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6")
+"""How a host may be named in an address."""
+_WILDCARDS = ("0.0.0.0", "::")
+_RESOLVED_MAX = 4  # addresses of one name that are tried in turn (guess)
 
 
 def peer_of(address: str) -> str:
@@ -27,26 +29,14 @@ def peer_of(address: str) -> str:
     Raises:
         LocalError: malformed; the message shows a valid example.
     """
-    transport, _, peer = address.partition("/p2p/")
+    place, _, peer = address.partition("/p2p/")
     try:
         if not is_peer_id(peer):
             raise ValueError("it does not end in /p2p/<peer id>")
-        split(transport)
+        _split(place)
     except ValueError as error:
-        raise LocalError(f"malformed address {address!r}: {error}; valid is for example {EXAMPLE}") from None
+        raise LocalError(f"malformed address {address!r}: {error}; valid is for example {_EXAMPLE}") from None
     return peer
-
-
-def with_peer(address: str, peer: str) -> str:
-    """Return an address to announce, ending in our own peer id.
-
-    Raises:
-        LocalError: malformed, or it ends in another peer id.
-    """
-    full = address if "/p2p/" in address else f"{address}/p2p/{peer}"
-    if peer_of(full) != peer:
-        raise LocalError(f"cannot announce {address}: it names another peer, we are {peer}")
-    return full
 
 
 def listen_endpoint(address: str) -> tuple[str, str, int]:
@@ -56,7 +46,7 @@ def listen_endpoint(address: str) -> tuple[str, str, int]:
         LocalError: malformed, or a name instead of an IP.
     """
     try:
-        family, ip, port = split(address)
+        family, ip, port = _split(address)
         if family not in ("ip4", "ip6"):
             raise ValueError("an IP address is needed to listen on")
     except ValueError as error:
@@ -65,14 +55,14 @@ def listen_endpoint(address: str) -> tuple[str, str, int]:
     return family, ip, port
 
 
-def split(address: str) -> tuple[str, str, int]:
+def _split(address: str) -> tuple[str, str, int]:
     """Return (family, host, port) of ``/<family>/<host>/tcp/<port>``, or raise ``ValueError`` saying what is wrong."""
     parts = address.split("/")
     if len(parts) != 5 or parts[0] != "" or parts[3] != "tcp":
         raise ValueError("it is not of the form /ip4/<IP>/tcp/<port>")
     _, family, host, _, port_text = parts
-    if family not in _FAMILIES:
-        raise ValueError(f"{family!r} is not one of {', '.join(_FAMILIES)}")
+    if family not in HOSTS:
+        raise ValueError(f"{family!r} is not one of {', '.join(HOSTS)}")
     if family == "ip4":
         ipaddress.IPv4Address(host)
     elif family == "ip6":
@@ -84,38 +74,32 @@ def split(address: str) -> tuple[str, str, int]:
     return family, host, int(port_text)
 
 
-async def resolved(address: str) -> list[str]:
-    """Return ``address`` with its name, if it has one, replaced by at most four IPs.
+async def resolve(address: str) -> list[str]:
+    """Return a full address with its name, if it has one, replaced by its IPs: at most four addresses.
 
-    By the system's resolver: the library's own asks DNS servers only, and finds neither ``localhost`` nor what is in
+    By the system's resolver: libp2p's own asks DNS servers only, and finds neither ``localhost`` nor what is in
     the hosts file.
 
     Raises:
         socket.gaierror: the name cannot be resolved.
     """
-    transport, _, peer = address.partition("/p2p/")
-    family, host, port = split(transport)
+    place, _, peer = address.partition("/p2p/")
+    family, host, port = _split(place)
     if family in ("ip4", "ip6"):
         return [address]
     kind = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}[family]
-    found = await trio.socket.getaddrinfo(host, port, kind, socket.SOCK_STREAM)
+    answers = await trio.socket.getaddrinfo(host, port, kind, socket.SOCK_STREAM)
     names = {socket.AF_INET: "ip4", socket.AF_INET6: "ip6"}
-    return [f"/{names[each]}/{endpoint[0]}/tcp/{port}/p2p/{peer}" for each, *_, endpoint in found[:4]]
-
-
-def is_peer_id(text: str) -> bool:
-    """Whether ``text`` is a base58 peer id of an Ed25519 key (the only kind that this project makes)."""
-    try:
-        raw = base58.b58decode(text)
-    except ValueError:
-        return False
-    return len(raw) == 38 and raw[:6] == bytes((0x00, 0x24, 0x08, 0x01, 0x12, 0x20))
+    return [
+        f"/{names[version]}/{endpoint[0]}/tcp/{port}/p2p/{peer}"
+        for version, *_, endpoint in answers[:_RESOLVED_MAX]
+    ]
 
 
 def require_free_port(address: str) -> None:
     """Make sure that the address can be listened on.
 
-    The library's own socket shares its port with any other program of the same user (``SO_REUSEPORT``), so a second
+    libp2p's own socket shares its port with any other program of the same user (``SO_REUSEPORT``), so a second
     peer on a taken port would start and silently receive half of the first one's connections.
 
     Raises:
@@ -142,25 +126,38 @@ def require_free_port(address: str) -> None:
             raise LocalError(f"cannot listen on {address}: {cause}") from error
 
 
-def interface_ips(family: str) -> list[str]:
+def reachable_addresses(listen: str, port: int, peer: str) -> tuple[str, ...]:
+    """Return the full addresses under which others may reach a peer that listens, loopback last.
+
+    Args:
+        listen: the address it was told to listen on; ``0.0.0.0`` and ``::`` stand for every interface.
+        port: the port it listens on, which ``listen`` may have left to the system.
+        peer: its peer id.
+    """
+    family, ip, _ = listen_endpoint(listen)
+    ips = _interface_ips(family) if ip in _WILDCARDS else [ip]
+    return tuple(f"/{family}/{ip}/tcp/{port}/p2p/{peer}" for ip in ips)
+
+
+def _interface_ips(family: str) -> list[str]:
     """Return the IPs of this machine's interfaces, the one towards the internet first, loopback last."""
     kind, far, loopback = (
         (socket.AF_INET, "192.0.2.1", "127.0.0.1")
         if family == "ip4"
         else (socket.AF_INET6, "2001:db8::1", "::1")
     )
-    found: dict[str, None] = {}
+    ips: dict[str, None] = {}  # in order, each once
     with socket.socket(kind, socket.SOCK_DGRAM) as probe:
         try:
             # Sends nothing: only asks the routing table which of our addresses it would use.
             probe.connect((far, 9))
-            found[probe.getsockname()[0]] = None
+            ips[probe.getsockname()[0]] = None
         except OSError:
             pass  # no route out: a machine without network
     try:
         for *_, endpoint in socket.getaddrinfo(socket.gethostname(), None, kind, socket.SOCK_STREAM):
-            found[str(endpoint[0])] = None
+            ips[str(endpoint[0])] = None
     except OSError:
         pass  # the machine's own name does not resolve: nothing lost
-    outward = [ip for ip in found if not ipaddress.ip_address(ip.partition("%")[0]).is_loopback]
+    outward = [ip for ip in ips if not ipaddress.ip_address(ip.partition("%")[0]).is_loopback]
     return [*outward, loopback]

@@ -29,6 +29,15 @@ def peer_id(private_key: bytes) -> str:
     return base58.b58encode(_MULTIHASH_PREFIX + public.public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
 
 
+def is_peer_id(text: str) -> bool:
+    """Whether ``text`` is a base58 peer id of an Ed25519 key (the only kind that this project makes)."""
+    try:
+        raw = base58.b58decode(text)
+    except ValueError:
+        return False
+    return len(raw) == len(_MULTIHASH_PREFIX) + KEY_BYTES and raw.startswith(_MULTIHASH_PREFIX)
+
+
 def create_identity(home: Path) -> bytes:
     """Make a new key in ``home`` (which must exist) and return its 32 bytes.
 

@@ -1,8 +1,8 @@
-"""The network's in-memory twin: many peers in one process, same contract, no sockets, faults on command.
+"""The network's in-memory twin: many peers in one process, same contract, no sockets.
 
-Passes the same conformance suite as the real one (``tests/transport``). Tests use it to kill a peer, cut a link or
-run a whole network without ports. It knows bytes, peers and addresses ``/memory/<peer>/p2p/<peer>``; nothing of
-adapters or rounds.
+Passes the same conformance suite as the real one (``tests/transport``). Its addresses are ``/memory/<place>/p2p/<peer
+id>``; a peer listens at ``/memory/<place>``. Whoever holds a ``MemoryNetwork`` can kill a peer to see what the others
+make of it. It knows bytes, peers and addresses; nothing of adapters or rounds.
 """
 
 from __future__ import annotations
@@ -11,45 +11,96 @@ import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 
 import trio
 
 from gossip.errors import LocalError
-from peer.network.identity import peer_id as peer_id_of
+from peer.network.identity import peer_id
+from peer.network.memory_stream import MemoryStream, Pipe
 from peer.network.transport import (
-    CHUNK_BYTES,
+    ANNOUNCEMENT_BYTES_MAX,
+    DEFAULT_LIMITS,
     Announced,
     ConnectionChanged,
     Handler,
+    Limits,
     Stream,
+    Transport,
     TransportFactory,
+    TransportKind,
     Unreachable,
 )
 
 log = logging.getLogger(__name__)
 
-FRAME_BYTES_MAX = 16 * 1024
-WINDOW_BYTES = 256 * 1024  # what a sender may be ahead of its reader; small, so that tests meet back-pressure
+_LISTEN_EXAMPLE = "/memory/alice"
+_EXAMPLE = f"{_LISTEN_EXAMPLE}/p2p/alice"
+
+
+def _place_of(listen: str) -> str:
+    """Return the place of an address to listen on, ``/memory/<place>``.
+
+    Raises:
+        LocalError: malformed.
+    """
+    match listen.split("/"):
+        case ["", "memory", place] if place:
+            return place
+        case _:
+            raise LocalError(f"malformed listen address {listen!r}; valid is for example {_LISTEN_EXAMPLE}")
+
+
+def _place_and_peer(address: str) -> tuple[str, str]:
+    """Return place and peer id of a full address, ``/memory/<place>/p2p/<peer id>``.
+
+    Raises:
+        LocalError: malformed.
+    """
+    match address.split("/"):
+        case ["", "memory", place, "p2p", peer] if place and peer:
+            return place, peer
+        case _:
+            raise LocalError(f"malformed address {address!r}; valid is for example {_EXAMPLE}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    peer: str
+    place: str
+    addresses: tuple[str, ...]
+    limits: Limits
 
 
 class MemoryNetwork:
-    """All peers that can reach each other. One per test."""
+    """All peers that can reach each other, in one event loop."""
 
     def __init__(self) -> None:
-        self._running: dict[str, MemoryTransport] = {}
-        self._cuts: set[frozenset[str]] = set()
+        self._running: dict[str, MemoryTransport] = {}  # by peer id
 
     def factory(
-        self, identity: str | bytes, *, stall_s: float = 30.0, streams_per_peer_max: int = 16
+        self,
+        identity: str | bytes,
+        *,
+        listen: str = "",
+        announce: tuple[str, ...] = (),
+        limits: Limits = DEFAULT_LIMITS,
     ) -> TransportFactory:
-        """Return a factory of transports for one peer: a peer id, or 32 private key bytes that make one.
+        """Return a factory of transports for one peer.
 
         Args:
-            identity: who the peer is; a second transport of it may start once the first has ended or was killed.
-            stall_s: seconds that a sender waits for its reader before it closes the connection.
-            streams_per_peer_max: streams of one peer that are served at the same time; more are refused.
+            identity: who the peer is: a peer id, or 32 private key bytes that make one. A second transport of it may
+                start once the first has ended or was killed.
+            listen: ``/memory/<place>``; default: the place that is called like the peer.
+            announce: full addresses to tell others instead of the one it listens on.
+            limits: what to keep to, of which ``stall_s`` and ``streams_per_peer_max`` mean something in memory.
+
+        Raises:
+            LocalError: ``listen`` is malformed.
         """
-        peer = identity if isinstance(identity, str) else peer_id_of(identity)
+        peer = identity if isinstance(identity, str) else peer_id(identity)
+        place = _place_of(listen) if listen else peer
+        options = _Options(peer, place, announce or (f"/memory/{place}/p2p/{peer}",), limits)
 
         def factory(
             *,
@@ -57,21 +108,28 @@ class MemoryNetwork:
             topic: str,
             on_announced: Announced,
             on_connection: ConnectionChanged,
-        ) -> AbstractAsyncContextManager[MemoryTransport]:
-            transport = MemoryTransport(self, peer, handlers, topic, on_announced, on_connection)
-            transport.stall_s, transport.streams_per_peer_max = stall_s, streams_per_peer_max
-            return self._run(transport)
+        ) -> AbstractAsyncContextManager[Transport]:
+            return self._run(options, handlers, topic, on_announced, on_connection)
 
         return factory
 
     @asynccontextmanager
-    async def _run(self, transport: MemoryTransport) -> AsyncIterator[MemoryTransport]:
-        peer = transport.peer_id
+    async def _run(
+        self,
+        options: _Options,
+        handlers: Mapping[str, Handler],
+        topic: str,
+        on_announced: Announced,
+        on_connection: ConnectionChanged,
+    ) -> AsyncIterator[MemoryTransport]:
+        peer, place = options.peer, options.place
         if peer in self._running:
             raise LocalError(f"{peer} is running already: end it first, or use another identity")
+        if self.listener_at(place) is not None:
+            raise LocalError(f"cannot listen on /memory/{place}: another peer does, choose another name")
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            transport.nursery = nursery
+            transport = MemoryTransport(self, options, nursery, handlers, topic, on_announced, on_connection)
             self._running[peer] = transport
             try:
                 yield transport
@@ -89,121 +147,113 @@ class MemoryNetwork:
         """End a peer as by power loss: all its connections break at once, nobody reaches it until it starts anew."""
         self._running.pop(peer).end("the peer was killed")
 
-    def cut(self, one: str, other: str) -> None:
-        """Break the link between two peers, present connections included."""
-        self._cuts.add(frozenset((one, other)))
-        if one in self._running:
-            self._running[one].disconnect(other, "the link was cut")
+    def is_running(self, transport: MemoryTransport) -> bool:
+        """Whether a transport has neither ended nor been killed."""
+        return self._running.get(transport.peer_id) is transport
 
-    def heal(self, one: str, other: str) -> None:
-        """Let two peers reach each other again."""
-        self._cuts.discard(frozenset((one, other)))
-
-    def reachable(self, one: str, other: str) -> MemoryTransport | None:
-        """Return ``other`` if it runs and ``one`` has a link to it."""
-        if one not in self._running or frozenset((one, other)) in self._cuts:
-            return None
-        return self._running.get(other)
+    def listener_at(self, place: str) -> MemoryTransport | None:
+        """Return who listens at a place, if anybody does."""
+        return next((transport for transport in self._running.values() if transport.place == place), None)
 
     def relayed_from(self, peer: str) -> Iterator[MemoryTransport]:
         """Yield all that an announcement of ``peer`` reaches by relaying over connections, ``peer`` excluded."""
-        seen, frontier = {peer}, deque([peer])
+        reached, frontier = {peer}, deque([peer])
         while frontier:
-            transport = self._running.get(frontier.popleft())
-            for neighbor in transport.connections if transport else ():
-                if neighbor not in seen and (found := self._running.get(neighbor)):
-                    seen.add(neighbor)
+            relay = self._running.get(frontier.popleft())
+            for neighbor in relay.connections if relay else ():
+                if neighbor not in reached and (transport := self._running.get(neighbor)):
+                    reached.add(neighbor)
                     frontier.append(neighbor)
-                    yield found
+                    yield transport
 
 
 class MemoryTransport:
     """One peer of a ``MemoryNetwork``; see ``transport.Transport`` for the contract of the public methods."""
 
-    stall_s: float
-    streams_per_peer_max: int
-    nursery: trio.Nursery
-
     def __init__(
         self,
         network: MemoryNetwork,
-        peer: str,
+        options: _Options,
+        nursery: trio.Nursery,
         handlers: Mapping[str, Handler],
         topic: str,
         on_announced: Announced,
         on_connection: ConnectionChanged,
     ) -> None:
-        self.peer_id = peer
-        self.addresses = (f"/memory/{peer}/p2p/{peer}",)
-        self.connections: dict[str, _Connection] = {}
+        self.peer_id = options.peer
+        self.place = options.place
+        self.addresses = options.addresses
+        self.limits = options.limits
         self.topic = topic
+        self.connections: dict[str, _Connection] = {}  # by the peer id of the other end
         self._network = network
+        self._nursery = nursery
         self._handlers = handlers
         self._on_announced = on_announced
         self._on_connection = on_connection
-        self._known: set[str] = set()
+        self._places: dict[str, str] = {}  # peer id -> where it was dialed
         self._serving: Counter[str] = Counter()
 
     async def dial(self, address: str) -> str:
         """Connect; see ``Transport.dial``."""
         await trio.lowlevel.checkpoint()
-        parts = address.split("/")
-        if (
-            len(parts) != 5
-            or (parts[0], parts[1], parts[3]) != ("", "memory", "p2p")
-            or not (parts[2] and parts[4])
-        ):
-            raise LocalError(f"malformed address {address!r}; valid is for example /memory/alice/p2p/alice")
-        place, peer = parts[2], parts[4]
+        place, peer = _place_and_peer(address)
         if peer == self.peer_id:
             raise LocalError(f"{address} is this peer's own address: dial somebody else's")
         if peer not in self.connections:
-            if self._network.reachable(self.peer_id, place) is None:
-                raise Unreachable(f"nobody answers at {address}: is the peer running, is the port open?")
-            if place != peer:
-                raise Unreachable(f"another peer than {peer} answers at {address}")
-            self._connect(peer)
-        self._known.add(peer)
+            self._connect(place, peer, address)
+        self._places[peer] = place
         return peer
 
     async def open(self, peer: str, protocol: str) -> Stream:
         """Open a stream, redialing if need be; see ``Transport.open``."""
         await trio.lowlevel.checkpoint()
         if peer not in self.connections:
-            if peer not in self._known:
+            if peer not in self._places:
                 raise Unreachable(f"not connected to {peer}, and no address of it is known")
-            if self._network.reachable(self.peer_id, peer) is None:
-                raise Unreachable(f"nobody answers at /memory/{peer}: is the peer running, is the port open?")
-            self._connect(peer)
+            place = self._places[peer]
+            self._connect(place, peer, f"/memory/{place}")
         connection = self.connections[peer]
         return connection.remote_of(self).serve(protocol, connection)
+
+    def _connect(self, place: str, peer: str, address: str) -> None:
+        remote = self._network.listener_at(place)
+        if remote is None or not self._network.is_running(self):
+            raise Unreachable(f"nobody answers at {address}: is the peer running, is the port open?")
+        if remote.peer_id != peer:
+            raise Unreachable(f"another peer than {peer} answers at {address}")
+        connection = _Connection(self, remote)
+        for end in (self, remote):
+            end.connections[connection.remote_of(end).peer_id] = connection
+        for end in (self, remote):
+            end.tell(connection.remote_of(end).peer_id, True)
 
     def serve(self, protocol: str, connection: _Connection) -> MemoryStream:
         """Start our handler on a new stream and return the other end of it."""
         opener = connection.remote_of(self)
         if protocol not in self._handlers:
             raise Unreachable(f"{self.peer_id} does not speak {protocol}")
-        if self._serving[opener.peer_id] >= self.streams_per_peer_max:
+        if self._serving[opener.peer_id] >= self.limits.streams_per_peer_max:
             raise Unreachable(f"{self.peer_id} refused {protocol}: too many streams")
-        there, here = _Pipe(), _Pipe()
-        ours = MemoryStream(opener.peer_id, connection, incoming=here, outgoing=there, stall_s=self.stall_s)
-        theirs = MemoryStream(self.peer_id, connection, incoming=there, outgoing=here, stall_s=opener.stall_s)
-        connection.pipes |= {there, here}
+        request, answer = Pipe(), Pipe()
+        connection.pipes |= {request, answer}
         self._serving[opener.peer_id] += 1
-        self.nursery.start_soon(self._serve, protocol, self._handlers[protocol], ours)
-        return theirs
+        self._nursery.start_soon(self._serve, protocol, connection, request, answer)
+        return MemoryStream(self.peer_id, answer, request, stall_s=opener.limits.stall_s, cut=connection.end)
 
-    async def _serve(self, protocol: str, handler: Handler, stream: MemoryStream) -> None:
+    async def _serve(self, protocol: str, connection: _Connection, request: Pipe, answer: Pipe) -> None:
+        opener = connection.remote_of(self).peer_id
+        stream = MemoryStream(opener, request, answer, stall_s=self.limits.stall_s, cut=connection.end)
         try:
-            await handler(stream)
+            await self._handlers[protocol](stream)
         except Exception as error:  # noqa: BLE001 - the seam: whatever a handler raises ends its stream only
-            log.info("%s of %s ended: %r", protocol, stream.peer, error)
+            log.info("%s of %s ended: %r", protocol, opener, error)
             await stream.reset()
         else:
             await stream.close()
         finally:
-            self._serving[stream.peer] -= 1
-            stream.forget()
+            self._serving[opener] -= 1
+            connection.pipes -= {request, answer}  # what was sent can still be read at the other end
 
     def is_connected(self, peer: str) -> bool:
         """Whether a connection to ``peer`` is open."""
@@ -211,15 +261,15 @@ class MemoryTransport:
 
     async def announce(self, topic: str, frame: bytes) -> None:
         """Publish to all whom relaying reaches; see ``Transport.announce``."""
-        if len(frame) > FRAME_BYTES_MAX:
-            raise LocalError(f"an announcement of {len(frame)} bytes: at most {FRAME_BYTES_MAX}")
+        if len(frame) > ANNOUNCEMENT_BYTES_MAX:
+            raise LocalError(f"an announcement of {len(frame)} bytes: at most {ANNOUNCEMENT_BYTES_MAX}")
         await trio.lowlevel.checkpoint()
         for transport in list(self._network.relayed_from(self.peer_id)):
             if transport.topic == topic:
                 transport.hear(self.peer_id, bytes(frame))
 
     def hear(self, author: str, frame: bytes) -> None:
-        """Called by the author's transport."""
+        """Take an announcement; called by the author's transport."""
         try:
             self._on_announced(author, frame)
         except Exception:
@@ -240,15 +290,6 @@ class MemoryTransport:
         for peer in list(self.connections):
             self.disconnect(peer, reason)
 
-    def _connect(self, peer: str) -> None:
-        other = self._network.reachable(self.peer_id, peer)
-        assert other is not None, "the caller has checked"
-        connection = _Connection(self, other)
-        for end in (self, other):
-            end.connections[connection.remote_of(end).peer_id] = connection
-        for end in (self, other):
-            end.tell(connection.remote_of(end).peer_id, True)
-
     def tell(self, peer: str, connected: bool) -> None:
         """Tell our runtime that a connection came or went."""
         try:
@@ -260,9 +301,9 @@ class MemoryTransport:
 class _Connection:
     """Two transports that know each other, and the pipes between them."""
 
-    def __init__(self, one: MemoryTransport, other: MemoryTransport) -> None:
-        self._ends = (one, other)
-        self.pipes: set[_Pipe] = set()  # of the streams that are being served
+    def __init__(self, dialer: MemoryTransport, dialed: MemoryTransport) -> None:
+        self._ends = (dialer, dialed)
+        self.pipes: set[Pipe] = set()  # of the streams that are being served
         self.ended = False
 
     def remote_of(self, end: MemoryTransport) -> MemoryTransport:
@@ -280,101 +321,17 @@ class _Connection:
             end.tell(self.remote_of(end).peer_id, False)
 
 
-class _Pipe:
-    """One direction of a stream."""
-
-    def __init__(self) -> None:
-        self.buffer = bytearray()
-        self.finished = False
-        self.refused = False  # the reader has closed: what still comes resets the stream
-        self.broken: str | None = None
-        self.changed = trio.lowlevel.ParkingLot()
-
-    def end(self, reason: str, *, drop: bool) -> None:
-        if self.broken is None:
-            self.broken = reason
-            if drop and not self.finished:  # what is complete stays readable
-                self.buffer.clear()
-            self.changed.unpark_all()
+_PROCESS = MemoryNetwork()
+"""The network of all peers of this process, as loopback is the network of all peers of this machine."""
 
 
-class MemoryStream:
-    """One end of a stream; see ``peer.network.transport.Stream`` for the contract of the methods."""
+def _memory_transport(
+    *, private_key: bytes, listen: str, announce: tuple[str, ...], limits: Limits
+) -> TransportFactory:
+    return _PROCESS.factory(private_key, listen=listen, announce=announce, limits=limits)
 
-    def __init__(
-        self, peer: str, connection: _Connection, *, incoming: _Pipe, outgoing: _Pipe, stall_s: float
-    ) -> None:
-        self.peer = peer
-        self._connection = connection
-        self._incoming = incoming
-        self._outgoing = outgoing
-        self._stall_s = stall_s
 
-    async def send(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of ``data``; see ``Stream.send``."""
-        view = memoryview(data).cast("B")
-        for start in range(0, max(len(view), 1), CHUNK_BYTES):
-            await trio.lowlevel.checkpoint()
-            await self._send_chunk(view[start : start + CHUNK_BYTES])
-
-    async def _send_chunk(self, chunk: memoryview) -> None:
-        pipe = self._outgoing
-        while True:
-            if pipe.refused:
-                pipe.end("the peer closed the stream", drop=True)
-            if pipe.broken is not None:
-                raise Unreachable(pipe.broken)
-            if pipe.finished:
-                raise Unreachable("sending was finished already")
-            if not chunk:
-                return
-            if room := WINDOW_BYTES - len(pipe.buffer):
-                pipe.buffer += chunk[:room]
-                chunk = chunk[room:]
-                pipe.changed.unpark_all()
-                continue
-            with trio.move_on_after(self._stall_s) as scope:
-                await pipe.changed.park()
-            if scope.cancelled_caught:
-                self._connection.end(f"the peer read nothing for {self._stall_s:g} s")
-
-    async def receive(self, bytes_max: int) -> bytes:
-        """Return 1 to ``bytes_max`` bytes, ``b""`` at the end; see ``Stream.receive``."""
-        await trio.lowlevel.checkpoint()
-        pipe = self._incoming
-        while not pipe.buffer:
-            if pipe.finished:
-                return b""
-            if pipe.broken is not None:
-                raise Unreachable(pipe.broken)
-            await pipe.changed.park()
-        data = bytes(pipe.buffer[:bytes_max])
-        del pipe.buffer[:bytes_max]
-        pipe.changed.unpark_all()
-        return data
-
-    async def finish(self) -> None:
-        """Half close; see ``Stream.finish``."""
-        await trio.lowlevel.checkpoint()
-        if self._outgoing.broken is not None:
-            raise Unreachable(self._outgoing.broken)
-        self._outgoing.finished = True
-        self._outgoing.changed.unpark_all()
-
-    async def close(self) -> None:
-        """End both directions."""
-        self._outgoing.finished |= self._outgoing.broken is None
-        self._incoming.refused = True
-        for pipe in (self._incoming, self._outgoing):
-            pipe.changed.unpark_all()
-
-    async def reset(self) -> None:
-        """Drop the stream at once."""
-        for pipe in (self._incoming, self._outgoing):
-            pipe.end("the stream was reset", drop=True)
-        self._incoming.buffer.clear()
-        self._incoming.finished = False
-
-    def forget(self) -> None:
-        """Called when nobody serves the stream any more; what was sent can still be read at the other end."""
-        self._connection.pipes -= {self._incoming, self._outgoing}
+KIND = TransportKind(
+    _LISTEN_EXAMPLE, _place_of, lambda address: _place_and_peer(address)[1], _memory_transport
+)
+"""The catalogue's entry: peers of one process that listen at ``/memory/<place>`` reach each other."""

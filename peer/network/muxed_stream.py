@@ -6,18 +6,20 @@ Knows how much may be sent and how much the remote was allowed to send; knows no
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Protocol, cast
 
 import trio
 
 from peer.network.secure_link import BATCH_BYTES
 
-WINDOW_FIRST = 256 * 1024  # specification: each stream starts with it
-WINDOW_BULK = 16 << 20  # the largest that libp2p implementations use (go-yamux)
-BULK_READ_BYTES = 64 * 1024  # who reads this much at once is in a bulk transfer: open the window (guess)
-SMALL_BYTES = (
-    4096  # smaller pieces are copied together, so that they cannot pin the message they came in (guess)
-)
+WINDOW_FIRST = 256 * 1024
+"""Bytes that each direction of a new stream may be ahead of its reader. Source: yamux specification."""
+WINDOW_BULK = 16 << 20
+"""The same for a bulk transfer: the largest that libp2p implementations use. Source: go-yamux."""
+BULK_READ_BYTES = 64 * 1024
+"""Who reads this much at once is in a bulk transfer: open the window. Source: guess."""
+SMALL_BYTES = 4096
+"""Smaller pieces are copied together, so that they cannot pin the message they came in. Source: guess."""
 
 
 class StreamBroken(Exception):
@@ -35,7 +37,11 @@ class Credit:
         self._parent = parent
 
     def take(self, wanted: int) -> int:
-        """Reserve at most ``wanted`` bytes, at most a quarter of what is free, so that later streams get some too."""
+        """Reserve up to ``wanted`` bytes, at most a quarter of what is free, so that later streams get some too.
+
+        Returns:
+            How many were reserved: 0 to ``wanted``; pass them to ``give`` afterwards.
+        """
         granted = min(wanted, self.free // 4)
         if self._parent is not None:
             granted = self._parent.take(granted)
@@ -43,7 +49,7 @@ class Credit:
         return granted
 
     def give(self, count: int) -> None:
-        """Return what was taken."""
+        """Free what was reserved."""
         self.free += count
         if self._parent is not None:
             self._parent.give(count)
@@ -85,18 +91,23 @@ class Carrier(Protocol):
 
 
 class MuxedStream:
-    """One stream. Made by a session only (``yamux.Session``)."""
+    """One stream. Made by a session only (``yamux.Session``).
+
+    Args:
+        session: the connection that carries it.
+        stream_id: its number on that connection.
+    """
 
     def __init__(self, session: Carrier, stream_id: int) -> None:
         self.session = session
         self.stream_id = stream_id
         self.finish_sent = False
         self.finish_received = False
-        self.broken: str | None = None
-        self.closed_at: float | None = None
+        self.broken: str | None = None  # why nothing can be sent any more
+        self.closed_at: float | None = None  # when we stopped reading and writing
         self.send_window = WINDOW_FIRST
         self.receive_window = WINDOW_FIRST  # bytes that the remote may still send: enforced
-        self._window_most = WINDOW_FIRST
+        self._window_max = WINDOW_FIRST  # what the receive window is topped up to
         self._granted = 0  # of the session's credit
         self._refused = False  # whether the remote was told that nobody reads any more
         self._consumed = 0  # read by us, not yet granted anew
@@ -141,7 +152,7 @@ class MuxedStream:
         Raises:
             StreamBroken: reset, or the connection ended without an end of stream.
         """
-        if bytes_max >= BULK_READ_BYTES and self._window_most == WINDOW_FIRST:
+        if bytes_max >= BULK_READ_BYTES and self._window_max == WINDOW_FIRST:
             self._open_window()
         if self._pieces or self.finish_received:
             await trio.lowlevel.checkpoint()
@@ -153,7 +164,7 @@ class MuxedStream:
             await self._readable.park()
         data = self._take(bytes_max)
         self._consumed += len(data)
-        if self._consumed * 4 >= self._window_most and not self.finish_received and self.broken is None:
+        if self._consumed * 4 >= self._window_max and not self.finish_received and self.broken is None:
             self._grant(self._consumed)
             self._consumed = 0
         return data
@@ -177,7 +188,7 @@ class MuxedStream:
 
     def _open_window(self) -> None:
         self._granted = self.session.credit.take(WINDOW_BULK - WINDOW_FIRST)
-        self._window_most += max(self._granted, 1)  # 1: asked once, also when nothing was left to grant
+        self._window_max += max(self._granted, 1)  # 1: asked once, also when nothing was left to grant
         self._grant(self._granted)
 
     def _grant(self, increment: int) -> None:
@@ -223,7 +234,8 @@ class MuxedStream:
             self._refuse()
             return
         if len(piece) >= SMALL_BYTES:
-            self._pieces.append(piece if len(piece) * 2 >= len(piece.obj) else bytes(piece))
+            message = cast("bytes", piece.obj)  # what it would keep in memory
+            self._pieces.append(piece if len(piece) * 2 >= len(message) else bytes(piece))
         elif (
             self._pieces
             and isinstance(self._pieces[-1], bytearray)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-MESSAGE_BYTES = 65535 - 16  # plaintext of one message: 65535 on the wire less 16 of authentication tag
-BATCH_BYTES = (
-    256 * 1024
-)  # encrypted and sent in one system call; also what a small message waits behind (our bench)
+MESSAGE_BYTES = 65535 - 16
+"""Plaintext of one message: 65535 on the wire less 16 of authentication tag. Source: the Noise specification."""
+BATCH_BYTES = 256 * 1024
+"""Encrypted and sent in one system call; also what a small message waits behind. Source: our bench."""
 
 
 class SecureLink:

@@ -1,13 +1,16 @@
 """The seam to the network: authenticated byte streams between peers, and small best-effort announcements.
 
-Everything above this file (``exchange.py``, ``runtime.py``) is written against ``Transport`` and ``Stream`` alone and
-runs unchanged on ``libp2p.py`` and on ``memory.py``, its verified in-memory twin: one conformance
-suite runs on both. A transport knows bytes, peers and addresses; it knows nothing of adapters, rounds or runs.
+Everything above this file (``peer/exchange.py``, ``peer/runtime.py``) is written against ``Transport`` and ``Stream``
+alone and runs unchanged on every transport of the catalogue (``catalogue.py``): one conformance suite
+(``tests/transport``) runs on all of them. A transport knows bytes, peers and addresses; it knows nothing of adapters,
+rounds or runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 import trio
@@ -45,7 +48,7 @@ class Stream(Protocol):
         """
         ...
 
-    async def receive(self, bytes_max: int) -> bytes | bytearray:
+    async def receive(self, bytes_max: int) -> bytes:
         """Return 1 to ``bytes_max`` bytes, or ``b""`` once the other side has finished. Safe to cancel.
 
         Waits for ever if nothing comes: set a time limit round it. Asking for 64 KiB or more says that a bulk transfer
@@ -127,7 +130,7 @@ class Transport(Protocol):
 
 
 class TransportFactory(Protocol):
-    """What ``runtime.py`` needs to start a transport; see ``libp2p_transport.libp2p_transport``."""
+    """What ``runtime.py`` needs to start a transport; ``catalogue.transport_for`` makes one for an address."""
 
     def __call__(
         self,
@@ -136,18 +139,74 @@ class TransportFactory(Protocol):
         topic: str,
         on_announced: Announced,
         on_connection: ConnectionChanged,
-    ) -> AsyncTransportContext:
-        """Return an async context manager that yields a listening ``Transport``."""
+    ) -> AbstractAsyncContextManager[Transport]:
+        """Return an async context manager that yields a listening ``Transport``.
+
+        Args:
+            handlers: protocol name -> who serves the streams that others open for it.
+            topic: the one topic of announcements to take part in.
+            on_announced: told every announcement of others.
+            on_connection: told which peers come and go.
+        """
         ...
 
 
-class AsyncTransportContext(Protocol):
-    """``async with factory(...) as transport``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Times and counts that a transport keeps to."""
 
-    async def __aenter__(self) -> Transport: ...
+    stall_s: float = 30.0
+    """Seconds without any progress after which a connection is closed. Source: guess."""
+    dial_s: float = 15.0
+    """Time limit of a dial. Source: libp2p.md T7."""
+    open_s: float = 15.0
+    """Time limit of opening a stream, redial included. Source: libp2p.md T7."""
+    connections_max: int = 64
+    """Connections in all, both directions. Source: ux-reliability B7."""
+    streams_per_peer_max: int = 16
+    """Streams of one peer that are served at the same time; more are refused. Source: guess."""
+    streams_max: int = 256
+    """The same over all peers. Source: guess."""
 
-    async def __aexit__(self, *exc_info: object) -> bool | None: ...
 
+DEFAULT_LIMITS = Limits()
+
+
+class MakeTransport(Protocol):
+    """How a kind of transport makes the factory for one peer."""
+
+    def __call__(
+        self, *, private_key: bytes, listen: str, announce: tuple[str, ...], limits: Limits
+    ) -> TransportFactory:
+        """Return a factory of transports with this identity.
+
+        Args:
+            private_key: 32 raw Ed25519 bytes.
+            listen: where to listen, an address of this kind.
+            announce: full addresses to tell others instead of the ones we listen on; empty: those.
+            limits: what to keep to.
+
+        Raises:
+            LocalError: ``listen`` is malformed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TransportKind:
+    """A kind of transport as the catalogue (``catalogue.py``) holds it. To read one costs no heavy import."""
+
+    listen_example: str
+    """A valid address to listen on, for error messages."""
+    check_listen: Callable[[str], object]
+    """Raises ``LocalError`` for an address that cannot be listened on: malformed; opens nothing."""
+    peer_of: Callable[[str], str]
+    """Returns the peer id at the end of a full address to dial, or raises ``LocalError``: malformed."""
+    make: MakeTransport
+
+
+ANNOUNCEMENT_BYTES_MAX = 16 * 1024
+"""Largest announcement. Source: guess; a presence of ours has a few hundred bytes."""
 
 CHUNK_BYTES = 256 * 1024
 """Largest piece handed to the network at once: what cancel safety and fairness are counted in (libp2p.md section 6)."""

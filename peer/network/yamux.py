@@ -27,10 +27,16 @@ DATA, WINDOW, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
 HEADER = struct.Struct("!BBHII")  # version, type, flags, stream id, length or increment
 
-BODY_BYTES = MESSAGE_BYTES - HEADER.size  # so that one data frame is one Noise message
-URGENT_FRAMES_MAX = 1024  # control frames waiting behind a peer that does not read (guess)
-STREAMS_MAX = 64  # streams that the remote may hold open on one connection (guess: four times what we serve)
-LINGER_S = 60.0  # how long a stream that only we have closed may wait for the remote's end (library's value)
+BODY_BYTES = MESSAGE_BYTES - HEADER.size
+"""Payload of a data frame: so that the frame is one Noise message."""
+URGENT_FRAMES_MAX = 1024
+"""Control frames waiting behind a peer that does not read; at more, the connection ends. Source: guess."""
+STREAMS_MAX = 64
+"""Streams that the remote may hold open on one connection. Source: guess, four times what we serve."""
+LINGER_S = 60.0
+"""How long a stream that only we have closed may wait for the remote's end. Source: the library's value."""
+SILENT_INTERVALS_MAX = 3
+"""Intervals of a third of ``stall_s`` without a byte, in spite of pings, that a connection survives. Source: guess."""
 
 
 class _Queued(NamedTuple):
@@ -295,7 +301,7 @@ class Session:
     def _on_opened(self, stream_id: int) -> None:
         if stream_id == 0 or stream_id % 2 == self._first_id % 2 or stream_id in self.streams:
             raise ValueError(f"stream id {stream_id} is not the remote's to open")
-        theirs = sum(1 for key in self.streams if key % 2 != self._first_id % 2)
+        theirs = sum(1 for open_id in self.streams if open_id % 2 != self._first_id % 2)
         if theirs >= STREAMS_MAX or len(self._incoming) >= STREAMS_MAX:
             log.info("refused a stream: %d are open on this connection", theirs)
             self.send_control(WINDOW, RST, stream_id, 0)
@@ -334,10 +340,10 @@ class Session:
         """
         heard, silent = -1, 0
         while True:
-            await trio.sleep(self.stall_s / 3)
+            await trio.sleep(self.stall_s / SILENT_INTERVALS_MAX)
             silent = silent + 1 if heard == self._heard else 0
             heard = self._heard
-            if silent > 3:
+            if silent > SILENT_INTERVALS_MAX:
                 self.abort(f"nothing heard from the peer for {self.stall_s:g} s")
             self.send_control(PING, SYN, 0, next(self._pings))
             overdue = trio.current_time() - LINGER_S

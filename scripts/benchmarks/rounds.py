@@ -85,13 +85,13 @@ async def start_idle(
 
 def serve(home: str, options: str) -> None:
     """Be one peer."""
-    from peer.network.libp2p import libp2p_transport
+    from peer.network.catalogue import transport_for
 
     torch.set_num_threads(1)
     config = PeerConfig.of(**{**json.loads(options), "join": tuple(json.loads(options)["join"])})
     with open_home(Path(home)) as opened:
         key = load_or_create_identity(opened.path)
-        factory = libp2p_transport(private_key=key, listen=config.network.listen)
+        factory = transport_for(config.network.listen, private_key=key)
         journal = Journal(None, as_json=True)
         trio.run(run_peer, plan_run(config), opened, key, factory, journal, start_idle)
         journal.close()

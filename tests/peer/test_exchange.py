@@ -208,20 +208,20 @@ def test_lies_and_broken_answers_have_a_reason(answer: bytes, reason: str) -> No
 def test_a_server_survives_what_is_not_a_pull(request_bytes: bytes, reason: str) -> None:
     async def body() -> None:
         publisher = Publisher(RUN, Traffic())
-        seen: list[str] = []
+        reasons: list[str] = []
 
         async def serve(stream: Stream) -> None:
             try:
                 await publisher.serve(stream)
             except RemoteError as error:
-                seen.append(error.reason)
+                reasons.append(error.reason)
                 await stream.reset()
 
         async with reader_of(serve) as reader:
             stream = await reader.open("server", ADAPTER)
             with pytest.raises(Unreachable):
                 await _say_and_read_to_the_end(stream, request_bytes)
-        assert seen == [reason]
+        assert reasons == [reason]
 
     run(body)
 
@@ -238,7 +238,7 @@ def test_another_run_and_too_many_requests_are_refused() -> None:
                 await pull(reader, "server", Pull(b"another run's id", 0, -1, 0.0), {SIZE}, Traffic())
             reasons: list[str] = []
 
-            async def one() -> None:
+            async def pull_once() -> None:
                 try:
                     await pull(reader, "server", wanted(0, wait_s=0.05), {SIZE}, Traffic())
                 except RemoteError as error:
@@ -246,7 +246,7 @@ def test_another_run_and_too_many_requests_are_refused() -> None:
 
             async with trio.open_nursery() as nursery:
                 for _ in range(PULLS_PER_PEER + 2):
-                    nursery.start_soon(one)
+                    nursery.start_soon(pull_once)
         assert sorted(reasons) == ["busy", "busy", "nothing", "nothing"]
 
     run(body)

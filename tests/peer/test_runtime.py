@@ -20,8 +20,8 @@ from gossip.messages import Ping
 from peer.checkpoints import Home, HomeError, open_home
 from peer.config import PeerConfig
 from peer.journal import Journal
+from peer.network.catalogue import transport_for
 from peer.network.identity import peer_id
-from peer.network.libp2p import libp2p_transport
 from peer.network.memory import MemoryNetwork
 from peer.network.transport import TransportFactory, Unreachable
 from peer.run_plan import plan_run
@@ -106,7 +106,7 @@ def memory() -> Callable[[bytes], TransportFactory]:
 
 
 def libp2p() -> Callable[[bytes], TransportFactory]:
-    return lambda key: libp2p_transport(private_key=key, listen="/ip4/127.0.0.1/tcp/0")
+    return lambda key: transport_for("/ip4/127.0.0.1/tcp/0", private_key=key)
 
 
 @pytest.fixture

@@ -1,16 +1,17 @@
-"""What the conformance suite runs on: the two transports under one face, and an observer of what they report."""
+"""What the conformance suite runs on: every kind of transport under one face, and an observer of what they report."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
 
 import trio
 
-from peer.network.libp2p import libp2p_transport, peer_id_of
-from peer.network.memory import MemoryNetwork
-from peer.network.transport import Handler, Stream, Transport, Unreachable
+from peer.network.catalogue import transport_for
+from peer.network.identity import peer_id
+from peer.network.transport import Handler, Limits, Stream, Transport, Unreachable
 
 TOPIC = "test/presence"
 SAFETY_S = 20.0  # no test waits for it; it only turns a hang into a failure
@@ -47,77 +48,97 @@ class Observer:
             await self._news.park()
 
 
-class MemoryFace:
-    """The in-memory network."""
+def key_of(seed: int) -> bytes:
+    """The private key of a peer of these tests."""
+    return bytes([seed]) * 32
 
-    malformed = ("", "alice", "/memory/alice", "/memory/alice/p2p/", "/ip4/127.0.0.1/tcp/1/p2p/alice")
 
-    def __init__(self) -> None:
-        self._network = MemoryNetwork()
+def id_of(seed: int) -> str:
+    """Its peer id."""
+    return peer_id(key_of(seed))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the suite runs a kind of transport."""
+
+    listen: Callable[[int], str]
+    """Seed of a peer -> an address where it can listen."""
+    nobody: Callable[[], str]
+    """Makes a full address where nobody is."""
+    elsewhere: str
+    """An address that somebody behind a router might announce."""
+    malformed: tuple[str, ...]
+    """What is refused as an address to dial."""
+
+
+class Network:
+    """A kind of transport under test: starts peers by seeds, through the catalogue."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
 
     def start(
         self,
         seed: int,
         handlers: Mapping[str, Handler] | None = None,
         observer: Observer | None = None,
-        **options: float,
+        *,
+        announce: tuple[str, ...] = (),
+        **limits: float,
     ) -> AbstractAsyncContextManager[Transport]:
         observer = observer or Observer()
-        factory = self._network.factory(bytes([seed]) * 32, **options)
+        factory = transport_for(
+            self.setup.listen(seed), private_key=key_of(seed), announce=announce, limits=Limits(**limits)
+        )
         return factory(
             handlers=handlers or {},
             topic=TOPIC,
             on_announced=observer.on_announced,
             on_connection=observer.on_connection,
         )
-
-    def nobody(self) -> str:
-        """An address where nobody is."""
-        return "/memory/nobody/p2p/nobody"
 
     def impostor(self, transport: Transport, seed: int) -> str:
         """The place of ``transport``, with another's name on it."""
-        return f"/memory/{transport.peer_id}/p2p/{peer_id_of(bytes([seed]) * 32)}"
+        place, _, _ = transport.addresses[0].partition("/p2p/")
+        return f"{place}/p2p/{id_of(seed)}"
 
 
-class Libp2pFace:
-    """The real network, on loopback."""
+def _free_tcp_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"/ip4/127.0.0.1/tcp/{free.getsockname()[1]}/p2p/{id_of(0)}"
 
-    _tail = "/p2p/" + peer_id_of(bytes(32))
-    malformed = (
-        "",
-        "alice",
-        "/ip4/127.0.0.1/tcp/1",
-        "/ip4/127.0.0.1/tcp/1/p2p/alice",
-        "/ip4/1.2.3/tcp/1" + _tail,
-        "/ip4/127.0.0.1/tcp/65536" + _tail,
-        "/ip4/127.0.0.1/udp/1/quic-v1" + _tail,
-    )
 
-    def start(
-        self,
-        seed: int,
-        handlers: Mapping[str, Handler] | None = None,
-        observer: Observer | None = None,
-        **options: float,
-    ) -> AbstractAsyncContextManager[Transport]:
-        observer = observer or Observer()
-        factory = libp2p_transport(private_key=bytes([seed]) * 32, listen="/ip4/127.0.0.1/tcp/0", **options)
-        return factory(
-            handlers=handlers or {},
-            topic=TOPIC,
-            on_announced=observer.on_announced,
-            on_connection=observer.on_connection,
-        )
-
-    def nobody(self) -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            return f"/ip4/127.0.0.1/tcp/{free.getsockname()[1]}{self._tail}"
-
-    def impostor(self, transport: Transport, seed: int) -> str:
-        place = transport.addresses[0].partition("/p2p/")[0]
-        return f"{place}/p2p/{peer_id_of(bytes([seed]) * 32)}"
+SETUPS = {
+    "tcp": Setup(
+        listen=lambda seed: "/ip4/127.0.0.1/tcp/0",
+        nobody=_free_tcp_address,
+        elsewhere="/dns4/example.org/tcp/9",
+        malformed=(
+            "",
+            "alice",
+            "/ip4/127.0.0.1/tcp/1",
+            "/ip4/127.0.0.1/tcp/1/p2p/alice",
+            f"/ip4/1.2.3/tcp/1/p2p/{id_of(0)}",
+            f"/ip4/127.0.0.1/tcp/65536/p2p/{id_of(0)}",
+            f"/ip4/127.0.0.1/udp/1/quic-v1/p2p/{id_of(0)}",
+        ),
+    ),
+    "memory": Setup(
+        listen=lambda seed: f"/memory/place-{seed}",
+        nobody=lambda: "/memory/nobody/p2p/nobody",
+        elsewhere="/memory/elsewhere",
+        malformed=(
+            "",
+            "alice",
+            "/memory/alice",
+            "/memory/alice/p2p/",
+            "/ip4/127.0.0.1/tcp/1/p2p/alice",
+        ),
+    ),
+}
+"""Scheme -> how the suite runs its transport; every transport of the catalogue is here."""
 
 
 async def echo(stream: Stream) -> None:
@@ -158,9 +179,9 @@ async def ask(stream: Stream, data: bytes) -> bytes:
 
 @asynccontextmanager
 async def pair(
-    net: MemoryFace | Libp2pFace, handlers: Mapping[str, Handler], **options: float
+    net: Network, handlers: Mapping[str, Handler], **limits: float
 ) -> AsyncIterator[tuple[Transport, Transport]]:
     """Yield a serving and an asking transport, the latter connected to the former."""
-    async with net.start(1, handlers, **options) as server, net.start(2, **options) as client:
+    async with net.start(1, handlers, **limits) as server, net.start(2, **limits) as client:
         await client.dial(server.addresses[0])
         yield server, client

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 import trio
-from networks import Libp2pFace, echo
+from networks import SETUPS, Network, echo
 
 
 async def main() -> None:
-    async with Libp2pFace().start(int(sys.argv[1]), {"/test/echo/1": echo}) as transport:
+    async with Network(SETUPS["tcp"]).start(int(sys.argv[1]), {"/test/echo/1": echo}) as transport:
         print(transport.addresses[0], flush=True)
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
 

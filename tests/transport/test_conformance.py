@@ -1,24 +1,23 @@
-"""One contract, two transports: whatever holds here may be relied on by everything above the seam."""
+"""One contract, all transports: whatever holds here may be relied on by everything above the seam."""
 
 import os
 from contextlib import suppress
+from itertools import permutations
 
 import pytest
 import trio
-from networks import Libp2pFace, MemoryFace, Observer, ask, drain, echo, pair, run
+from networks import Network, Observer, ask, drain, echo, id_of, pair, run
 
 from gossip.errors import LocalError
-from peer.network.libp2p import peer_id_of
 from peer.network.transport import Stream, Unreachable, receive_exactly
 
-Net = MemoryFace | Libp2pFace
 ECHO = "/test/echo/1"
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------
 
 
-def test_echo_small_and_empty(net: Net) -> None:
+def test_echo_small_and_empty(net: Network) -> None:
     async def main() -> None:
         async with pair(net, {ECHO: echo}) as (server, client):
             assert await ask(await client.open(server.peer_id, ECHO), b"hello") == b"hello"
@@ -27,7 +26,7 @@ def test_echo_small_and_empty(net: Net) -> None:
     run(main)
 
 
-def test_large_payload_both_ways(net: Net) -> None:
+def test_large_payload_both_ways(net: Network) -> None:
     payload = os.urandom(8 << 20)
 
     async def main() -> None:
@@ -37,7 +36,7 @@ def test_large_payload_both_ways(net: Net) -> None:
     run(main)
 
 
-def test_any_buffer_can_be_sent(net: Net) -> None:
+def test_any_buffer_can_be_sent(net: Network) -> None:
     async def main() -> None:
         async with pair(net, {ECHO: echo}) as (server, client):
             for data in (bytearray(b"abc"), memoryview(b"xabc")[1:], memoryview(bytes(8)).cast("d")):
@@ -46,7 +45,7 @@ def test_any_buffer_can_be_sent(net: Net) -> None:
     run(main)
 
 
-def test_receive_returns_at_most_what_was_asked_for(net: Net) -> None:
+def test_receive_returns_at_most_what_was_asked_for(net: Network) -> None:
     async def main() -> None:
         async with pair(net, {ECHO: echo}) as (server, client):
             stream = await client.open(server.peer_id, ECHO)
@@ -61,7 +60,7 @@ def test_receive_returns_at_most_what_was_asked_for(net: Net) -> None:
     run(main)
 
 
-def test_half_close_leaves_the_answer_readable(net: Net) -> None:
+def test_half_close_leaves_the_answer_readable(net: Network) -> None:
     async def count(stream: Stream) -> None:
         total = 0
         while piece := await stream.receive(1000):
@@ -81,31 +80,31 @@ def test_half_close_leaves_the_answer_readable(net: Net) -> None:
     run(main)
 
 
-def test_streams_know_who_is_there(net: Net) -> None:
+def test_streams_know_who_is_there(net: Network) -> None:
     async def name(stream: Stream) -> None:
         await stream.send(stream.peer.encode())
 
     async def main() -> None:
         async with pair(net, {ECHO: name}) as (server, client):
             stream = await client.open(server.peer_id, ECHO)
-            assert stream.peer == server.peer_id == peer_id_of(bytes([1]) * 32)
+            assert stream.peer == server.peer_id == id_of(1)
             assert await stream.receive(1000) == client.peer_id.encode()
 
     run(main)
 
 
-def test_many_streams_at_once(net: Net) -> None:
+def test_many_streams_at_once(net: Network) -> None:
     async def main() -> None:
         async with pair(net, {ECHO: echo}) as (server, client):
             answers: dict[int, bytes] = {}
 
-            async def one(number: int) -> None:
+            async def ask_one(number: int) -> None:
                 stream = await client.open(server.peer_id, ECHO)
                 answers[number] = await ask(stream, bytes([number]) * 300_000)
 
             async with trio.open_nursery() as nursery:
                 for number in range(12):
-                    nursery.start_soon(one, number)
+                    nursery.start_soon(ask_one, number)
             assert answers == {number: bytes([number]) * 300_000 for number in range(12)}
 
     run(main)
@@ -115,7 +114,7 @@ def test_many_streams_at_once(net: Net) -> None:
 
 
 @pytest.mark.parametrize("side", ["opener", "handler"])
-def test_reset_is_seen_at_the_other_end(net: Net, side: str) -> None:
+def test_reset_is_seen_at_the_other_end(net: Network, side: str) -> None:
     seen = trio.Event()
 
     async def handler(stream: Stream) -> None:
@@ -145,7 +144,7 @@ def test_reset_is_seen_at_the_other_end(net: Net, side: str) -> None:
     run(main)
 
 
-def test_a_refusal_ends_the_sender_and_can_be_read(net: Net) -> None:
+def test_a_refusal_ends_the_sender_and_can_be_read(net: Network) -> None:
     async def refuse(stream: Stream) -> None:
         await stream.receive(10)
         await stream.send(b"too large")
@@ -162,7 +161,7 @@ def test_a_refusal_ends_the_sender_and_can_be_read(net: Net) -> None:
     run(main)
 
 
-def test_truncated_stream_is_told_from_a_complete_one(net: Net) -> None:
+def test_truncated_stream_is_told_from_a_complete_one(net: Network) -> None:
     async def half(stream: Stream) -> None:
         await stream.send(bytes(10))
 
@@ -175,7 +174,7 @@ def test_truncated_stream_is_told_from_a_complete_one(net: Net) -> None:
     run(main)
 
 
-def test_what_was_finished_survives_the_connection(net: Net) -> None:
+def test_what_was_finished_survives_the_connection(net: Network) -> None:
     async def answer(stream: Stream) -> None:
         await stream.send(bytes(200_000))
 
@@ -193,7 +192,7 @@ def test_what_was_finished_survives_the_connection(net: Net) -> None:
     run(main)
 
 
-def test_cancel_in_the_middle_of_a_big_send_leaves_the_connection_usable(net: Net) -> None:
+def test_cancel_in_the_middle_of_a_big_send_leaves_the_connection_usable(net: Network) -> None:
     async def slow(stream: Stream) -> None:
         await receive_exactly(stream, 300_000, 5.0)
         await stream.send(b"flowing")
@@ -220,7 +219,7 @@ def test_cancel_in_the_middle_of_a_big_send_leaves_the_connection_usable(net: Ne
     run(main)
 
 
-def test_a_peer_that_never_reads_is_cut_off(net: Net) -> None:
+def test_a_peer_that_never_reads_is_cut_off(net: Network) -> None:
     async def deaf(stream: Stream) -> None:
         await trio.sleep_forever()
 
@@ -237,7 +236,7 @@ def test_a_peer_that_never_reads_is_cut_off(net: Net) -> None:
     run(main)
 
 
-def test_peer_vanishing_during_receive(net: Net) -> None:
+def test_peer_vanishing_during_receive(net: Network) -> None:
     async def trickle(stream: Stream) -> None:
         await stream.send(bytes(1000))
         await trio.sleep_forever()
@@ -274,7 +273,7 @@ def test_peer_vanishing_during_receive(net: Net) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_whatever_a_handler_raises_ends_its_stream_only(net: Net, error: Exception) -> None:
+def test_whatever_a_handler_raises_ends_its_stream_only(net: Network, error: Exception) -> None:
     async def bad(stream: Stream) -> None:
         await stream.receive(1)
         raise error
@@ -290,7 +289,7 @@ def test_whatever_a_handler_raises_ends_its_stream_only(net: Net, error: Excepti
     run(main)
 
 
-def test_more_streams_than_served_are_refused_and_come_free_again(net: Net) -> None:
+def test_more_streams_than_served_are_refused_and_come_free_again(net: Network) -> None:
     async def main() -> None:
         async with pair(net, {ECHO: echo}, streams_per_peer_max=4) as (server, client):
             held: list[Stream] = []
@@ -309,7 +308,7 @@ def test_more_streams_than_served_are_refused_and_come_free_again(net: Net) -> N
     run(main)
 
 
-def test_leaving_is_quick_whatever_handlers_do(net: Net) -> None:
+def test_leaving_is_quick_whatever_handlers_do(net: Network) -> None:
     async def stuck(stream: Stream) -> None:
         await stream.send(b"x")
         await trio.sleep_forever()
@@ -326,7 +325,7 @@ def test_leaving_is_quick_whatever_handlers_do(net: Net) -> None:
     run(main)
 
 
-def test_an_error_in_the_body_comes_out_as_it_is(net: Net) -> None:
+def test_an_error_in_the_body_comes_out_as_it_is(net: Network) -> None:
     async def main() -> None:
         with pytest.raises(ZeroDivisionError):
             async with net.start(1):
@@ -338,7 +337,7 @@ def test_an_error_in_the_body_comes_out_as_it_is(net: Net) -> None:
 # -- connections -----------------------------------------------------------------------------------------------------
 
 
-def test_unknown_protocol(net: Net) -> None:
+def test_unknown_protocol(net: Network) -> None:
     async def main() -> None:
         async with pair(net, {ECHO: echo}) as (server, client):
             with pytest.raises(Unreachable, match="/other/1"):
@@ -347,19 +346,19 @@ def test_unknown_protocol(net: Net) -> None:
     run(main)
 
 
-def test_dialing_where_nobody_is(net: Net) -> None:
+def test_dialing_where_nobody_is(net: Network) -> None:
     async def main() -> None:
         async with net.start(1) as transport:
             with pytest.raises(Unreachable, match="nobody answers"):
-                await transport.dial(net.nobody())
+                await transport.dial(net.setup.nobody())
 
     run(main)
 
 
-def test_malformed_addresses_are_the_users(net: Net) -> None:
+def test_malformed_addresses_are_the_users(net: Network) -> None:
     async def main() -> None:
         async with net.start(1) as transport:
-            for address in net.malformed:
+            for address in net.setup.malformed:
                 with pytest.raises(LocalError, match="for example") as caught:
                     await transport.dial(address)
                 assert repr(address) in str(caught.value)
@@ -369,19 +368,19 @@ def test_malformed_addresses_are_the_users(net: Net) -> None:
     run(main)
 
 
-def test_another_identity_at_the_address(net: Net) -> None:
+def test_another_identity_at_the_address(net: Network) -> None:
     async def main() -> None:
         async with net.start(1, {ECHO: echo}) as server, net.start(2) as client:
             with pytest.raises(Unreachable, match="another peer"):
                 await client.dial(net.impostor(server, 3))
-            assert not client.is_connected(peer_id_of(bytes([3]) * 32))
+            assert not client.is_connected(id_of(3))
             await client.dial(server.addresses[0])
             assert await ask(await client.open(server.peer_id, ECHO), b"alive") == b"alive"
 
     run(main)
 
 
-def test_connections_are_told_once_per_change(net: Net) -> None:
+def test_connections_are_told_once_per_change(net: Network) -> None:
     async def main() -> None:
         at_server, at_client = Observer(), Observer()
         async with net.start(1, {}, at_server) as server, net.start(2, {}, at_client) as client:
@@ -404,7 +403,7 @@ def test_connections_are_told_once_per_change(net: Net) -> None:
     run(main)
 
 
-def test_dialing_each_other_at_the_same_time(net: Net) -> None:
+def test_dialing_each_other_at_the_same_time(net: Network) -> None:
     async def main() -> None:
         observers = [Observer() for _ in range(3)]
         async with (
@@ -413,22 +412,18 @@ def test_dialing_each_other_at_the_same_time(net: Net) -> None:
             net.start(3, {ECHO: echo}, observers[2]) as c,
         ):
             async with trio.open_nursery() as nursery:
-                for one in (a, b, c):
-                    for other in (a, b, c):
-                        if one is not other:
-                            nursery.start_soon(one.dial, other.addresses[0])
-                            nursery.start_soon(one.dial, other.addresses[0])
-            for one in (a, b, c):
-                for other in (a, b, c):
-                    if one is not other:
-                        assert await ask(await one.open(other.peer_id, ECHO), b"x") == b"x"
+                for dialer, dialed in permutations((a, b, c), 2):
+                    nursery.start_soon(dialer.dial, dialed.addresses[0])
+                    nursery.start_soon(dialer.dial, dialed.addresses[0])
+            for asker, asked in permutations((a, b, c), 2):
+                assert await ask(await asker.open(asked.peer_id, ECHO), b"x") == b"x"
             for observer in observers:
                 assert len(observer.changes) == 2, "one connection per peer is told, however many there are"
 
     run(main)
 
 
-def test_open_redials_and_serves_those_who_came_in(net: Net) -> None:
+def test_open_redials_and_serves_those_who_came_in(net: Network) -> None:
     async def main() -> None:
         at_server = Observer()
         async with net.start(1, {ECHO: echo}, at_server) as server, net.start(2, {ECHO: echo}) as client:
@@ -443,7 +438,7 @@ def test_open_redials_and_serves_those_who_came_in(net: Net) -> None:
     run(main)
 
 
-def test_a_restarted_peer_is_recognized(net: Net) -> None:
+def test_a_restarted_peer_is_recognized(net: Network) -> None:
     async def main() -> None:
         observer = Observer()
         async with net.start(2, {}, observer) as client:
@@ -459,7 +454,7 @@ def test_a_restarted_peer_is_recognized(net: Net) -> None:
     run(main)
 
 
-def test_address_ends_in_the_peer_id(net: Net) -> None:
+def test_address_ends_in_the_peer_id(net: Network) -> None:
     async def main() -> None:
         async with net.start(1) as transport:
             assert transport.addresses
@@ -468,10 +463,20 @@ def test_address_ends_in_the_peer_id(net: Net) -> None:
     run(main)
 
 
+def test_what_was_asked_for_is_announced_instead_of_where_we_listen(net: Network) -> None:
+    async def main() -> None:
+        async with net.start(1, announce=(net.setup.elsewhere,)) as transport:
+            assert transport.addresses == (f"{net.setup.elsewhere}/p2p/{transport.peer_id}",)
+
+    run(main)
+    with pytest.raises(LocalError, match="another peer"):
+        net.start(1, announce=(f"{net.setup.elsewhere}/p2p/{id_of(2)}",))
+
+
 # -- announcements ----------------------------------------------------------------------------------------------------
 
 
-def test_announcements_reach_also_those_not_connected_to_the_author(net: Net) -> None:
+def test_announcements_reach_also_those_not_connected_to_the_author(net: Network) -> None:
     async def main() -> None:
         observers = [Observer() for _ in range(3)]
         async with (
@@ -493,7 +498,7 @@ def test_announcements_reach_also_those_not_connected_to_the_author(net: Net) ->
     run(main)
 
 
-def test_too_large_an_announcement_is_our_fault(net: Net) -> None:
+def test_too_large_an_announcement_is_our_fault(net: Network) -> None:
     async def main() -> None:
         async with net.start(1) as transport:
             await transport.announce("test/presence", bytes(16 * 1024))
@@ -503,7 +508,7 @@ def test_too_large_an_announcement_is_our_fault(net: Net) -> None:
     run(main)
 
 
-def test_a_raising_listener_does_not_end_the_host(net: Net) -> None:
+def test_a_raising_listener_does_not_end_the_host(net: Network) -> None:
     async def main() -> None:
         broken, fine = Observer(), Observer()
         called = trio.Event()

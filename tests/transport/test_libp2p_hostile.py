@@ -23,14 +23,15 @@ from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTr
 from libp2p.stream_muxer.mplex.mplex import MPLEX_PROTOCOL_ID, Mplex
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
-from networks import Libp2pFace, Observer, ask, echo, pair, run
+from networks import SETUPS, Network, Observer, ask, echo, id_of, pair, run
 
 from gossip.errors import LocalError
-from peer.network.libp2p import Libp2pTransport, libp2p_transport, peer_id_of
+from peer.network.catalogue import transport_for
+from peer.network.libp2p import Libp2pTransport
 from peer.network.transport import Stream, Unreachable, receive_exactly
 
 ECHO = "/test/echo/1"
-net = Libp2pFace()
+net = Network(SETUPS["tcp"])
 
 
 async def lives(server: Libp2pTransport) -> None:
@@ -84,7 +85,7 @@ def test_plaintext_only_dialers_are_refused() -> None:
             with pytest.raises(SwarmException):
                 await host.connect(info_from_p2p_addr(Multiaddr(server.addresses[0])))
             await lives(server)
-            assert peer_id_of(bytes([9]) * 32) not in dict(at_server.changes)
+            assert id_of(9) not in dict(at_server.changes)
 
     run(main)
 
@@ -99,7 +100,7 @@ def test_mplex_only_dialers_are_refused() -> None:
             with pytest.raises(SwarmException):
                 await host.connect(info_from_p2p_addr(Multiaddr(server.addresses[0])))
             await lives(server)
-            assert peer_id_of(bytes([9]) * 32) not in dict(at_server.changes)
+            assert id_of(9) not in dict(at_server.changes)
 
     run(main)
 
@@ -174,7 +175,7 @@ def test_port_in_use_is_named() -> None:
     async def main() -> None:
         async with net.start(1) as first:
             _, port = endpoint(first)
-            factory = libp2p_transport(private_key=bytes(32), listen=f"/ip4/127.0.0.1/tcp/{port}")
+            factory = transport_for(f"/ip4/127.0.0.1/tcp/{port}", private_key=bytes(32))
             observer = Observer()
             with pytest.raises(LocalError, match=f"port {port} is in use"):
                 async with factory(
@@ -193,7 +194,7 @@ def test_port_in_use_is_named() -> None:
 )
 def test_malformed_listen_address(listen: str) -> None:
     with pytest.raises(LocalError, match="for example"):
-        libp2p_transport(private_key=bytes(32), listen=listen)
+        transport_for(listen, private_key=bytes(32))
 
 
 def test_listening_everywhere_yields_addresses_that_can_be_dialed() -> None:
@@ -205,19 +206,11 @@ def test_listening_everywhere_yields_addresses_that_can_be_dialed() -> None:
             "on_announced": observer.on_announced,
             "on_connection": observer.on_connection,
         }
-        everywhere = libp2p_transport(private_key=bytes(32), listen="/ip4/0.0.0.0/tcp/0")
+        everywhere = transport_for("/ip4/0.0.0.0/tcp/0", private_key=bytes(32))
         async with everywhere(**parts) as server, net.start(2) as client:
             assert not any("/0.0.0.0/" in address for address in server.addresses)
             assert "/127.0.0.1/" in server.addresses[-1]
             await client.dial(server.addresses[0])
-        me = peer_id_of(bytes(32))
-        named = libp2p_transport(private_key=bytes(32), announce=("/dns4/example.org/tcp/9",))
-        async with named(**parts) as server:
-            assert server.addresses == (f"/dns4/example.org/tcp/9/p2p/{me}",)
-        with pytest.raises(LocalError, match="another peer"):
-            libp2p_transport(
-                private_key=bytes(32), announce=(f"/ip4/1.2.3.4/tcp/9/p2p/{peer_id_of(bytes([1]) * 32)}",)
-            )
 
     run(main)
 
@@ -241,7 +234,7 @@ def test_done_streams_leave_no_trace() -> None:
             for _ in range(30):
                 await ask(await client.open(server.peer_id, ECHO), b"x")
             for end in (server, client):
-                (connections,) = end._connections.values()
+                (connections,) = end._connections._by_peer.values()
                 assert len(connections[0].session.streams) <= 8, "those of GossipSub and identify, at most"
                 assert connections[0].session.credit.free == 64 << 20
 
@@ -261,7 +254,7 @@ def test_ignoring_the_receive_window_ends_the_connection() -> None:
             await host.connect(info_from_p2p_addr(Multiaddr(server.addresses[0])))
             stream = await host.new_stream(ID.from_base58(server.peer_id), ["/deaf/1"])
             stream.muxed_stream.send_window = 1 << 40
-            (connection,) = server._connections[str(host.get_id())]
+            (connection,) = server._connections._by_peer[str(host.get_id())]
 
             async def flood() -> None:
                 while True:
@@ -310,7 +303,7 @@ def test_a_stranger_cannot_hold_many_streams() -> None:
             (connection,) = host.get_network().get_connections(ID.from_base58(server.peer_id))
             for _ in range(200):
                 await connection.muxed_conn.open_stream()
-            (mine,) = server._connections[str(host.get_id())]
+            (mine,) = server._connections._by_peer[str(host.get_id())]
             await lives(server)  # round trips enough for all of them to have been seen
             assert len(mine.session.streams) <= 64 + 8
 
@@ -325,7 +318,7 @@ def test_an_unparsable_key_in_an_announcement_is_refused() -> None:
             message = rpc_pb2.Message(
                 data=b"x", topicIDs=["test/presence"], from_id=author, seqno=b"1", signature=b"s", key=b"\xff"
             )
-            await server._presence.push_msg(ID(author), message)
+            await server._announcements.push_msg(ID(author), message)
             await lives(server)
             assert heard.announced == []
 
@@ -405,7 +398,7 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
             with socket.create_connection(endpoint(server)) as raw:
                 raw.sendall(b"garbage" * 100)
             with pytest.raises(Unreachable):
-                await client.dial(net.nobody())
+                await client.dial(net.setup.nobody())
 
     run(main)
     out, err = capfd.readouterr()

@@ -138,12 +138,12 @@ def test_window_is_opened_for_bulk_only_and_given_back() -> None:
 
 def test_windows_of_many_streams_share_what_there_is() -> None:
     total = Credit(100 << 20)
-    one, other = Credit(64 << 20, total), Credit(64 << 20, total)
-    granted = [credit.take(WINDOW_BULK) for credit in (one, other) * 20]
+    first, second = Credit(64 << 20, total), Credit(64 << 20, total)
+    granted = [credit.take(WINDOW_BULK) for credit in (first, second) * 20]
     assert granted[0] == 16 << 20
     assert sum(granted) <= 100 << 20
     assert total.free >= 0
-    one.give(granted[0])
+    first.give(granted[0])
     assert total.free + sum(granted[1:]) == 100 << 20
 
 
@@ -216,7 +216,7 @@ def test_data_after_our_close_reset_behind_our_own_end() -> None:
             await stream.send(memoryview(b"no"))
             stream.close()
             await wire.deliver(data(2, b"more"), data(2, bytes(5000)), data(4, b"never opened"))
-            assert [each[:3] for each in wire.sent[1:]] == [(DATA, 0, 2), (WINDOW, FIN, 2), (WINDOW, RST, 2)]
+            assert [sent[:3] for sent in wire.sent[1:]] == [(DATA, 0, 2), (WINDOW, FIN, 2), (WINDOW, RST, 2)]
             assert 2 not in session.streams
             assert not session.ended.is_set()
 
@@ -230,7 +230,7 @@ def test_closing_with_unread_data_frees_a_sender_out_of_window() -> None:
             await wire.deliver(*[data(2, bytes(64 * 1024))] * 4)
             stream.close()
             await trio.testing.wait_all_tasks_blocked()
-            assert [each[:3] for each in wire.sent[1:]] == [(WINDOW, FIN, 2), (WINDOW, RST, 2)]
+            assert [sent[:3] for sent in wire.sent[1:]] == [(WINDOW, FIN, 2), (WINDOW, RST, 2)]
             assert 2 not in session.streams
 
     trio.run(main)

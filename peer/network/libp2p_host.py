@@ -1,0 +1,93 @@
+"""A libp2p host that speaks TCP, Noise and yamux, nothing else: the only caller of ``new_host``.
+
+It takes from the library the handshake, the protocol negotiation and identify; it brings its own multiplexer
+(``yamux.py``), its own limits and its own dialing, because the library's stop serving after a fixed number of
+connections, remember failed peers for a minute and let one raising handler end the host. Uses what the library does
+not promise to keep (pinned: ``libp2p==0.8.1``).
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import trio
+from libp2p import new_host
+from libp2p.abc import IHost
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.swarm import Swarm
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from multiaddr import Multiaddr
+
+from peer.network.libp2p_adapters import ConnectionNotifee, Upgrader
+from peer.network.libp2p_connections import CONNECTIONS_PER_PEER, HANDSHAKES_MAX, Connections
+from peer.network.libp2p_serving import StreamServer
+from peer.network.transport import Limits
+
+HANDSHAKE_S = 3.0
+"""Silent sockets are dropped after it. Source: ux-reliability B7."""
+
+
+def make_host(private_key: bytes, listen: str, limits: Limits, connections: Connections) -> IHost:
+    """Return a host that is not running yet, whose connections and streams are ours.
+
+    Args:
+        private_key: who it is, 32 raw Ed25519 bytes.
+        listen: where it will listen.
+        limits: what to keep to.
+        connections: where its connections are made and kept.
+    """
+    _keep_quiet()
+    keys = create_new_key_pair(private_key)
+    noise = NoiseTransport(keys, noise_privkey=create_x25519_key_pair().private_key)
+    # The library counts handshakes too; the limit that counts is in Connections.accept.
+    connections_max = limits.connections_max + HANDSHAKES_MAX
+    host = new_host(
+        key_pair=keys,
+        sec_opt={NOISE_ID: noise},  # the default also offers plaintext to whoever asks (libp2p.md T12)
+        muxer_opt={TProtocol(YAMUX_ID): Yamux},
+        listen_addrs=[Multiaddr(listen)],
+        connection_config=ConnectionConfig(
+            max_connections=connections_max,
+            high_watermark=connections_max,
+            low_watermark=0,
+            min_connections=0,
+            max_connections_per_peer=CONNECTIONS_PER_PEER,
+            inbound_upgrade_timeout=HANDSHAKE_S,
+            outbound_upgrade_timeout=limits.dial_s,
+        ),
+    )
+    _adapt(swarm_of(host), noise, limits, connections)
+    return host
+
+
+def swarm_of(host: IHost) -> Swarm:
+    """Return the part of a host that holds its connections."""
+    swarm = host.get_network()
+    assert isinstance(swarm, Swarm), "what new_host makes"
+    return swarm
+
+
+def _adapt(swarm: Swarm, noise: NoiseTransport, limits: Limits, connections: Connections) -> None:
+    # It takes peers behind one address for one; our own limits are in Connections.
+    swarm.set_resource_manager(None)
+    swarm.retry_config = RetryConfig(max_retries=0)  # who dials decides about trying again
+    swarm.upgrader = Upgrader({NOISE_ID: noise}, connections.make)
+    # It dials whom it has heard of even with all watermarks at 0 (T11), also those whom we dropped.
+    swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign] # no option for it
+    accept = partial(connections.accept, swarm.upgrade_inbound_raw_conn)
+    swarm.upgrade_inbound_raw_conn = accept  # type: ignore[method-assign] # the library has no seam here
+    swarm.set_stream_handler(StreamServer(limits, swarm.common_stream_handler).serve)
+    swarm.register_notifee(ConnectionNotifee(connections.on_registered, connections.on_unregistered))
+
+
+def _keep_quiet() -> None:
+    """Silence the library, which logs errors of strangers as ours, and formats debug lines for every frame."""
+    logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+    logging.getLogger("libp2p.network.auto_connector").setLevel(logging.CRITICAL)  # sets its own level
