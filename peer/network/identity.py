@@ -6,9 +6,7 @@ of the identity multihash of the public key; computed here, because ``peer id`` 
 
 from __future__ import annotations
 
-import os
 import secrets
-import stat
 from pathlib import Path
 
 import base58
@@ -16,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gossip.errors import LocalError
+from peer.durable import create_private, read_private
 
 KEY_FILE = "identity.key"
 KEY_BYTES = 32
@@ -46,18 +45,8 @@ def create_identity(home: Path) -> bytes:
     """
     path = home / KEY_FILE
     key = secrets.token_bytes(KEY_BYTES)
-    temporary = home / f".{KEY_FILE}.{secrets.token_hex(4)}"
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(descriptor, key.hex().encode() + b"\n")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        try:
-            os.link(temporary, path)  # unlike a rename, fails if the name is taken
-        finally:
-            temporary.unlink()
+        create_private(path, key.hex())
     except FileExistsError:
         raise LocalError(f"{path} exists already: an identity is never overwritten") from None
     except OSError as error:
@@ -75,14 +64,9 @@ def load_identity(home: Path) -> bytes:
     """
     path = home / KEY_FILE
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        text = path.read_text(encoding="ascii").strip()
+        text = read_private(path)
     except FileNotFoundError:
         raise LocalError(f"no identity in {home}: run `peer init --home {home}` first") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise LocalError(f"cannot read {path}: {error}") from error
-    if mode & 0o077:
-        raise LocalError(f"{path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`")
     try:
         key = bytes.fromhex(text)
     except ValueError:

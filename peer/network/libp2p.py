@@ -49,6 +49,7 @@ LEAVE_S = 4.0
 @dataclass(frozen=True, slots=True)
 class _Options:
     private_key: bytes
+    group_key: bytes
     listen: str
     announce: tuple[str, ...]
     limits: Limits
@@ -58,6 +59,7 @@ def libp2p_transport(
     *,
     private_key: bytes,
     listen: str,
+    group_key: bytes = b"",
     announce: tuple[str, ...] = (),
     limits: Limits = DEFAULT_LIMITS,
 ) -> TransportFactory:
@@ -65,6 +67,7 @@ def libp2p_transport(
 
     Args:
         private_key: 32 raw Ed25519 bytes.
+        group_key: of the closed group; empty: an open one.
         listen: multiaddr ``/ip4|ip6/<address>/tcp/<port>``; port 0 lets the system choose.
         announce: full addresses to tell others instead of the ones we listen on.
         limits: what to keep to.
@@ -73,7 +76,7 @@ def libp2p_transport(
         LocalError: ``listen`` is malformed.
     """
     listen_endpoint(listen)
-    options = _Options(private_key, listen, announce, limits)
+    options = _Options(private_key, group_key, listen, announce, limits)
 
     def factory(
         *,
@@ -136,7 +139,7 @@ async def _listening(
     Raises:
         LocalError: the address cannot be listened on.
     """
-    host = make_host(options.private_key, options.listen, options.limits, connections)
+    host = make_host(options.private_key, options.group_key, options.listen, options.limits, connections)
     for protocol, handler in handlers.items():
         host.set_stream_handler(TProtocol(protocol), library_handler(protocol, handler))
     async with host.run(listen_addrs=[Multiaddr(options.listen)]):

@@ -15,10 +15,12 @@ import trio
 from libp2p import new_host
 from libp2p.abc import IHost
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.keys import KeyPair, PrivateKey
 from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
+from libp2p.security.noise.patterns import IPattern, PatternXX
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
@@ -34,18 +36,21 @@ HANDSHAKE_S = 3.0
 """Silent sockets are dropped after it. Source: ux-reliability B7."""
 
 
-def make_host(private_key: bytes, listen: str, limits: Limits, connections: Connections) -> IHost:
+def make_host(
+    private_key: bytes, group_key: bytes, listen: str, limits: Limits, connections: Connections
+) -> IHost:
     """Return a host that is not running yet, whose connections and streams are ours.
 
     Args:
         private_key: who it is, 32 raw Ed25519 bytes.
+        group_key: what the other side of every connection must know too; empty: nothing.
         listen: where it will listen.
         limits: what to keep to.
         connections: where its connections are made and kept.
     """
     _keep_quiet()
     keys = create_new_key_pair(private_key)
-    noise = NoiseTransport(keys, noise_privkey=create_x25519_key_pair().private_key)
+    noise = GroupNoise(keys, create_x25519_key_pair().private_key, group_key)
     # The library counts handshakes too; the limit that counts is in Connections.accept.
     connections_max = limits.connections_max + HANDSHAKES_MAX
     host = new_host(
@@ -65,6 +70,22 @@ def make_host(private_key: bytes, listen: str, limits: Limits, connections: Conn
     )
     _adapt(swarm_of(host), noise, limits, connections)
     return host
+
+
+class GroupNoise(NoiseTransport):
+    """Noise that only members of a group complete: the group's key is the prologue of the handshake (Noise, 6).
+
+    Both sides mix it into the hash that authenticates every later message, so that the first encrypted message of
+    either side fails at whoever has another key. A stranger learns our peer id, which it had to know to dial us.
+    """
+
+    def __init__(self, keys: KeyPair, noise_key: PrivateKey, group_key: bytes) -> None:
+        super().__init__(keys, noise_privkey=noise_key)
+        self._prologue = group_key
+
+    def get_pattern(self) -> IPattern:
+        """Return the handshake of one connection."""
+        return PatternXX(self.local_peer, self.libp2p_privkey, self.noise_privkey, prologue=self._prologue)
 
 
 def swarm_of(host: IHost) -> Swarm:

@@ -85,11 +85,16 @@ class Network:
         observer: Observer | None = None,
         *,
         announce: tuple[str, ...] = (),
+        group_key: bytes = b"",
         **limits: float,
     ) -> AbstractAsyncContextManager[Transport]:
         observer = observer or Observer()
         factory = transport_for(
-            self.setup.listen(seed), private_key=key_of(seed), announce=announce, limits=Limits(**limits)
+            self.setup.listen(seed),
+            private_key=key_of(seed),
+            group_key=group_key,
+            announce=announce,
+            limits=Limits(**limits),
         )
         return factory(
             handlers=handlers or {},

@@ -81,9 +81,13 @@ def peer_of(address: str) -> str:
         raise LocalError(f"malformed address {address!r}; valid is for example {EXAMPLE}/p2p/alice") from None
 
 
-def make(*, private_key: bytes, listen: str, announce: tuple[str, ...], limits: Limits) -> TransportFactory:
+def make(
+    *, private_key: bytes, group_key: bytes, listen: str, announce: tuple[str, ...], limits: Limits
+) -> TransportFactory:
     told = tuple(to_memory(address) for address in announce)
-    inner = memory.KIND.make(private_key=private_key, listen=to_memory(listen), announce=told, limits=limits)
+    inner = memory.KIND.make(
+        private_key=private_key, group_key=group_key, listen=to_memory(listen), announce=told, limits=limits
+    )
 
     def factory(
         *,
