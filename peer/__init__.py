@@ -2,7 +2,8 @@
 
 What is told, and to whom:
 
-- ``journal_events``: one class per event, and its JSON line, sentence and documentation.
+- ``journal_events``: one class per event, with its documentation and its sentence.
+- ``journal_lines``: events as lines of JSON, and back.
 - ``journal``: takes events to their readers: file, terminal, live views.
 - ``journal_page``: writes docs/events.md.
 - ``telling``: makes events of what the rooms know.

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from peer.journal_events import JournalEvent, Record
+from peer.journal_events import JournalEvent
+from peer.journal_lines import Record
 
 WAITING_MAX = 10_000
 """Events kept for a reader that does not read; the newest are lost then. Source: guess, some 3 MB."""

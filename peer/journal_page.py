@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from peer.journal_events import EVENTS, FIELD_TYPES, JournalEvent
+from peer.journal_events import EVENTS, JournalEvent
+from peer.journal_lines import FIELD_TYPES
 
 INTRODUCTION = """\
 # Events of `peer run --json`

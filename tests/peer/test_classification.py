@@ -17,7 +17,8 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from peer.cli import evaluate
 from peer.config import PeerConfig
-from peer.journal_events import Measured, Record
+from peer.journal_events import Measured
+from peer.journal_lines import Record
 from peer.training import base_models, data, tasks, tiny_model
 from peer.training.inference import Conversation, labels_of, load_adapter, measure
 from peer.training.local_trainer import LocalTrainer

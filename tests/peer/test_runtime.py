@@ -19,7 +19,8 @@ from gossip.messages import Ping
 from peer.checkpoints import Home, HomeError, open_home
 from peer.config import PeerConfig
 from peer.journal import Journal
-from peer.journal_events import Finished, JournalEvent, Listening, Measured, Record, Resumed, RoundDone
+from peer.journal_events import Finished, JournalEvent, Listening, Measured, Resumed, RoundDone
+from peer.journal_lines import Record
 from peer.leaving import Leaving
 from peer.network.identity import peer_id
 from peer.network.libp2p import libp2p_transport
