@@ -86,7 +86,7 @@ def run(
     import trio
 
     from peer.checkpoints import open_home
-    from peer.journal import Journal
+    from peer.journal import Journal, JournalFile, JsonPrinter, SentencePrinter
     from peer.network.catalogue import transport_for
     from peer.network.identity import load_or_create_identity
     from peer.run_plan import check_inputs, plan_run
@@ -97,12 +97,13 @@ def run(
     with open_home(home_path(config.run.home)) as home:
         key = load_or_create_identity(home.path)
         factory = transport_for(config.network.listen, private_key=key, announce=config.network.announce)
-        journal = Journal(home.journal, as_json=json)
+        printer = JsonPrinter(sys.stdout) if json else SentencePrinter(sys.stdout)
+        journal = Journal(JournalFile(home.journal), printer)
         try:
-            stopped = trio.run(run_peer, plan, home, key, factory, journal)
+            signal = trio.run(run_peer, plan, home, key, factory, journal)
         finally:
             journal.close()
-    return 128 + stopped.signal if stopped.signal else 0
+    return 128 + signal if signal else 0
 
 
 @app.command
@@ -132,16 +133,16 @@ def evaluate(
     """
     from peer.training.inference import measure
 
-    for number, found in enumerate(measure(adapter, data, max_length)):
-        if found.accuracy is None:
-            unit, columns = "nats per token", {"base": f"{found.base:.3f}", "adapter": f"{found.loss:.3f}"}
+    for number, result in enumerate(measure(adapter, data, max_length)):
+        if result.accuracy is None:
+            unit, columns = "nats per token", {"base": f"{result.base:.3f}", "adapter": f"{result.loss:.3f}"}
         else:
             unit = "nats per text; commonest: accuracy of always naming the commonest label"
-            columns = {"loss": f"{found.loss:.3f}", "accuracy": f"{found.accuracy:.1%}"}
-            columns["commonest"] = f"{found.commonest:.1%}"
+            columns = {"loss": f"{result.loss:.3f}", "accuracy": f"{result.accuracy:.1%}"}
+            columns["commonest"] = f"{result.commonest:.1%}"
         if number == 0:
             print(_row("file", *columns), f"  ({unit})")
-        print(_row(str(found.file), *columns.values()))
+        print(_row(str(result.file), *columns.values()))
 
 
 def _row(file: str, *columns: str) -> str:
@@ -177,13 +178,14 @@ def entry(
     ] = None,
 ) -> int | None:
     """Read the configuration file, then run the command."""
-    sources = [Env(ENVIRONMENT_PREFIX, command=False)]
+    sources: list[Env | Toml] = [Env(ENVIRONMENT_PREFIX, command=False)]
     if config is not None:
         if not config.is_file():
             raise LocalError(f"--config {config}: there is no such file")
         sources.append(Toml(config, must_exist=True, use_commands_as_keys=False))
     app.config = sources
-    return app(tokens)
+    code: int | None = app(tokens)
+    return code
 
 
 def check_environment(environment: dict[str, str]) -> None:

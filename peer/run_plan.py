@@ -30,7 +30,7 @@ from gossip.settings import NodeSettings
 from peer.config import MixingOptions, PeerConfig
 from peer.network.catalogue import check_listen, peer_of
 from peer.training import tasks
-from peer.training.data import DataError
+from peer.training.readers import DataError
 from topology.errors import TopologyError
 from topology.links import Topology, parse_topology
 

@@ -27,11 +27,11 @@ from gossip.adapter import AdapterSpec, AdapterState
 from peer.checkpoints import open_home
 from peer.child_python import child_environment, python_module
 from peer.config import PeerConfig
-from peer.journal import Journal
+from peer.journal import Journal, JsonPrinter
 from peer.network.identity import load_or_create_identity, peer_id
 from peer.run_plan import plan_run
 from peer.runtime import run_peer
-from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
+from peer.training.frames import Evaluated, Export, OnStep, Part, Progress, Ready, Trained
 from scripts.lab.testnet import free_ports
 
 VALUES = 1_100_000  # 4.4 MB of float32, what hivemind was measured with
@@ -48,7 +48,7 @@ class IdleTrainer:
         round: int,
         save_to: Path,
         on_step: OnStep,
-        part: str,
+        part: Part,
         drift: torch.Tensor | None,
     ) -> Trained:
         """Return the moved adapter; the state file is empty."""
@@ -92,7 +92,7 @@ def serve(home: str, options: str) -> None:
     with open_home(Path(home)) as opened:
         key = load_or_create_identity(opened.path)
         factory = transport_for(config.network.listen, private_key=key)
-        journal = Journal(None, as_json=True)
+        journal = Journal(JsonPrinter(sys.stdout))
         trio.run(run_peer, plan_run(config), opened, key, factory, journal, start_idle)
         journal.close()
 

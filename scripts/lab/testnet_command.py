@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from gossip.errors import LocalError
-from peer.journal import megabytes
+from peer.journal_events import megabytes
 from scripts.lab.testnet import PeerView, TestnetConfig, run_testnet
 
 app = App(name="testnet.py", help=__doc__, default_parameter=Parameter(show_env_var=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shutil
@@ -18,7 +17,8 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from peer.cli import evaluate
 from peer.config import PeerConfig
-from peer.journal import Journal
+from peer.journal_events import Measured
+from peer.journal_lines import Record
 from peer.training import base_models, data, tasks, tiny_model
 from peer.training.inference import Conversation, labels_of, load_adapter, measure
 from peer.training.local_trainer import LocalTrainer
@@ -280,20 +280,16 @@ def test_what_gives_labels_does_not_chat_and_must_name_them(
 
 
 def test_accuracy_is_told_and_summed_up(tmp_path: Path) -> None:
-    event = {"event": "eval", "round": 3, "own": 0.5, "all": 0.25, "per_file": {"b": 0.0}}
-    text, labeled = (
-        {**event, "accuracy": None, "accuracy_all": None},
-        {**event, "accuracy": 1.0, "accuracy_all": 0.75},
+    loss = {"round": 3, "own": 0.5, "all": 0.25, "per_file": {"b": 0.0}}
+    measurements = (
+        Measured(**loss, accuracy=None, accuracy_all=None),
+        Measured(**loss, accuracy=1.0, accuracy_all=0.75),
     )
-    out = io.StringIO()
-    journal = Journal(out=out)
-    for one in (text, labeled):
-        journal.emit(**one)
-    journal.close()
-    first, second = out.getvalue().splitlines()
+    first, second = (event.sentence() for event in measurements)
     assert first == "after round 3: held-out loss 0.500, over all files 0.250"
     assert second == first + "; right labels 100.0%, over all files 75.0%"
 
+    text, labeled = (json.loads(Record(0.0, event).json_line()) for event in measurements)
     view = PeerView("a", "gossip", tmp_path, shards=2)
     traffic = dict.fromkeys(("round", "bytes_in", "bytes_out", "fetches_ok", "fetches_failed"), 0)
     for told in ({**labeled, "accuracy_all": 0.25}, labeled, {"event": "round", **traffic}):

@@ -42,7 +42,7 @@ HEAVY = {
     "torch": re.compile(r"(gossip|peer|scripts)/.*"),
 }
 FUNCTION_LINES_MAX = 70
-FILE_LINES_MAX = 525
+FILE_LINES_MAX = 500
 
 
 def name_of(path: Path) -> str:
