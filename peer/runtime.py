@@ -35,19 +35,19 @@ from gossip.events import (
 )
 from gossip.node import GossipNode
 from peer.checkpoints import Home
-from peer.exchange import ADAPTER, CONTROL, Traffic
+from peer.exchange import Traffic
 from peer.journal import Journal
 from peer.journal_events import Finished, Listening, Note, Resumed, Started
 from peer.leaving import Leaving
 from peer.membership import Membership
 from peer.network.identity import peer_id
-from peer.network.transport import Stream, TransportFactory
+from peer.network.transport import TransportFactory
 from peer.personal import personalize
 from peer.prepared_run import PreparedRun, prepare_run
 from peer.round_records import RoundRecords
 from peer.run_manifest import join_line
 from peer.run_plan import RunPlan
-from peer.streams import Streams
+from peer.streams import Streams, open_streams
 from peer.telling import measured, model_ready, training_callbacks
 from peer.training.export import load_line_of
 from peer.training.frames import Part
@@ -139,43 +139,27 @@ async def take_part(
         journal.emit(Resumed(round=run.checkpoint.round, checkpoint=run.checkpoint.path))
     node = run.node()
     membership.progressed(node.round)
-    listening = trio.Event()  # the first knock can come before we know our own transport
-
-    async def serve_control(stream: Stream) -> None:
-        await listening.wait()
-        await streams.serve_control(stream)
-
-    async def serve_adapter(stream: Stream) -> None:
-        await listening.wait()
-        await streams.serve_adapter(stream)
-
-    async with factory(
-        handlers={CONTROL: serve_control, ADAPTER: serve_adapter},
-        topic=membership.topic,
-        on_announced=membership.on_announced,
-        on_connection=membership.on_connection,
-    ) as transport:
-        membership.use(transport)
-        streams = Streams(run, transport, membership, traffic, post)
-        listening.set()
-        async with trio.open_nursery() as nursery:
-            peer = Peer(
-                run=run,
-                node=node,
-                inbox=inbox,
-                post=post,
-                nursery=nursery,
-                training=training,
-                membership=membership,
-                streams=streams,
-                records=RoundRecords(run, membership, traffic, journal),
-                journal=journal,
-            )
-            await peer.gather(transport.addresses)
-            with leaving.politely(lambda: post(Stop())):
-                await peer.go_through_rounds()
-            await peer.finish()
-            nursery.cancel_scope.cancel()
+    async with (
+        open_streams(factory, run, membership, traffic, post) as streams,
+        trio.open_nursery() as nursery,
+    ):
+        peer = Peer(
+            run=run,
+            node=node,
+            inbox=inbox,
+            post=post,
+            nursery=nursery,
+            training=training,
+            membership=membership,
+            streams=streams,
+            records=RoundRecords(run, membership, traffic, journal),
+            journal=journal,
+        )
+        await peer.gather()
+        with leaving.politely(lambda: post(Stop())):
+            await peer.go_through_rounds()
+        await peer.finish()
+        nursery.cancel_scope.cancel()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -206,9 +190,10 @@ class Peer:
     journal: Journal
     is_done: bool = False
 
-    async def gather(self, addresses: tuple[str, ...]) -> None:
+    async def gather(self) -> None:
         """Say where we listen, join the peers we were given and wait for as many as wanted."""
         config, checkpoint = self.run.plan.config, self.run.checkpoint
+        addresses = self.streams.addresses
         self.nursery.start_soon(self.membership.run)
         self.journal.emit(Listening(addresses=addresses, join=join_line(config, addresses)))
         remembered = self.run.home.remembered_peers() if checkpoint else ()

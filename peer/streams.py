@@ -6,19 +6,58 @@ strike against a peer that did what no honest peer does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
 
 from gossip.errors import RemoteError
 from gossip.events import Event, Fetch, Fetched, FetchFailed, Served
 from gossip.messages import Pull
 from gossip.published import PublishedAdapter
-from peer.exchange import Publisher, Traffic, pull
+from peer.exchange import ADAPTER, CONTROL, Publisher, Traffic, pull
 from peer.membership import Membership
-from peer.network.transport import Stream, Transport, Unreachable
+from peer.network.transport import Stream, Transport, TransportFactory, Unreachable
 from peer.prepared_run import PreparedRun
 
 FAULTS = frozenset({"malformed", "oversized", "shape", "digest"})
 """Reasons that no honest peer of our run ever gives: they count as strikes."""
+
+
+@asynccontextmanager
+async def open_streams(
+    factory: TransportFactory,
+    run: PreparedRun,
+    membership: Membership,
+    traffic: Traffic,
+    post: Callable[[Event], None],
+) -> AsyncIterator[Streams]:
+    """Start the transport, and end it. A stream that others open before we know our own transport waits for it.
+
+    Args:
+        factory: starts the transport.
+        run, membership, traffic, post: see ``Streams``; the membership is given the transport here.
+    """
+    listening = trio.Event()
+
+    async def serve_control(stream: Stream) -> None:
+        await listening.wait()
+        await streams.serve_control(stream)
+
+    async def serve_adapter(stream: Stream) -> None:
+        await listening.wait()
+        await streams.serve_adapter(stream)
+
+    async with factory(
+        handlers={CONTROL: serve_control, ADAPTER: serve_adapter},
+        topic=membership.topic,
+        on_announced=membership.on_announced,
+        on_connection=membership.on_connection,
+    ) as transport:
+        membership.use(transport)
+        streams = Streams(run, transport, membership, traffic, post)
+        listening.set()
+        yield streams
 
 
 class Streams:
@@ -47,6 +86,11 @@ class Streams:
         self._traffic = traffic
         self._post = post
         self._publisher = Publisher(self._fingerprint, traffic)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Full addresses under which others reach us."""
+        return self._transport.addresses
 
     def publish(self, published: PublishedAdapter) -> None:
         """Let others read an adapter."""

@@ -54,7 +54,7 @@ ROUND = RoundDone(
     rejected={"malformed": 2},
 )
 TOLD: tuple[JournalEvent, ...] = (
-    Started(name="anna", peer_id="12D3KooW", home=Path("/home")),
+    Started(name="anna", peer_id="12D3KooW", home=Path("anna")),
     Preparing(stage="download", done=None),
     Preparing(stage="download", done=0.5),
     ModelReady(
@@ -70,7 +70,7 @@ TOLD: tuple[JournalEvent, ...] = (
         sequences=4,
         seconds=1.5,
     ),
-    Resumed(round=3, checkpoint=Path("peer/checkpoints/round-000003")),
+    Resumed(round=3, checkpoint=Path("anna/checkpoints/round-000003")),
     Listening(addresses=("/ip4/1.2.3.4/tcp/5",), join="peer run --join x"),
     Note(text="two\nlines"),
     StepTaken(round=0, step=1, steps=2, loss=2.0),
@@ -78,9 +78,9 @@ TOLD: tuple[JournalEvent, ...] = (
     dataclasses.replace(ROUND, merging=True, loss=math.nan, mixed=(), mixed_rounds=(), cross_term=0.5),
     Measured(round=5, own=1.25, all=None, per_file={}, accuracy=None, accuracy_all=None),
     Measured(round=5, own=1.25, all=1.5, per_file={"b": 1.75}, accuracy=1.0, accuracy_all=0.75),
-    Personalized(own_share=0.25, loss=1.0, common_loss=1.25, own_loss=1.5, adapter=Path("/home/personal")),
-    Finished(complete=True, round=3, adapter=Path("/home/adapter"), load="model = x"),
-    Finished(complete=False, round=0, adapter=Path("/home/adapter"), load=None),
+    Personalized(own_share=0.25, loss=1.0, common_loss=1.25, own_loss=1.5, adapter=Path("anna/personal")),
+    Finished(complete=True, round=3, adapter=Path("anna/adapter"), load="model = x"),
+    Finished(complete=False, round=0, adapter=Path("anna/adapter"), load=None),
 )
 
 
