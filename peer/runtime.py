@@ -209,7 +209,7 @@ class Peer:
         self._membership = Membership(manifest, self._name, self._post, self._note, self._traffic)
         self._publisher = Publisher(manifest.fingerprint, self._traffic)
         self._node = self._make_node(ready)
-        self._membership.round = self._node.round
+        self._membership.progressed(self._node.round)
         async with factory(
             handlers={CONTROL: self._serve_control, ADAPTER: self._serve_adapter},
             topic=self._membership.topic,

@@ -14,9 +14,11 @@ from gossip import wire
 from gossip.errors import RemoteError
 from gossip.events import Event, PeerDown, PeerUp
 from gossip.manifest import RunManifest
+from gossip.membership_events import Incompatible, NobodyThere
+from gossip.membership_limits import STRIKES
 from gossip.messages import Presence
 from peer.exchange import CONTROL, Traffic
-from peer.membership import STRIKES, Incompatible, Membership, NobodyThere
+from peer.membership import Membership
 from peer.network.memory import MemoryNetwork
 from peer.network.transport import Stream, Transport
 
@@ -271,7 +273,7 @@ def test_five_strikes_and_a_peer_is_cut_off() -> None:
 
 
 def test_the_table_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peer.membership.PEERS_MAX", 10)
+    monkeypatch.setattr("gossip.members.PEERS_MAX", 10)
 
     async def body() -> None:
         a = Node("a")
