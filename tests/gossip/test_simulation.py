@@ -14,7 +14,8 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.methods.method_set import MethodNames
 from gossip.quadratic import Quadratic, positions
-from gossip.simulation import LinkModel, Simulation
+from gossip.simulated_network import LinkModel
+from gossip.simulation import Simulation
 
 
 def run(network: Quadratic) -> Simulation:
@@ -60,7 +61,7 @@ def test_more_mixing_is_more_agreement() -> None:
 SCRIPT = """
 from gossip.methods.method_set import MethodNames
 from gossip.quadratic import Quadratic
-from gossip.simulation import LinkModel
+from gossip.simulated_network import LinkModel
 links = LinkModel(loss=0.1)
 names = MethodNames(codec="int8")
 network = Quadratic(peers=12, topology="epidemic:3", rounds=8, methods=names, links=links, seed={seed})
