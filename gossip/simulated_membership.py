@@ -1,8 +1,9 @@
 """The world of many ``Membership`` machines in a simulation: connections, control questions and rumors.
 
-Connections open and close as dials and deaths have it, questions and answers travel over them as real wire bytes, and
-announcements flood from connection to connection, which stands for GossipSub. A way that is cut swallows everything
-silently, as a network does that has lost its route: only heartbeats can find out. It does not know what nodes do.
+Connections open and close as dials and deaths have it. Questions and answers travel over them as real wire bytes; as
+over TCP, what is lost is sent again. Announcements flood from connection to connection, which stands for GossipSub, and
+may be lost. A way that is cut swallows everything silently, as a network does that has lost its route: only heartbeats
+can find out. It does not know what nodes do.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ DIAL_S = 15.0
 """A dial that nobody answers fails after this, as that of the real transports (peer/network/transport.py)."""
 ANSWER_S = 10.0
 """A control question that nobody answers fails after this, as in peer/exchange.py."""
+RETRANSMIT_S = 1.0
+"""A lost piece of a question or an answer is sent again after this. Source: TCP's first timeout (RFC 6298)."""
 JOIN_S = 15.0
 """Joining goes on for this long. Source: the default of ``join_timeout_s`` (peer/config.py)."""
 
@@ -144,10 +147,17 @@ class SimulatedGroup:
         self._happened(self._hosts[peer], Leave())
         self.kill(peer)
 
-    def revive(self, peer: str, membership: Membership, joins: Sequence[str]) -> None:
+    def revive(self, peer: str, membership: Membership | None, joins: Sequence[str]) -> None:
         """Begin a new life of a peer."""
+        assert membership is not None, "a new life needs a new membership"
         self._hosts[peer] = _Host(peer, membership, tuple(joins))
         self.start(peer)
+
+    def disconnect(self, peer: str, other: str) -> None:
+        """Tell nobody that a way is cut: heartbeats find out."""
+
+    def reconnect(self, peer: str, other: str) -> None:
+        """Tell nobody that a way has healed: redials find out."""
 
     def reported(self, peer: str, report: node_events.RoundReport) -> None:
         """Tell a machine that its node has completed a round, and who was late in it."""
@@ -264,10 +274,8 @@ class SimulatedGroup:
             self._fail(host, number, "not connected")
             return
         self._network.after(ANSWER_S, partial(self._fail, host, number, f"no answer within {ANSWER_S:g} s"))
-        if not self._network.loses(host.peer, ask.peer):
-            frame = wire.encode(ask.question)
-            arrive = partial(self._asked, ask.peer, host, number, connection, frame)
-            self._network.after(self._network.delay_s(), arrive)
+        frame = wire.encode(ask.question)
+        self._send(host.peer, ask.peer, partial(self._asked, ask.peer, host, number, connection, frame))
 
     def _asked(self, at: str, asker: _Host, number: int, connection: int, frame: bytes) -> None:
         host = self._hosts[at]
@@ -278,9 +286,15 @@ class SimulatedGroup:
             return
         answer = self._happened(host, Asked(asker.peer, wire.decode(frame)))
         assert answer is not None, "machines ask only what machines answer"
-        if not self._network.loses(at, asker.peer):
-            arrive = partial(self._answered, asker, number, wire.encode(answer))
-            self._network.after(self._network.delay_s(), arrive)
+        self._send(at, asker.peer, partial(self._answered, asker, number, wire.encode(answer)))
+
+    def _send(self, sender: str, receiver: str, arrive: Callable[[], None]) -> None:
+        """Carry a piece of a stream, again and again until it is not lost; a way that is cut carries nothing."""
+        delay_s = self._network.delay_s()
+        while self._network.loses_by_chance():
+            delay_s += RETRANSMIT_S
+        if not self._network.is_cut(sender, receiver):
+            self._network.after(delay_s, arrive)
 
     def _answered(self, asker: _Host, number: int, frame: bytes) -> None:
         """End a question once: whatever comes second is ignored."""

@@ -81,6 +81,12 @@ class Liveness(Protocol):
 
     def leave(self, peer: str) -> None: ...
 
+    def revive(self, peer: str, membership: Membership | None, joins: Sequence[str]) -> None: ...
+
+    def disconnect(self, peer: str, other: str) -> None: ...
+
+    def reconnect(self, peer: str, other: str) -> None: ...
+
     def reported(self, peer: str, report: RoundReport) -> None: ...
 
     def penalized(self, peer: str, culprit: str, reason: str) -> None: ...
@@ -119,12 +125,11 @@ class Simulation:
         self.train = train
         self._hosts = {peer: _Host(nodes[peer]) for peer in sorted(nodes)}
         self._network = SimulatedNetwork(links or LinkModel(), seed)
-        self._oracle = _Oracle(self._network, self._hosts, self._post)
         self.group: SimulatedGroup | None = None
         if memberships is not None:
             post = partial(self._post, delay_s=0.0)
             self.group = SimulatedGroup(self._network, memberships, joins or {}, post, self._record)
-        self._liveness: Liveness = self.group or self._oracle
+        self._liveness: Liveness = self.group or _Oracle(self._network, self._hosts, self._post)
         self._run = run
         self._on_report = on_report
         self._ticket = 0
@@ -183,26 +188,20 @@ class Simulation:
         """
         self._hosts[peer] = _Host(node, life=self._hosts[peer].life + 1)
         self._unfinished.add(peer)
-        if self.group:
-            assert membership is not None, "a new life needs a new membership"
-            self.group.revive(peer, membership, joins)
-        else:
-            self._oracle.revive(peer)
+        self._liveness.revive(peer, membership, joins)
 
     def disconnect(self, peer: str, other: str) -> None:
         """Cut the way from ``peer`` to ``other``: its requests are lost, and it finds the other down.
 
-        With memberships, all that it says there is lost, answers and rumors too, and finding out is theirs.
+        With memberships its answers and rumors are lost there too, and finding out is theirs.
         """
         self._network.cut(peer, other)
-        if not self.group:
-            self._post(peer, PeerDown(other), self._network.links.down_notice_s)
+        self._liveness.disconnect(peer, other)
 
     def reconnect(self, peer: str, other: str) -> None:
         """Restore the way from ``peer`` to ``other``."""
         self._network.heal(peer, other)
-        if not self.group:
-            self._post(peer, PeerUp(other, self._hosts[other].node.round), self._network.delay_s())
+        self._liveness.reconnect(peer, other)
 
     def _end(self, peer: str) -> None:
         host = self._hosts[peer]
@@ -351,13 +350,19 @@ class _Oracle:
             if other != peer:
                 self._post(other, PeerDown(peer), self._network.delay_s())
 
-    def revive(self, peer: str) -> None:
+    def revive(self, peer: str, membership: Membership | None, joins: Sequence[str]) -> None:
         round = self._hosts[peer].node.round
         for other, other_host in self._hosts.items():
             if other != peer and other_host.alive:
                 self._post(peer, PeerUp(other, other_host.node.round), 0.0)
                 self._post(other, PeerUp(peer, round), self._network.delay_s())
         self._post(peer, Start(), 0.0)
+
+    def disconnect(self, peer: str, other: str) -> None:
+        self._post(peer, PeerDown(other), self._network.links.down_notice_s)
+
+    def reconnect(self, peer: str, other: str) -> None:
+        self._post(peer, PeerUp(other, self._hosts[other].node.round), self._network.delay_s())
 
     def reported(self, peer: str, report: RoundReport) -> None:
         pass  # it sees everything anyway

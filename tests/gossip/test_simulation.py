@@ -145,6 +145,17 @@ def test_a_peer_that_comes_back_from_a_snapshot_catches_up() -> None:
     assert spread[2] < 0.05 * from_its_own_optimum  # alone it would have gone there
 
 
+def test_one_that_leaves_is_not_waited_for() -> None:
+    network = Quadratic(peers=4, topology="complete", rounds=10)
+    simulation = network.simulation()
+    simulation.run(until_s=3.0)
+    simulation.leave("p0003")
+    simulation.run()
+    for name in network.names[:3]:
+        assert simulation.node(name).round == 10
+        assert "p0003" not in simulation.node(name).members
+
+
 def test_a_partition_heals() -> None:
     """Two halves that lost each other converge apart, then together again."""
     network = Quadratic(peers=8, topology="complete", rounds=60, collect_s=5.0)
