@@ -103,7 +103,7 @@ def _protocol() -> list[dict[str, Any]]:
     import torch
 
     from gossip.quadratic import Quadratic
-    from gossip.simulation import LinkModel
+    from gossip.simulated_network import LinkModel
 
     torch.set_num_threads(1)
     network = Quadratic(

@@ -14,7 +14,8 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.methods.method_set import MethodNames
 from gossip.quadratic import Quadratic, positions
-from gossip.simulation import LinkModel, Simulation
+from gossip.simulated_network import LinkModel
+from gossip.simulation import Simulation
 
 
 def run(network: Quadratic) -> Simulation:
@@ -60,7 +61,7 @@ def test_more_mixing_is_more_agreement() -> None:
 SCRIPT = """
 from gossip.methods.method_set import MethodNames
 from gossip.quadratic import Quadratic
-from gossip.simulation import LinkModel
+from gossip.simulated_network import LinkModel
 links = LinkModel(loss=0.1)
 names = MethodNames(codec="int8")
 network = Quadratic(peers=12, topology="epidemic:3", rounds=8, methods=names, links=links, seed={seed})
@@ -142,6 +143,17 @@ def test_a_peer_that_comes_back_from_a_snapshot_catches_up() -> None:
     spread = (reached - reached.mean(dim=0)).norm(dim=1)
     from_its_own_optimum = float((reached[2] - network.optima()[2]).norm())
     assert spread[2] < 0.05 * from_its_own_optimum  # alone it would have gone there
+
+
+def test_one_that_leaves_is_not_waited_for() -> None:
+    network = Quadratic(peers=4, topology="complete", rounds=10)
+    simulation = network.simulation()
+    simulation.run(until_s=3.0)
+    simulation.leave("p0003")
+    simulation.run()
+    for name in network.names[:3]:
+        assert simulation.node(name).round == 10
+        assert "p0003" not in simulation.node(name).members
 
 
 def test_a_partition_heals() -> None:

@@ -15,7 +15,8 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.events import RoundReport, Train
 from gossip.node import Diverged, GossipNode
-from gossip.simulation import LinkModel, LocalSteps, Simulation
+from gossip.simulated_network import LinkModel
+from gossip.simulation import LocalSteps, Simulation
 from peer.run_plan import plan_run
 from peer.training.local_trainer import LocalTrainer
 from scripts.lab.comparison.method import BASELINES

@@ -22,7 +22,8 @@ from gossip.methods.method_set import MethodNames
 from gossip.node import GossipNode, Phase
 from gossip.quadratic import Quadratic
 from gossip.settings import NodeSnapshot
-from gossip.simulation import LinkModel, Simulation
+from gossip.simulated_network import LinkModel
+from gossip.simulation import Simulation
 from scripts.lab.convergence.cell import Cell
 from scripts.lab.convergence.run import AWAY, CellResult, Column, outcome, reached_first, table
 from topology.links import parse_topology
