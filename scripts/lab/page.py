@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 Rows = Sequence[Sequence[str]]
+"""Cells of a table, row by row, the heading first; rows are equally long."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -18,6 +19,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 th, td { border-bottom: 1px solid #ddd; padding: .25rem .7rem; text-align: right }
 th:first-child, td:first-child { text-align: left }
 img { max-width: 100% } pre { background: #f6f6f6; padding: 1rem; overflow: auto }"""
+"""CSS of every page."""
 
 
 def text_table(rows: Rows) -> list[str]:

@@ -37,6 +37,7 @@ Columns = Mapping[str, NDArray[np.float64]]
 """Column -> float64[rows], NaN = no value."""
 
 _TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+"""Type of a spec's field -> type of its column."""
 
 
 class Result(Protocol):

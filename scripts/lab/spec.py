@@ -43,6 +43,7 @@ class Spec(Protocol):
 
 
 AnySpec = TypeVar("AnySpec", bound=Spec)
+"""One sort of spec."""
 
 
 def hashed_name(spec: Spec, format: int, file_digests: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
+"""Numbers over seeds, rounds or both; NaN = not measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,12 +74,7 @@ def run_sweep(
         ResultFolder,  # late: workers import this file before their one thread is set
     )
 
-    if engine not in ENGINES:
-        raise LocalError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
-    if workers < 0:
-        raise LocalError(f"workers must be at least 1 (0 = one per core), not {workers}")
-    for spec in specs:
-        spec.check()
+    _check(specs, engine, workers)
     folder = ResultFolder(out, layout)
     with folder.locked():
         missing = [spec for spec in specs if not folder.is_finished(spec)]
@@ -94,6 +89,16 @@ def run_sweep(
         finally:
             folder.collect(specs, request or {})
     return before
+
+
+def _check(specs: Sequence[Spec], engine: str, workers: int) -> None:
+    """Refuse what cannot run, before anything is written."""
+    if engine not in ENGINES:
+        raise LocalError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    if workers < 0:
+        raise LocalError(f"workers must be at least 1 (0 = one per core), not {workers}")
+    for spec in specs:
+        spec.check()
 
 
 def in_process(

@@ -30,6 +30,7 @@ COMMON_FIELDS = (*METHOD_FIELDS, *names_with(Role.COMPARISON, OPTIONS, ("model",
 """Settings that a comparison may name for all of its methods."""
 
 PEER_DEFAULTS: Mapping[str, Any] = {name: option.default for name, option in OPTIONS.items()}
+"""Option of a peer -> its default, which also tells its type."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ CURVES: tuple[tuple[str, str, str], ...] = (
 )
 """(column of rounds.parquet, file, label) of the plots."""
 LOGARITHMIC = ("consensus_distance", "cross_term")
+"""Columns drawn on a logarithmic axis; of baselines only local has them."""
 AXES = (
     ("round", "rounds, in optimizer steps of a peer", 1.0),
     ("bytes_per_peer", "MB read per peer", 1e-6),

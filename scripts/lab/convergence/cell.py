@@ -150,6 +150,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
 """Field -> (least, first beyond, words)."""
 
 DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(Cell)}
+"""Field -> its default."""
 
 
 def _check_type(name: str, value: object, wanted: type) -> None:

@@ -27,6 +27,7 @@ from topology.analysis import consensus_cost, measure
 from topology.links import parse_topology
 
 PEERS = 64
+"""Of every run. Source: ours; a power of two and a square, so that all ten exist."""
 TOPOLOGIES = (
     "ring",
     "star",
@@ -39,6 +40,8 @@ TOPOLOGIES = (
     "random-matching",
     "epidemic:3",
 )
+"""In the order of the page."""
+
 CONSENSUS = {
     "topology": list(TOPOLOGIES),
     "peers": PEERS,
@@ -46,7 +49,11 @@ CONSENSUS = {
     "dimension": 64,
     "payload_mb": 4.0,
 }
+"""Fields of the cells that average."""
+
 LEARNED = 64
+"""Values that each peer learns."""
+
 LEARNING = {
     "kind": "quadratic",
     "topology": list(TOPOLOGIES),
@@ -55,6 +62,8 @@ LEARNING = {
     "dimension": LEARNED,
     "local_steps": 5,
 }
+"""Fields of the cells that learn."""
+
 LEARNING_SEEDS = 3
 """Fewer than for consensus: a cell takes a second or two."""
 STYLES = {"one-peer-exponential": "--", "base:1": ":", "random-matching": "--", "epidemic:3": "--"}
@@ -64,6 +73,7 @@ FLOOR = 1e-7
 Abscissae = Sequence[tuple[str, str, float]]
 """(column, label, factor) of each panel."""
 BEGIN, END = "<!-- table: made by scripts/convergence.py gallery -->", "<!-- end of table -->"
+"""Lines of a page between which its table stands."""
 
 
 def make_gallery(out: Path, pages: Sequence[Path], seeds: int) -> Iterator[Path]:
@@ -165,17 +175,17 @@ def _table(groups: Sequence[Group]) -> list[str]:
 
 def _row(group: Group) -> tuple[str, ...]:
     topology = parse_topology(group.fields["topology"], seed=0)
-    figures = measure(topology, PEERS)
+    measures = measure(topology, PEERS)
     rounds = group.outcome("rounds_to_tolerance")
     busiest = consensus_cost(topology, PEERS, rounds.mean or 0.0, 4e6)[1]
-    neighbors = figures.effective_neighbors
+    neighbors = measures.effective_neighbors
     error = group.outcome("final_mean_error")
     return (
         f"`{group.fields['topology']}`",
-        f"{figures.reads_per_round / PEERS:.3g}",
-        "" if figures.spectral_gap is None else f"{figures.spectral_gap:.4f}",
+        f"{measures.reads_per_round / PEERS:.3g}",
+        "" if measures.spectral_gap is None else f"{measures.spectral_gap:.4f}",
         "" if neighbors is None else f"{neighbors['0.9']:.1f}",
-        f"{figures.rounds_to_tolerance:.0f}",
+        f"{measures.rounds_to_tolerance:.0f}",
         _rounded(rounds),
         _rounded(group.outcome("bytes_per_peer_to_tolerance", 1e-6)),
         f"{busiest / 1e6:.0f}",

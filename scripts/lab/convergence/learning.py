@@ -27,7 +27,9 @@ from scripts.lab.threads import one_thread
 from topology.links import parse_topology
 
 Vector = NDArray[np.float64]
+"""float64[P], the values of one adapter."""
 Checkpoints = dict[str, tuple[AdapterState, NodeSnapshot]]
+"""Peer -> what it comes back with."""
 OnReport = Callable[[float, str, RoundReport], None]
 """``(virtual seconds, peer, report)``."""
 

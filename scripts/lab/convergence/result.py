@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Column = NDArray[np.float64]
+"""float64[T + 1], a number a round; NaN = no value."""
 
 COLUMNS = (
     "round",
