@@ -7,6 +7,7 @@ in which they are returned. Every ``Fetch`` ends in exactly one ``Fetched`` or `
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -99,7 +100,7 @@ class Train:
 
     state: AdapterState
     round: int
-    part: str = "all"
+    part: Literal["all", "a", "b"] = "all"
     drift: Tensor | None = field(default=None, repr=False)
 
 

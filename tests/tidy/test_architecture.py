@@ -33,6 +33,9 @@ MAY_NOT_IMPORT = {
     r"peer\.network\..*": rf"(?!{GROUND}$)peer\.(?!network\.).*",
     r"peer\.training\..*": rf"(?!{GROUND}$)peer\.(?!training\.).*",
     r"scripts\.lab\..*": r"scripts\.benchmarks\..*",
+    r"scripts\.lab\.(?!convergence\.|comparison\.).*": r"scripts\.lab\.(convergence|comparison)\..*",
+    r"scripts\.lab\.convergence\..*": r"scripts\.lab\.comparison\..*",
+    r"scripts\.lab\.comparison\..*": r"scripts\.lab\.convergence\..*",
 }
 """Who lives above whom."""
 HEAVY = {
@@ -100,6 +103,15 @@ def test_imports_go_one_way(name: str) -> None:
             for module in modules_of(FILES[name]):
                 assert not re.fullmatch(whom, module), f"{name} imports {module}"
     assert "tests" not in imports_of(FILES[name])
+
+
+def test_files_do_not_import_in_a_circle() -> None:
+    # a file that is run with -m may import itself under its own name: that is a circle of one
+    left = {name: modules_of(path) & FILES.keys() - {name} for name, path in FILES.items()}
+    while free := [name for name, modules in left.items() if not modules & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, {name: sorted(modules & left.keys()) for name, modules in left.items()}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
