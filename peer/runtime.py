@@ -310,7 +310,7 @@ class Peer:
             complete=complete,
             round=self._node.round,
             adapter=self._home.adapter,
-            load=load_line_of(self._home.adapter, self._config) if self._checkpoint else None,
+            load=load_line_of(self._home.adapter, self._config.model) if self._checkpoint else None,
         )
 
     # -- training

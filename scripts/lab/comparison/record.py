@@ -16,8 +16,9 @@ import torch
 
 from gossip.adapter import AdapterState
 from peer.training import data
-from peer.training.data import Tokens
-from peer.training.tasks import TASKS, measure
+from peer.training.sequences import Tokens
+from peer.training.task import measure
+from peer.training.tasks import TASKS
 from scripts.lab.comparison.peers import Setting
 from scripts.lab.comparison.trial import COLUMNS, OUTCOMES, PEER_COLUMNS, Trial
 from scripts.lab.convergence.run import Column
