@@ -52,7 +52,7 @@ def _adapter_text(config: PeerConfig, frozen: str, *, ranks_differ: bool) -> str
     fields["target_modules"] = sorted(fields["target_modules"])
     if ranks_differ:
         fields["scale"] = fields.pop("alpha") / fields.pop("r")
-    return json.dumps({**fields, "frozen": frozen, "task": tasks.canonical(config)}, sort_keys=True)
+    return json.dumps({**fields, "frozen": frozen, "task": tasks.canonical(config.model)}, sort_keys=True)
 
 
 def join_line(config: PeerConfig, own_addresses: tuple[str, ...]) -> str:

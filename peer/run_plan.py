@@ -29,7 +29,8 @@ from gossip.methods.optimizers import OPTIMIZERS
 from gossip.settings import NodeSettings
 from peer.config import MixingOptions, PeerConfig
 from peer.network.catalogue import check_listen, peer_of
-from peer.training import tasks
+from peer.training import trainers
+from peer.training.classification import head_names
 from peer.training.readers import DataError
 from topology.errors import TopologyError
 from topology.links import Topology, parse_topology
@@ -73,7 +74,7 @@ class RunPlan:
         """
         names, budget_mb = self.names, self.config.mixing.budget_mb
         if self.config.model.private_head:
-            names = dataclasses.replace(names, private=tuple(sorted(tasks.head_names(spec))))
+            names = dataclasses.replace(names, private=tuple(sorted(head_names(spec))))
         if budget_mb:
             lossless = resolve(dataclasses.replace(names, codec="float32", feedback="none"), spec)
             codec = choose_codec(round(budget_mb * 1e6), lossless.travels, self.reads_per_round())
@@ -118,10 +119,11 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
         peers: how many take part, where it is known; else what the configuration lets one expect.
 
     Raises:
-        LocalError: an unknown topology or method (the known ones are named); methods and topology that do not go
-            together (a valid alternative is named).
+        LocalError: an unknown topology, method or trainer (the known ones are named); methods and topology that do not
+            go together (a valid alternative is named).
     """
     topology = _topology(config, peers)
+    trainers.entry_point(config.training.trainer)  # refuses what the training process could not start
     mixing, adapter = config.mixing, config.model.adapter
     names = _method_names(mixing)
     if find("factor rule", mixing.factors, FACTORS).core_only != (adapter == CORE_ADAPTER):

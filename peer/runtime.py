@@ -226,7 +226,7 @@ class Peer:
                 while not self.membership.all_reached(self.node.rounds):
                     await trio.sleep(0.2)  # no event says that the last of the others is done
         adapter = self.run.home.adapter
-        load = load_line_of(adapter, self.run.plan.config) if self.records.checkpoint else None
+        load = load_line_of(adapter, self.run.plan.config.model) if self.records.checkpoint else None
         self.journal.emit(Finished(complete=complete, round=self.node.round, adapter=adapter, load=load))
         await self.membership.say_goodbye()
 

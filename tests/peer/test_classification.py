@@ -19,9 +19,11 @@ from peer.cli import evaluate
 from peer.config import PeerConfig
 from peer.journal_events import Measured
 from peer.journal_lines import Record
-from peer.training import base_models, data, tasks, tiny_model
+from peer.training import base_models, data, readers, task, tasks, tiny_model
+from peer.training.classification import head_names
 from peer.training.inference import Conversation, labels_of, load_adapter, measure
 from peer.training.local_trainer import LocalTrainer
+from peer.training.sequences import IGNORED
 from scripts.lab.testnet import PeerView, TestnetConfig, summarize
 from scripts.lab.workloads import lay_out, parse_workload
 
@@ -105,7 +107,7 @@ def test_a_row_needs_one_of_the_labels(tmp_path: Path) -> None:
         (9, '"text" is empty'),
     ]
     assert "3 rows of labeled text" in loaded.report()
-    with pytest.raises(data.DataError, match='needs "text" and "label"'):
+    with pytest.raises(readers.DataError, match='needs "text" and "label"'):
         data.load([write(tmp_path / "none.jsonl", bad)], labels=("no", "yes"))
     table = tmp_path / "rows.csv"
     table.write_text("text,label\na,yes\nb,0\n")
@@ -131,9 +133,11 @@ def test_labels_and_task_must_fit(settings: dict[str, Any], complaint: str) -> N
 
 def test_peers_of_a_run_have_the_same_labels_in_the_same_order() -> None:
     ab, ba = (PeerConfig.of(task="classification", labels=labels) for labels in (("a", "b"), ("b", "a")))
-    assert tasks.canonical(ab) == '{"labels": ["a", "b"], "private_head": false, "task": "classification"}'
-    assert tasks.canonical(ab) != tasks.canonical(ba)
-    assert tasks.canonical(PeerConfig()) == '{"task": "causal-lm"}'
+    assert (
+        tasks.canonical(ab.model) == '{"labels": ["a", "b"], "private_head": false, "task": "classification"}'
+    )
+    assert tasks.canonical(ab.model) != tasks.canonical(ba.model)
+    assert tasks.canonical(PeerConfig().model) == '{"task": "causal-lm"}'
     assert PeerConfig.from_json(ab.to_json()) == ab
 
 
@@ -145,7 +149,7 @@ def test_peers_start_with_one_head_whatever_their_data_and_learn_the_labels(
     one_sided = LocalTrainer(classify(data=(shards["statement"],)))
     assert first.manifest == one_sided.manifest
     assert LocalTrainer(classify(seed=1)).manifest["adapter_digest"] != first.manifest["adapter_digest"]
-    assert tasks.head_names(first.spec) == {"base_model.model.score.weight"}
+    assert head_names(first.spec) == {"base_model.model.score.weight"}
     assert dict(first.initial.tensors())["base_model.model.score.weight"].std() == pytest.approx(
         0.02, rel=0.3
     )
@@ -163,11 +167,11 @@ def test_peers_start_with_one_head_whatever_their_data_and_learn_the_labels(
 def test_loss_and_accuracy_are_means_over_texts(classify: Quick) -> None:
     trainer = LocalTrainer(classify())
     found = trainer.evaluate(trainer.initial)
-    (sequences,) = trainer._shards.values()
+    (sequences,) = trainer.shard.held_out.values()
     loss, hits = 0.0, 0
     for one in sequences:  # one at a time, without padding
         with torch.no_grad():
-            logits = trainer._model(input_ids=torch.tensor([one.ids])).logits[0]
+            logits = trainer.model.module(input_ids=torch.tensor([one.ids])).logits[0]
         loss -= logits.log_softmax(-1)[one.label].item()
         hits += int(logits.argmax()) == one.label
     assert found.own == pytest.approx(loss / len(sequences), rel=1e-5)
@@ -188,7 +192,7 @@ def test_an_encoder_gets_its_own_modules_and_plain_peft_loads_what_it_learned(
         adapted = {name.split(".")[-3] for name, _ in trainer.spec.entries if ".lora_" in name}
         assert adapted == {"query", "key", "value"}
     head = {"base_model.model.classifier.weight", "base_model.model.classifier.bias"}
-    assert tasks.head_names(trainer.spec) == head
+    assert head_names(trainer.spec) == head
     trained = trainer.train(trainer.initial)
     for name in head:
         assert not torch.equal(dict(trained.state.tensors())[name], dict(trainer.initial.tensors())[name])
@@ -200,11 +204,11 @@ def test_an_encoder_gets_its_own_modules_and_plain_peft_loads_what_it_learned(
     base = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
     loaded = PeftModel.from_pretrained(base, tmp_path)
     trainer.model.put(trained.state)
-    batch, _ = trainer._batch(trainer._train[:4])
-    trainer._model.eval()
+    batch, _ = trainer._batch(trainer.shard.train[:4])
+    trainer.model.module.eval()
     loaded.eval()
     with torch.no_grad():
-        ours, theirs = trainer._model(**batch).logits, loaded(**batch).logits
+        ours, theirs = trainer.model.module(**batch).logits, loaded(**batch).logits
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
 
 
@@ -247,10 +251,10 @@ def test_an_exported_classification_says_its_labels_and_can_be_measured(
     assert loaded.config.id2label == dict(enumerate(LABELS))
 
     both, statements = measure(folder, [shards["both"], shards["statement"]], 64)
-    sequences = [*trainer._train, *next(iter(trainer._shards.values()))]
+    sequences = [*trainer.shard.train, *next(iter(trainer.shard.held_out.values()))]
     assert len(sequences) == len(shards["both"].read_text().splitlines()), "all rows of the file"
     trainer.evaluate(state)
-    expected = tasks.measure(trainer._task, trainer._model, sequences, 8, trainer._pad)
+    expected = task.measure(trainer.task, trainer.model.module, sequences, 8, trainer._pad)
     assert both.loss == pytest.approx(expected.loss / len(sequences), rel=1e-4)
     assert both.accuracy == pytest.approx(expected.correct / len(sequences), abs=1e-9)
     assert (both.base, both.commonest, statements.commonest) == (None, 0.5, 1.0)
@@ -328,19 +332,19 @@ def test_only_the_answer_is_learned(quick: Quick, tmp_path: Path) -> None:
         tmp_path / "chat.jsonl", [{"messages": CHAT}, {"messages": CHAT[:3]}, {"messages": CHAT[1:2]}]
     )
     rows = data.load([file]).rows
-    task = tasks.TASKS["causal-lm"]
-    (one,), bad = task.tokenize(rows, tokenizer, PeerConfig.of(answers_only=True))
+    objective = tasks.TASKS["causal-lm"]
+    (one,), bad = objective.tokenize(rows, tokenizer, PeerConfig.of(answers_only=True))
     assert (
         tokenizer.decode(list(one.ids[: one.prompt])) == "user: Hi\nassistant: Yes?\nuser: Who?\nassistant: "
     )
     assert tokenizer.decode(list(one.ids[one.prompt :])) == "Me\n<end>"
     assert [(row.line, "does not end with an answer" in row.reason) for row in bad] == [(2, True), (3, True)]
-    whole, bad = task.tokenize(rows, tokenizer, PeerConfig())
+    whole, bad = objective.tokenize(rows, tokenizer, PeerConfig())
     assert [sequence.prompt for sequence in whole] == [0, 0, 0]
     assert not bad
-    batch, targets = task.collate([one], 0)
+    batch, targets = objective.collate([one], 0)
     assert targets == len("Me\n") + 1
-    assert (batch["labels"][0] != data.IGNORED).nonzero().flatten().tolist() == list(
+    assert (batch["labels"][0] != IGNORED).nonzero().flatten().tolist() == list(
         range(one.prompt, len(one.ids))
     )
 
@@ -350,11 +354,11 @@ def test_the_loss_of_an_answer_is_the_mean_over_its_tokens_given_the_prompt(
 ) -> None:
     rows = [{"prompt": f"{index} and one is ", "completion": "more" * (index % 3 + 1)} for index in range(12)]
     trainer = LocalTrainer(quick(data=(write(tmp_path / "rows.jsonl", rows),), held_out=0.5))
-    (sequences,) = trainer._shards.values()
+    (sequences,) = trainer.shard.held_out.values()
     total, tokens = 0.0, 0
     for one in sequences:
         with torch.no_grad():
-            logits = trainer._model(input_ids=torch.tensor([one.ids])).logits[0]
+            logits = trainer.model.module(input_ids=torch.tensor([one.ids])).logits[0]
         for place in range(one.prompt, len(one.ids)):
             total -= logits[place - 1].log_softmax(-1)[one.ids[place]].item()
             tokens += 1

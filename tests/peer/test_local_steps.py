@@ -144,8 +144,8 @@ def test_sgd_goes_down_the_gradient_of_the_batch(quick: Quick, tmp_path: Path) -
     trained = LocalTrainer(config).train(start).state
     other = LocalTrainer(config)
     other.model.put(start)
-    batch, _ = other._batch([other._train[index] for index in other._sampler.draw()])
-    other._model(**batch).loss.backward()
+    batch, _ = other._batch([other.shard.train[index] for index in other._sampler.draw()])
+    other.model.module(**batch).loss.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in other.model.parameters.values()])
     expected = start.flat - 0.5 * 0.01 * gradient / gradient.norm()
     torch.testing.assert_close(trained.flat, expected, rtol=0, atol=1e-6)

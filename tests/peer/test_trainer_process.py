@@ -103,7 +103,7 @@ def test_a_dead_or_stopped_or_cancelled_process_is_reported_and_leaves_nothing(q
         os.kill(trainer.pid, signal.SIGINT)  # Ctrl-C is the parent's to judge
         await trainer.evaluate(ready.initial)
         with pytest.raises(TrainerDied, match="SIGKILL"):
-            await trainer.train(ready.initial, 1, on_step=lambda step: trainer.kill())
+            await trainer.train(ready.initial, 1, on_step=lambda step: os.kill(trainer.pid, signal.SIGKILL))
         assert not is_alive(trainer.pid)
         with pytest.raises(TrainerDied):
             await trainer.evaluate(ready.initial)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from gossip.adapter import AdapterState
 from peer.training import data
-from peer.training.data import Tokens
-from peer.training.tasks import TASKS, measure
+from peer.training.sequences import Tokens
+from peer.training.task import measure
+from peer.training.tasks import TASKS
 from scripts.lab.comparison.peers import Peers
 
 BATCH = 16
