@@ -34,8 +34,8 @@ class TrainerFailed(LocalError):
     exit_code = 8
 
 
-class Trainer(Protocol):
-    """What is needed of a training process; ``TrainerProcess`` is the real one (see there).
+class RemoteTrainer(Protocol):
+    """A trainer in a process of its own, as its parent sees it; ``TrainerProcess`` is the real one (see there).
 
     Its methods raise ``TrainerDied`` when the process has ended by itself, and ``LocalError`` for what the user or we
     did wrong.
@@ -56,7 +56,7 @@ class Trainer(Protocol):
     async def stop(self) -> None: ...
 
 
-StartTrainer = Callable[[PeerConfig, Path | None, Progress], Awaitable[tuple[Trainer, Ready]]]
+StartTrainer = Callable[[PeerConfig, Path | None, Progress], Awaitable[tuple[RemoteTrainer, Ready]]]
 """Starts a training process, given the settings, the file of an earlier one to go on from, and whom to tell of loading.
 
 Returns when it is ready."""
@@ -118,7 +118,7 @@ class TrainingSupervisor:
         trainer_state: Path | None,
         callbacks: Callbacks,
         start: StartTrainer,
-        trainer: Trainer,
+        trainer: RemoteTrainer,
     ) -> None:
         self._config = config
         self._round = round
@@ -160,7 +160,7 @@ class TrainingSupervisor:
         """End the process; never raises for one that is gone already."""
         await self._trainer.stop()
 
-    async def _surviving(self, ask: Callable[[Trainer], Awaitable[Answer]]) -> Answer:
+    async def _surviving(self, ask: Callable[[RemoteTrainer], Awaitable[Answer]]) -> Answer:
         """Ask the process; if it dies, ask a new one."""
         while True:
             try:
