@@ -43,6 +43,7 @@ TaskName = Literal["causal-lm", "classification"]
 
 LOCAL_OPTIMIZERS: tuple[str, ...] = get_args(LocalOptimizer)
 TASKS: tuple[str, ...] = get_args(TaskName)
+"""Their names, to check what a configuration says where no type does."""
 
 UNMIXABLE = {
     "p-tuning": "what it saves is computed by an encoder, and the encoder that trains is not saved, so that mixing "

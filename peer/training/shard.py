@@ -16,9 +16,6 @@ from peer.training.readers import DataError
 from peer.training.sequences import Tokens
 from peer.training.task import Task
 
-BAD_ROWS_SHOWN = 10
-"""Rows named in an error. Source: guess, a screenful."""
-
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -52,7 +49,7 @@ def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: T
     tokenized, refused = task.tokenize(train, tokenizer, config)
     bad = (*loaded.bad, *refused)
     if not tokenized:
-        shown = map(str, bad[:BAD_ROWS_SHOWN])
+        shown = map(str, bad[: data.SHOWN_MAX])
         raise DataError("\n".join(["no training sequence is left after tokenizing", *shown]))
 
     def measured(rows: Sequence[data.Row]) -> list[Tokens]:
