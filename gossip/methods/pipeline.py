@@ -28,40 +28,19 @@ from gossip.published import PublishedAdapter
 from gossip.wire import BASE_BYTES
 
 
-class Arrived(NamedTuple):
-    """A neighbor's adapter, decoded, not yet guarded.
-
-    Attributes:
-        sender: peer id.
-        layout: of ``values``; another than ours only where ranks may differ.
-        values: float32[layout.size].
-        weight: its entry in the row of W for which it was asked.
-        age, round: what the sender says of it.
-        confirmed: the sender has our adapter of this round.
-    """
-
-    sender: str
-    layout: AdapterSpec
-    values: Tensor
-    weight: float
-    age: int
-    round: int
-    confirmed: bool = True
-
-
 @dataclass(frozen=True, slots=True)
 class Mixed:
     """What came of mixing a row.
 
     Args:
         state: the adapter to go on with.
-        parts: what was mixed in, after the guards.
+        contributions: what was mixed in, after the guards.
         objections: what guards dropped or clipped.
         drift, cross_term: see ``RoundReport``.
     """
 
     state: AdapterState
-    parts: tuple[Contribution, ...]
+    contributions: tuple[Contribution, ...]
     objections: tuple[guards.Objection, ...]
     drift: float
     cross_term: float
@@ -183,8 +162,10 @@ class Pipeline:
 
     # -- in
 
-    def decode(self, sender: str, received: PublishedAdapter, *, merging: bool) -> tuple[AdapterSpec, Tensor]:
-        """Return layout and values of an adapter; a replica kept of the sender moves on.
+    def decode(
+        self, sender: str, received: PublishedAdapter, weight: float, *, merging: bool
+    ) -> Contribution:
+        """Return what a neighbor has sent, of this weight in our row; a replica kept of the sender moves on.
 
         Raises:
             RemoteError: ``"codec"``, ``"shape"``, ``"malformed"`` (the sender's fault), or ``"gap"``: it builds on
@@ -199,9 +180,17 @@ class Pipeline:
         if layout is None:
             raise RemoteError("shape", f"{len(received.payload)} bytes do not fit this run's adapters")
         if merging:
-            return layout, methods.merge_codec.decode(received.payload, layout, received.round)
-        if self._origin is None:
-            return layout, methods.codec.decode(received.payload, layout, received.round)
+            values = methods.merge_codec.decode(received.payload, layout, received.round)
+        elif self._origin is None:
+            values = methods.codec.decode(received.payload, layout, received.round)
+        else:
+            values = self._decode_lossy(sender, received, layout, self._origin)
+        return Contribution(sender, AdapterState(layout, values), weight, received.age, received.round)
+
+    def _decode_lossy(
+        self, sender: str, received: PublishedAdapter, layout: AdapterSpec, origin: Tensor
+    ) -> Tensor:
+        methods = self._methods
         replica = self._replicas.get(sender)
         if received.base and (replica is None or replica.fingerprint != received.base):
             raise RemoteError("gap", "it builds on another replica than ours")
@@ -215,8 +204,7 @@ class Pipeline:
         )
         if methods.feedback.keeps_replicas and math.isfinite(float(values.sum())):
             self._replicas[sender] = _Replica(values, _fingerprint(values))
-        origin = self._origin if values.numel() == self._origin.numel() else 0.0
-        return layout, values + origin
+        return values + (origin if values.numel() == origin.numel() else 0.0)
 
     # -- together
 
@@ -224,7 +212,7 @@ class Pipeline:
         self,
         start: AdapterState,
         trained: AdapterState,
-        arrived: Sequence[Arrived],
+        contributions: Sequence[Contribution],
         *,
         steps: int,
         round: int,
@@ -239,16 +227,12 @@ class Pipeline:
         """
         methods = self._methods
         others = []
-        for each in _in_row(arrived, neighbor_weight):
+        for arrived in _in_row(contributions, neighbor_weight):
             values, weight, self._mixer = methods.mixer.read(
-                each.sender, each.values, each.weight, self._mixer
+                arrived.sender, arrived.state.flat, arrived.weight, self._mixer
             )
-            layout = methods.mixed if each.layout.size != values.numel() else each.layout
-            others.append(
-                Contribution(
-                    each.sender, AdapterState(layout, values), weight, each.age, each.round, each.confirmed
-                )
-            )
+            layout = methods.mixed if arrived.state.spec.size != values.numel() else arrived.state.spec
+            others.append(arrived._replace(state=AdapterState(layout, values), weight=weight))
         own, others, objections = self._guarded(others, round, age)
         if methods.factor_rule.refactors:
             mixed = _mean_product(own, others, reference=own.state)  # our gauge: AdamW's moments go on in it
@@ -263,16 +247,17 @@ class Pipeline:
         return self._outcome(state, trained, own, others, objections)
 
     def merge(
-        self, state: AdapterState, arrived: Sequence[Arrived], *, round: int, age: int, neighbor_weight: float
+        self,
+        state: AdapterState,
+        contributions: Sequence[Contribution],
+        *,
+        round: int,
+        age: int,
+        neighbor_weight: float,
     ) -> Mixed:
         """Merge a round of published adapters, ours as our readers see it, so that all get the same."""
         methods = self._methods
-        others = [
-            Contribution(
-                each.sender, AdapterState(each.layout, each.values), each.weight, each.age, each.round
-            )
-            for each in _in_row(arrived, neighbor_weight)
-        ]
+        others = _in_row(contributions, neighbor_weight)
         own, others, objections = self._guarded(others, round, age)
         own = own._replace(state=AdapterState(methods.shared, self._seen))
         if merges_products(methods):
@@ -321,13 +306,15 @@ class Pipeline:
         )
 
 
-def _in_row(arrived: Sequence[Arrived], neighbor_weight: float) -> Sequence[Arrived]:
+def _in_row(contributions: Sequence[Contribution], neighbor_weight: float) -> list[Contribution]:
     """Scale weights down if late adapters of other rounds' rows make them exceed this round's share of neighbors."""
-    total = sum(each.weight for each in arrived)
-    allowed = max(neighbor_weight, max((each.weight for each in arrived), default=0.0))
+    weights = [contribution.weight for contribution in contributions]
+    total, allowed = sum(weights), max([neighbor_weight, *weights])
     if total <= allowed + 1e-9:
-        return arrived
-    return [each._replace(weight=each.weight * allowed / total) for each in arrived]
+        return list(contributions)
+    return [
+        contribution._replace(weight=contribution.weight * allowed / total) for contribution in contributions
+    ]
 
 
 def _mean_product(

@@ -18,7 +18,7 @@ import torch
 
 from gossip.adapter import AdapterState
 from gossip.methods.method_set import MethodNames, resolve
-from gossip.methods.pipeline import Arrived, Pipeline
+from gossip.methods.pipeline import Pipeline
 from peer.config import PeerConfig
 from peer.training.local_trainer import LocalTrainer
 from scripts.benchmarks.rows import Row, at_most, row
@@ -87,10 +87,9 @@ def _round_s(names: MethodNames, initial: AdapterState, moved: AdapterState) -> 
         started = time.perf_counter()
         own = pipelines["a"]
         own.publish(initial, trained["a"], readers=3, **said)
-        arrived = []
-        for peer, published in publications.items():
-            layout, values = own.decode(peer, published, merging=False)
-            arrived.append(Arrived(peer, layout, values, 0.25, published.age, published.round))
-        own.mix(initial, trained["a"], arrived, neighbor_weight=0.75, **said)
+        contributions = [
+            own.decode(peer, published, 0.25, merging=False) for peer, published in publications.items()
+        ]
+        own.mix(initial, trained["a"], contributions, neighbor_weight=0.75, **said)
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
