@@ -1,4 +1,4 @@
-"""What a node keeps of another peer: one record for each that it has heard of or asked.
+"""What a node keeps of other peers: one record for each that it has heard of or asked.
 
 It does not decide anything: what a peer is asked for, and when, is ``node.py``'s.
 """
@@ -43,6 +43,13 @@ class Neighbor:
         """Round of its newest adapter that was mixed or waits to be."""
         return max(self.mixed_round, self.unmixed_round)
 
+    def is_behind(self, round: int) -> bool:
+        """Tell whether it is more than a round behind and so cannot have this round in time.
+
+        Progress is its own word; a lie costs the liar (it is read at an older round) or us one deadline.
+        """
+        return max(self.progress, self.newest_round + 1) < round - 1
+
     def announced(self, round: int) -> None:
         """Take its word for the rounds that it has completed."""
         self.progress = round
@@ -61,9 +68,32 @@ class Neighbor:
         self.fetches -= 1
         return True
 
-    def take_unmixed(self) -> Contribution | None:
-        """Return the adapter that waits, which from now on counts as mixed."""
-        contribution, self.unmixed = self.unmixed, None
-        if contribution:
-            self.mixed_round = contribution.round
-        return contribution
+
+class Neighbors:
+    """The records, by peer id; each begins when the peer is asked for first."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Neighbor] = {}
+
+    def of(self, peer: str) -> Neighbor:
+        """Return the record of a peer."""
+        return self._records.setdefault(peer, Neighbor())
+
+    def likeness(self) -> dict[str, float]:
+        """Return peer -> cosine of what its adapter and ours have learned, of all that were mixed."""
+        known = ((peer, neighbor.likeness) for peer, neighbor in self._records.items())
+        return {peer: cosine for peer, cosine in known if cosine is not None}
+
+    def with_unmixed(self) -> set[str]:
+        """Return the peers whose adapters wait to be mixed."""
+        return {peer for peer, neighbor in self._records.items() if neighbor.unmixed}
+
+    def take_unmixed(self) -> list[Contribution]:
+        """Return all adapters that wait, in sorted order of senders; from now on they count as mixed."""
+        taken = []
+        for peer in sorted(self.with_unmixed()):
+            neighbor = self._records[peer]
+            if neighbor.unmixed:
+                taken.append(neighbor.unmixed)
+                neighbor.mixed_round, neighbor.unmixed = neighbor.unmixed.round, None
+        return taken

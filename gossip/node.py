@@ -20,10 +20,10 @@ import bisect
 import enum
 import math
 import random
-from dataclasses import replace
+from functools import partial
 from typing import assert_never
 
-from gossip.adapter import AdapterSpec, AdapterState
+from gossip.adapter import AdapterState
 from gossip.deadline import Deadline
 from gossip.errors import LocalError, RemoteError
 from gossip.events import (
@@ -38,7 +38,6 @@ from gossip.events import (
     Penalize,
     Publish,
     Report,
-    RoundReport,
     Served,
     SetTimer,
     Start,
@@ -49,13 +48,11 @@ from gossip.events import (
 )
 from gossip.final_merge import MERGE_S, merge_rounds, merge_topology
 from gossip.methods.contribution import Contribution
-from gossip.methods.factors import switching_interval
-from gossip.methods.method_set import resolve
-from gossip.methods.pipeline import Mixed, Pipeline
-from gossip.neighbor import Neighbor
+from gossip.methods.stage import RoundContext
+from gossip.neighbor import Neighbor, Neighbors
+from gossip.pipelines import Pipelines
 from gossip.round import Round
-from gossip.settings import NodeSettings, NodeSnapshot
-from topology.contraction import measured_contraction
+from gossip.settings import NodeSettings, NodeSnapshot, random_state, restore_random
 from topology.links import Links
 
 FETCHES_MAX = 2
@@ -113,32 +110,17 @@ class GossipNode:
         self.phase = Phase.NEW
         self.round = 0
         self.age = 0
-        self.own: AdapterState | None = (
-            None  # as our last local steps left it; None before the first of this life
-        )
+        self.own: AdapterState | None = None  # as our last local steps left it; None until then
         self._rng = rng
         self._deadline = Deadline()
         if snapshot:
             self.round, self.age = snapshot.round, snapshot.age
-            version, internal, gauss = snapshot.random
-            rng.setstate((version, tuple(internal), gauss))
+            restore_random(rng, snapshot.random)
             self._deadline = Deadline(snapshot.arrivals_s)
-        self._methods = resolve(settings.names, state.spec)
         saved = snapshot.tensors if snapshot else None
-        self._pipeline = Pipeline(me, self._methods, initial or state, settings.norm_cap, saved)
-        self._interval: int | None = self._methods.factor_rule.interval
-        self._neighbors: dict[str, Neighbor] = {}
+        self._pipelines = Pipelines(me, settings, initial or state, saved)
+        self._neighbors = Neighbors()
         self._current = Round()
-
-    @property
-    def spec(self) -> AdapterSpec:
-        """Layout of our adapter."""
-        return self.state.spec
-
-    @property
-    def lengths(self) -> frozenset[int]:
-        """Sizes in bytes that payloads of this run can have."""
-        return self._methods.lengths
 
     @property
     def rounds(self) -> int:
@@ -148,14 +130,8 @@ class GossipNode:
 
     def snapshot(self) -> NodeSnapshot:
         """Return what a restart needs besides the adapter; meant for round boundaries (after a ``Report``)."""
-        version, internal, gauss = self._rng.getstate()
-        return NodeSnapshot(
-            self.round,
-            self.age,
-            [version, list(internal), gauss],
-            self._deadline.snapshot(),
-            self._pipeline.tensors(),
-        )
+        arrivals_s, tensors = self._deadline.snapshot(), self._pipelines.tensors()
+        return NodeSnapshot(self.round, self.age, random_state(self._rng), arrivals_s, tensors)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at time ``now`` (seconds on any monotonic clock) and return what to do, in order.
@@ -190,7 +166,7 @@ class GossipNode:
 
     @property
     def _is_merging(self) -> bool:
-        return self.round >= self.settings.rounds
+        return self._pipelines.is_merging(self.round)
 
     @property
     def _collect_s(self) -> float:
@@ -200,7 +176,7 @@ class GossipNode:
     def _waits_long(self) -> bool:
         """Deadlines are not learned: where one side gave up earlier than the other, the two would not make the same
         exchange; and a peer left out of the final merge is left out for good."""
-        return self._is_merging or self._methods.mixer.confirms
+        return self._is_merging or self._pipelines.confirms(self.round)
 
     def _start(self, now: float) -> list[Action]:
         if self.phase is not Phase.NEW:
@@ -214,20 +190,14 @@ class GossipNode:
         self._current = Round(since_s=now, train_s=self._current.train_s)
         if self._is_merging:
             self._current.trained = Trained(self.state, 0, math.nan)
-            publish = Publish(self._pipeline.publish_merge(self.state, round=self.round, age=self.age))
-            return [publish, *self._collect(now)]
+            return [self._publish(self.state, 0), *self._collect(now)]
         if self.settings.overlap:
-            publish = self._publish(self.state, 0)
-            return [publish, self._train(), *self._collect(now)]
+            return [self._publish(self.state, 0), self._train(), *self._collect(now)]
         self.phase = Phase.TRAINING
         return [self._train()]
 
     def _train(self) -> Train:
-        if self._interval is None:
-            p = measured_contraction(self.settings.topology, len(self.members))
-            self._interval = switching_interval(p)
-        part = self._methods.factor_rule.trained(self.round, self._interval)
-        return Train(self.state, self.round, part, self._pipeline.drift())
+        return self._pipelines.train(self.state, self.round, len(self.members))
 
     def _trained_event(self, event: Trained, now: float) -> list[Action]:
         current = self._current
@@ -247,13 +217,16 @@ class GossipNode:
         return [self._publish(event.state, event.steps), *self._collect(now)]
 
     def _publish(self, trained: AdapterState, steps: int) -> Publish:
-        readers = 0
-        if self._methods.mixer.extra:  # only push-sum shares its mass among its readers
-            readers = self.settings.topology.readers(self.me, self.members, self.round)
-        return Publish(
-            self._pipeline.publish(
-                self.state, trained, steps=steps, round=self.round, age=self.age, readers=readers
-            )
+        return Publish(self._pipelines.publish(self._context(trained, steps)))
+
+    def _context(self, trained: AdapterState, steps: int) -> RoundContext:
+        return RoundContext(
+            round=self.round,
+            age=self.age,
+            steps=steps,
+            start=self.state,
+            trained=trained,
+            readers=partial(self.settings.topology.readers, self.me, self.members, self.round),
         )
 
     def _collect(self, now: float) -> list[Action]:
@@ -265,7 +238,7 @@ class GossipNode:
         fetches_max = FETCHES_MAX if self._collect_s > 0 else 1
         actions: list[Action] = []
         for peer, weight in current.links.read_from:
-            neighbor = self._neighbor(peer)
+            neighbor = self._neighbors.of(peer)
             neighbor.weight = weight
             # A fetch that is late may be slow (then it goes on) or lost (then only a second one brings anything).
             if neighbor.fetches < fetches_max:
@@ -285,44 +258,34 @@ class GossipNode:
         return self._deadline.seconds(self._collect_s, self._current.train_s)
 
     def _draw_links(self) -> Links:
+        topology, round = self.settings.topology, self.round
         if self._is_merging:
-            schedule = merge_topology(len(self.members))
-            return schedule.links(self.me, self.members, self.round - self.settings.rounds, self._rng)
-        topology = self.settings.topology
-        likeness = {}
-        if topology.sharpness:
-            known = ((peer, neighbor.likeness) for peer, neighbor in self._neighbors.items())
-            likeness = {peer: cosine for peer, cosine in known if cosine is not None}
-        return topology.links(self.me, self.members, self.round, self._rng, likeness)
+            topology, round = merge_topology(len(self.members)), self.round - self.settings.rounds
+        likeness = self._neighbors.likeness() if topology.sharpness else None
+        return topology.links(self.me, self.members, round, self._rng, likeness)
 
     def _fetch(self, peer: str, neighbor: Neighbor) -> Fetch:
-        newer_than = neighbor.newest_round
-        base = self._pipeline.replica_of(peer)
-        # A peer more than a round behind cannot have this round in time: take its newest and do not wait. Progress
-        # is the peer's own word; a lie costs the liar (it is read at an older round) or us one deadline.
-        progress = max(neighbor.progress, newer_than + 1)
-        if self._collect_s == 0 or (progress < self.round - 1 and not self._is_merging):
-            return Fetch(peer, None, newer_than, 0.0, base)
+        newer_than, base = neighbor.newest_round, self._pipelines.base_of(peer)
+        if self._collect_s == 0 or (neighbor.is_behind(self.round) and not self._is_merging):
+            return Fetch(peer, None, newer_than, 0.0, base)  # the newest, at once
         return Fetch(peer, self.round, newer_than, HOLD_SHARE * self._current.deadline_s, base)
 
     # -- what comes back
 
     def _fetched(self, event: Fetched, now: float) -> list[Action]:
         peer, published, current = event.peer, event.published, self._current
-        neighbor = self._neighbor(peer)
+        neighbor = self._neighbors.of(peer)
         if not neighbor.fetch_ended():
             return []
         # In the merge, what an earlier fetch brings does not end the wait for what this one will.
-        is_early = self._is_merging and published.round < self.settings.rounds and neighbor.fetches > 0
-        was_waited_for = not is_early and self._settle(peer)
-        newest = neighbor.unmixed_round
-        if self._methods.mixer.extra:  # running sums: an older one would look like a sender that began anew
-            newest = neighbor.newest_round
+        is_of_merge = self._pipelines.is_merging(published.round)
+        is_early = self._is_merging and not is_of_merge and neighbor.fetches > 0
+        was_waited_for = not is_early and current.stop_waiting_for(peer)
+        newest = neighbor.newest_round if self._pipelines.newest_only else neighbor.unmixed_round
         if published.round < newest:  # of two fetches the newer one counts
             return self._mix_if_complete(now)
         try:
-            merging = published.round >= self.settings.rounds
-            contribution = self._pipeline.decode(peer, published, neighbor.weight, merging=merging)
+            contribution = self._pipelines.read(peer, published, neighbor.weight)
         except RemoteError as error:
             return self._unusable(peer, error.reason, now)
         if was_waited_for:
@@ -349,11 +312,11 @@ class GossipNode:
         return [SetTimer(self.round, max(0.0, current.since_s + current.deadline_s - now))]
 
     def _fetch_failed(self, event: FetchFailed, now: float) -> list[Action]:
-        neighbor = self._neighbor(event.peer)
+        neighbor = self._neighbors.of(event.peer)
         if not neighbor.fetch_ended():
             return []
         # With a second fetch under way there is still somebody to wait for.
-        if not neighbor.fetches and self._settle(event.peer):
+        if not neighbor.fetches and self._current.stop_waiting_for(event.peer):
             self._current.failed.append((event.peer, event.reason))
         return self._mix_if_complete(now)
 
@@ -374,25 +337,14 @@ class GossipNode:
             return []  # overlapped: the local steps are still running
         return self._mix(current.trained, now)
 
-    def _settle(self, peer: str) -> bool:
-        """Stop waiting for a peer; return whether this round did."""
-        was_waited_for = peer in self._current.waiting_for
-        self._current.waiting_for.discard(peer)
-        return was_waited_for and self.phase is Phase.COLLECTING
-
     def _mix_if_complete(self, now: float) -> list[Action]:
         current = self._current
         if self.phase is not Phase.COLLECTING or current.waiting_for or current.trained is None:
             return []
-        if self._methods.mixer.confirms and not self._is_merging and not self._all_confirmed():
+        # Everybody whose adapter is here must have ours: only then do both sides make the same exchange.
+        if self._pipelines.confirms(self.round) and not self._neighbors.with_unmixed() <= current.served:
             return []
         return self._mix(current.trained, now)
-
-    def _all_confirmed(self) -> bool:
-        """Tell whether everybody whose adapter is here has ours: only then do both sides make the same exchange."""
-        return all(
-            peer in self._current.served for peer, neighbor in self._neighbors.items() if neighbor.unmixed
-        )
 
     # -- members
 
@@ -401,16 +353,16 @@ class GossipNode:
             return []
         if not self._is_member(event.peer):
             self.members = tuple(sorted((*self.members, event.peer)))
-        self._neighbor(event.peer).announced(event.round)
+        self._neighbors.of(event.peer).announced(event.round)
         return []
 
     def _peer_down(self, event: PeerDown, now: float) -> list[Action]:
         if event.peer == self.me or not self._is_member(event.peer):
             return []
         self.members = tuple(peer for peer in self.members if peer != event.peer)
-        self._neighbor(event.peer).went_down()
-        self._pipeline.forget(event.peer)
-        if self._settle(event.peer):
+        self._neighbors.of(event.peer).went_down()
+        self._pipelines.forget(event.peer)
+        if self._current.stop_waiting_for(event.peer):
             self._current.failed.append((event.peer, "down"))
         return self._mix_if_complete(now)
 
@@ -418,81 +370,27 @@ class GossipNode:
         place = bisect.bisect_left(self.members, peer)
         return place < len(self.members) and self.members[place] == peer
 
-    def _neighbor(self, peer: str) -> Neighbor:
-        """Return the record of a peer, a new one if it has none."""
-        return self._neighbors.setdefault(peer, Neighbor())
-
     # -- the round's end
 
     def _mix(self, trained: Trained, now: float) -> list[Action]:
         """Mix whatever has come, in sorted order of senders; report, and begin the next round."""
         current = self._current
-        mixed = self._mixed(trained, self._take_contributions())
-        report = RoundReport(
-            round=self.round,
-            merging=self._is_merging,
-            loss=trained.loss,
-            age=self.age,
-            mixed=tuple((other.sender, other.round, other.weight) for other in mixed.contributions),
-            failed=tuple(sorted(current.failed)),
-            objections=(
-                *current.objections,
-                *((objection.sender, objection.reason) for objection in mixed.objections),
-            ),
-            payload_bytes=current.payload_bytes,
-            drift=mixed.drift,
-            cross_term=mixed.cross_term,
-            collect_s=now - current.since_s,
-            deadline_s=current.deadline_s,
-            state=mixed.state,
-        )
-        actions: list[Action] = [
-            Penalize(objection.sender, objection.reason)
-            for objection in mixed.objections
-            if objection.is_fault
-        ]
+        context = self._context(trained.state, trained.steps)
+        mixed = self._pipelines.mix(context, self._take_contributions(), 1.0 - current.links.self_weight)
+        report = current.report(mixed, round=self.round, merging=self._is_merging, age=self.age, now=now)
+        faults = [objection for objection in mixed.objections if objection.is_fault]
+        penalties = [Penalize(fault.sender, fault.reason) for fault in faults]
         if self.settings.topology.sharpness:
-            for peer, cosine in self._pipeline.likeness(mixed.contributions).items():
-                self._neighbor(peer).likeness = cosine
+            for peer, cosine in self._pipelines.likeness(mixed).items():
+                self._neighbors.of(peer).likeness = cosine
         self.state = mixed.state
         self.round += 1
-        return [*actions, Report(report), *self._next_round(now)]
+        return [*penalties, Report(report), *self._next_round(now)]
 
     def _take_contributions(self) -> list[Contribution]:
         """Return what waits to be mixed and can be in this round, in sorted order of senders."""
-        taken = []
-        for peer in sorted(peer for peer, neighbor in self._neighbors.items() if neighbor.unmixed):
-            contribution = self._neighbors[peer].take_unmixed()
-            if contribution and self._is_usable(contribution):
-                taken.append(contribution._replace(confirmed=peer in self._current.served))
-        return taken
-
-    def _is_usable(self, contribution: Contribution) -> bool:
-        """Tell whether an adapter of another phase than ours can be mixed: plain adapters can, other vectors cannot."""
-        of_merge = contribution.round >= self.settings.rounds
-        if of_merge == self._is_merging:
-            return True
-        return self._methods.sends_plain_adapters and (of_merge or self._methods.merges_as_it_mixes)
-
-    def _mixed(self, trained: Trained, contributions: list[Contribution]) -> Mixed:
-        others = 1.0 - self._current.links.self_weight
-        if self._is_merging:
-            return self._pipeline.merge(
-                self.state, contributions, round=self.round, age=self.age, neighbor_weight=others
-            )
-        overlap = self.settings.overlap
-        published = self.state if overlap else trained.state
-        mixed = self._pipeline.mix(
-            self.state,
-            published,
-            contributions,
-            steps=trained.steps,
-            round=self.round,
-            age=self.age,
-            neighbor_weight=others,
-        )
-        if not overlap:
-            return mixed
-        # What was published is mixed; what has been learned meanwhile comes on top.
-        flat = mixed.state.flat + (trained.state.flat - self.state.flat)
-        return replace(mixed, state=AdapterState(self.state.spec, flat))
+        return [
+            contribution._replace(confirmed=contribution.sender in self._current.served)
+            for contribution in self._neighbors.take_unmixed()
+            if self._pipelines.is_usable(contribution, self.round)
+        ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from gossip.events import Trained
+from gossip.events import RoundReport, Trained
+from gossip.methods.pipeline import Mixed
 from topology.links import Links
 
 
@@ -40,3 +42,36 @@ class Round:
     def half_are_here(self) -> bool:
         """At most half of the row's neighbors are still waited for."""
         return 2 * len(self.waiting_for) <= len(self.links.read_from)
+
+    def stop_waiting_for(self, peer: str) -> bool:
+        """Return whether we have waited for a peer until now."""
+        was_waited_for = peer in self.waiting_for
+        self.waiting_for.discard(peer)
+        return was_waited_for
+
+    def report(self, mixed: Mixed, *, round: int, merging: bool, age: int, now: float) -> RoundReport:
+        """Return what there is to say of the round at its end.
+
+        Args:
+            mixed: what came of mixing.
+            round: its number.
+            merging: it is one of the final merge.
+            age: local steps that went into our adapter.
+            now: seconds on the caller's clock.
+        """
+        guards_objections = ((objection.sender, objection.reason) for objection in mixed.objections)
+        return RoundReport(
+            round=round,
+            merging=merging,
+            loss=self.trained.loss if self.trained else math.nan,
+            age=age,
+            mixed=tuple((other.sender, other.round, other.weight) for other in mixed.others),
+            failed=tuple(sorted(self.failed)),
+            objections=(*self.objections, *guards_objections),
+            payload_bytes=self.payload_bytes,
+            mixing_change=mixed.mixing_change,
+            cross_term=mixed.cross_term,
+            collect_s=now - self.since_s,
+            deadline_s=self.deadline_s,
+            state=mixed.state,
+        )

@@ -128,7 +128,7 @@ def methods_of(config: PeerConfig, spec: AdapterSpec) -> MethodSet:
         names = dataclasses.replace(names, private=tuple(sorted(tasks.head_names(spec))))
     if config.budget_mb:
         plain = resolve(dataclasses.replace(names, codec="float32", feedback="none"), spec)
-        codec = choose_codec(round(config.budget_mb * 1e6), plain.travels, reads_per_round(config))
+        codec = choose_codec(round(config.budget_mb * 1e6), plain.wire_spec, reads_per_round(config))
         names = dataclasses.replace(names, codec=codec, feedback=default_feedback(codec))
     return resolve(names, spec)
 
@@ -190,7 +190,7 @@ def manifest_of(config: PeerConfig, ready: Ready, methods: MethodSet) -> RunMani
         dtype=told["base_dtype"],
         tokenizer=told["tokenizer_digest"],
         adapter=json.dumps(adapter, sort_keys=True),
-        layout=products.relayout(methods.spec, 1).fingerprint if ranks_differ else told["adapter_spec"],
+        layout=products.with_rank(methods.spec, 1).fingerprint if ranks_differ else told["adapter_spec"],
         seed=config.seed,
         initial="of any rank" if ranks_differ else told["adapter_digest"],
         factors=names.factors,

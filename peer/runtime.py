@@ -38,6 +38,7 @@ from gossip.events import (
     Stop,
     TimerFired,
     Train,
+    TrainableFactors,
     Trained,
 )
 from gossip.manifest import RunManifest
@@ -88,8 +89,8 @@ class Trainer(Protocol):
         round: int,
         save_to: Path,
         on_step: OnStep,
-        part: str,
-        drift: Tensor | None,
+        trainable: TrainableFactors,
+        correction: Tensor | None,
     ) -> RoundTrained: ...
 
     async def evaluate(self, state: AdapterState) -> Evaluated: ...
@@ -336,8 +337,8 @@ class Peer:
                     action.round,
                     save_to,
                     self._on_step(action.round),
-                    action.part,
-                    action.drift,
+                    action.trainable,
+                    action.correction,
                 )
             except TrainerDied as death:
                 await self._revive_trainer(death)
@@ -472,7 +473,7 @@ class Peer:
             mixed_rounds=[round for _, round, _ in report.mixed],
             failed=[[membership.display_name(peer), reason] for peer, reason in report.failed],
             objections=[[membership.display_name(peer), reason] for peer, reason in report.objections],
-            drift=report.drift,
+            drift=report.mixing_change,
             cross_term=None if math.isnan(report.cross_term) else report.cross_term,
             collect_s=report.collect_s,
             deadline_s=report.deadline_s,

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from gossip.adapter import AdapterSpec
 from gossip.errors import RemoteError
 from gossip.methods import lowrank, sparse
 from gossip.methods.catalogue import Entry
+from gossip.methods.requirements import State
+from gossip.methods.stage import Encoded, Incoming, RoundContext, Stage
 from topology.parameters import Parameter, fraction, whole
 
 INT8_BLOCK = 256
@@ -77,6 +80,35 @@ class Codec(NamedTuple):
     relative_error: float
     gamma: float
     doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding(Stage):
+    """The last stage: a vector becomes bytes with a codec."""
+
+    codec: Codec
+    spec: AdapterSpec
+    name: ClassVar[str] = "codec"
+
+    def publish(
+        self, vector: Tensor, context: RoundContext, encode: Callable[[Tensor], Encoded], state: State
+    ) -> tuple[Encoded, State]:
+        """Encode; nothing follows."""
+        payload = self.codec.encode(vector, self.spec, context.round)
+        if self.codec.relative_error == 0.0:
+            return Encoded(payload, vector), state
+        return Encoded(payload, self.codec.decode(payload, self.spec, context.round)), state
+
+    def read(
+        self, incoming: Incoming, decode: Callable[[Incoming], Tensor], state: State
+    ) -> tuple[Tensor, State]:
+        """Decode."""
+        published = incoming.published
+        return self.codec.decode(published.payload, incoming.spec, published.round), state
+
+    def payload_sizes(self, spec: AdapterSpec) -> tuple[int, ...]:
+        """The codec's."""
+        return (self.codec.payload_bytes(spec),)
 
 
 Encode = Callable[[Tensor, AdapterSpec, int], bytes]

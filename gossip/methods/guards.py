@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 
 from gossip.adapter import AdapterState
-from gossip.methods.contribution import Contribution
+from gossip.methods.contribution import Contribution, Objection
+from gossip.methods.stage import Combination
 
 REFUSE_RATIO = 100.0
 """A neighbor this many times beyond the cap is refused, not clipped (ux-reliability.md B3, case 16)."""
-
-
-class Objection(NamedTuple):
-    """Why a contribution was dropped or changed, in a stable word; ``is_fault`` = honest peers never do it."""
-
-    sender: str
-    reason: str
-    is_fault: bool
 
 
 Guarded = tuple[list[Contribution], list[Objection]]
@@ -63,6 +56,24 @@ def norm_clip(own: Contribution, others: Sequence[Contribution], norm_cap: float
         else:
             objections.append(Objection(part.sender, "norm", is_fault=True))
     return passed, objections
+
+
+def guarded(row: Combination) -> Combination:
+    """Return a row with those that may pass; the weight of the others returns to self."""
+    own, norm_cap = row.own, row.norm_cap
+    alike = [other for other in row.others if other.state.spec == own.state.spec]
+    passed, objections = apply_all(own, alike, norm_cap)
+    if len(alike) < len(row.others):  # decoded with a spec of this run, hence of another rank
+        of_other_ranks = [other for other in row.others if other.state.spec != own.state.spec]
+        more, more_objections = of_another_rank(own, of_other_ranks, norm_cap)
+        passed = sorted((*passed, *more), key=lambda contribution: contribution.sender)
+        objections = [*objections, *more_objections]
+    return replace(
+        row,
+        own=own._replace(weight=1.0 - sum(other.weight for other in passed)),
+        others=tuple(passed),
+        objections=(*row.objections, *objections),
+    )
 
 
 def apply_all(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:

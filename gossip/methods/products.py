@@ -174,7 +174,7 @@ def rank_of(spec: AdapterSpec) -> int:
     return ranks[0]
 
 
-def relayout(spec: AdapterSpec, rank: int) -> AdapterSpec:
+def with_rank(spec: AdapterSpec, rank: int) -> AdapterSpec:
     """Return the layout with ``rank`` rows in every A and columns in every B, and all else as it is.
 
     Raises:

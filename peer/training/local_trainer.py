@@ -21,12 +21,13 @@ from safetensors.torch import save as safetensors_bytes
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.durable import write_atomically
 from peer.training import data, tasks
 from peer.training.adapted_model import AdaptedModel, generators, set_generators
 from peer.training.data import BatchSampler, DataError, Tokens
-from peer.training.frames import Evaluated, OnStep, Part, Progress, Step, Trained
+from peer.training.frames import Evaluated, OnStep, Progress, Step, Trained
 
 NON_FINITE_MAX = 3
 """So many steps in a row without a finite loss or gradient end the run. Source: guess; one can be a bad
@@ -132,16 +133,16 @@ class LocalTrainer:
     def train(
         self,
         state: AdapterState,
-        part: Part = "all",
-        drift: torch.Tensor | None = None,
+        trainable: TrainableFactors = "all",
+        correction: torch.Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Trained:
         """Take ``local_steps`` steps from ``state``; the optimizer's moments go on from the last call.
 
         Args:
             state: the adapter to start from.
-            part: which of its tensors are trained (see ``frames.Part``); the others keep values and moments.
-            drift: float32[P] in the layout of ``state``, added to the trained tensors after every step; gradient
+            trainable: which of its tensors are trained (see ``gossip.events``); the others keep values and moments.
+            correction: float32[P] in the layout of ``state``, added to the trained tensors after every step; gradient
                 tracking and momentum across rounds want it. None = nothing.
             on_step: told of each step.
 
@@ -153,8 +154,8 @@ class LocalTrainer:
         self._model.train()
         start = time.monotonic()
         loss_sum, tokens, sequences = 0.0, 0, 0
-        with self._own_generators(), self._only(part) as trained:
-            shift = _Shift(trained, state, drift, self.config.proximal)
+        with self._own_generators(), self._only(trainable) as trained:
+            shift = _Shift(trained, state, correction, self.config.proximal)
             for step in range(1, self.config.local_steps + 1):
                 batch, targets = self._batch(self._draw())
                 value, taken = self._step(batch, shift)
@@ -177,7 +178,7 @@ class LocalTrainer:
         taken = math.isfinite(value) and math.isfinite(norm)
         if taken:
             self._optimizer.step()
-            shift.add_drift()
+            shift.add_correction()
             self._non_finite = 0
         else:
             self._non_finite += 1
@@ -201,12 +202,12 @@ class LocalTrainer:
             set_generators(outside)
 
     @contextmanager
-    def _only(self, part: Part) -> Iterator[dict[str, torch.nn.Parameter]]:
-        """Yield the parameters of ``part``; the others need no gradient meanwhile, so that AdamW passes them by."""
-        chosen = {name: one for name, one in self._parameters.items() if _belongs(name, part)}
+    def _only(self, trainable: TrainableFactors) -> Iterator[dict[str, torch.nn.Parameter]]:
+        """Yield the trainable parameters; the others need no gradient meanwhile, so that AdamW passes them by."""
+        chosen = {name: one for name, one in self._parameters.items() if _belongs(name, trainable)}
         if not chosen:
             raise LocalError(
-                f"adapter {self.config.adapter} has no tensors of the part {part!r}: train all of it, or use lora"
+                f"adapter {self.config.adapter} has no tensors of the part {trainable!r}: train all of it, or use lora"
             )
         try:
             for name, parameter in self._parameters.items():
@@ -319,7 +320,7 @@ class _Shift:
     Args:
         trained: the parameters that are trained.
         state: where the round began.
-        drift: float32[P] or None, see ``LocalTrainer.train``.
+        correction: float32[P] or None, see ``LocalTrainer.train``.
         proximal: strength of the pull toward ``state``, at least 0.
     """
 
@@ -327,13 +328,13 @@ class _Shift:
         self,
         trained: dict[str, torch.nn.Parameter],
         state: AdapterState,
-        drift: torch.Tensor | None,
+        correction: torch.Tensor | None,
         proximal: float,
     ):
         self.trained = trained
         self._proximal = proximal
         self._origin = self._views(state) if proximal else {}
-        self._drift = self._views(AdapterState(state.spec, drift)) if drift is not None else {}
+        self._correction = self._views(AdapterState(state.spec, correction)) if correction is not None else {}
 
     def _views(self, state: AdapterState) -> dict[str, torch.Tensor]:
         trained = self.trained
@@ -348,13 +349,13 @@ class _Shift:
             gradient.add_(self.trained[name] - origin, alpha=self._proximal)
 
     @torch.no_grad()
-    def add_drift(self) -> None:
-        for name, drift in self._drift.items():
-            self.trained[name].add_(drift)
+    def add_correction(self) -> None:
+        for name, correction in self._correction.items():
+            self.trained[name].add_(correction)
 
 
-def _belongs(name: str, part: Part) -> bool:
-    return part == "all" or ("lora_A" in name) == (part == "a")
+def _belongs(name: str, trainable: TrainableFactors) -> bool:
+    return trainable == "all" or ("lora_A" in name) == (trainable == "a")
 
 
 def _adamw(parameters: list[torch.nn.Parameter], config: PeerConfig) -> torch.optim.Optimizer:

@@ -47,9 +47,11 @@ class Server:
         match command:
             case {"kind": "start", "config": config, "resume": resume}:
                 self._start(config, resume)
-            case {"kind": "train", "save_to": save_to, "part": part, "drift": has_drift}:
-                state, drift = self._vectors(payload, 2 if has_drift else 1)
-                trained = self._running().train(state, part, drift, lambda step: self._say("step", step))
+            case {"kind": "train", "save_to": save_to, "trainable": trainable, "correction": is_corrected}:
+                state, correction = self._vectors(payload, 2 if is_corrected else 1)
+                trained = self._running().train(
+                    state, trainable, correction, lambda step: self._say("step", step)
+                )
                 if save_to is not None:
                     self._running().save(Path(save_to))
                 give_back_memory()

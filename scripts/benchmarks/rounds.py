@@ -24,6 +24,7 @@ import torch
 import trio
 
 from gossip.adapter import AdapterSpec, AdapterState
+from gossip.events import TrainableFactors
 from peer.checkpoints import open_home
 from peer.child_python import child_environment, python_module
 from peer.config import PeerConfig
@@ -47,8 +48,8 @@ class IdleTrainer:
         round: int,
         save_to: Path,
         on_step: OnStep,
-        part: str,
-        drift: torch.Tensor | None,
+        trainable: TrainableFactors,
+        correction: torch.Tensor | None,
     ) -> Trained:
         """Return the moved adapter; the state file is empty."""
         save_to.write_bytes(b"")

@@ -16,8 +16,8 @@ from gossip.methods.products import (
     cross_term,
     product_distance,
     rank_of,
-    relayout,
     truncated_mean,
+    with_rank,
 )
 
 SHAPES = {"q": (24, 20), "k": (9, 20), "o": (24, 20)}
@@ -47,7 +47,7 @@ def near(state: AdapterState, seed: int, distance: float = 0.3) -> AdapterState:
 
 
 def without_b(state: AdapterState) -> AdapterState:
-    return state.with_part(
+    return state.with_selected(
         AdapterState(b := state.spec.only(lambda name: "lora_B" in name), torch.zeros(b.size))
     )
 
@@ -125,8 +125,8 @@ def test_the_cross_term_falls_with_the_square_of_the_distance() -> None:
 
 @pytest.mark.parametrize("agreed", ["lora_A", "lora_B"])
 def test_the_cross_term_is_zero_if_either_factor_is_the_same_everywhere(agreed: str) -> None:
-    common = random_state(0).part(SPEC.only(lambda name: agreed in name))
-    states = [random_state(seed).with_part(common) for seed in (1, 2, 3)]
+    common = random_state(0).select(SPEC.only(lambda name: agreed in name))
+    states = [random_state(seed).with_selected(common) for seed in (1, 2, 3)]
     for weights in (WEIGHTS, [0.7, 0.2, 0.1]):  # the latter sum to a little less than 1 in floating point
         assert cross_term(states, weights) == 0.0
     assert cross_term([random_state(seed) for seed in (1, 2, 3)], WEIGHTS) > 0.5
@@ -164,7 +164,7 @@ def test_the_mean_is_the_dense_one_truncated(ranks: tuple[int, ...], rank: int, 
 def test_the_mean_is_exact_if_the_rank_has_room_for_all() -> None:
     states = [random_state(seed, layout(rank)) for seed, rank in enumerate((2, 3, 1))]
     for rank in (6, 9):
-        got, discarded = truncated_mean(states, WEIGHTS, layout=relayout(states[0].spec, rank))
+        got, discarded = truncated_mean(states, WEIGHTS, layout=with_rank(states[0].spec, rank))
         assert distance(products(got), mean_products(states, WEIGHTS)) < 1e-6
         assert discarded < 1e-12
 
@@ -276,15 +276,17 @@ def test_a_direction_without_a_product_keeps_the_a_of_the_reference_so_that_it_c
 def test_with_a_frozen_the_mean_of_b_gives_the_mean_of_products() -> None:
     shared = FACTORS["ffa"].make().shared(SPEC)
     start = random_state(0)
-    states = [start.with_part(random_state(seed).part(shared)) for seed in (1, 2, 3)]
-    mixed = start.with_part(factor_mean([state.part(shared) for state in states], WEIGHTS))
+    states = [start.with_selected(random_state(seed).select(shared)) for seed in (1, 2, 3)]
+    mixed = start.with_selected(factor_mean([state.select(shared) for state in states], WEIGHTS))
     assert distance(products(mixed), mean_products(states, WEIGHTS)) < 1e-6
 
 
 def test_sharing_a_leaves_b_at_home() -> None:
     shared = FACTORS["share-a"].make().shared(SPEC)
     states = [random_state(seed) for seed in (1, 2)]
-    mixed = dict(states[0].with_part(factor_mean([s.part(shared) for s in states], [0.5, 0.5])).tensors())
+    mixed = dict(
+        states[0].with_selected(factor_mean([s.select(shared) for s in states], [0.5, 0.5])).tensors()
+    )
     own, other = (dict(state.tensors()) for state in states)
     for name, values in mixed.items():
         torch.testing.assert_close(values, own[name] if "lora_B" in name else (own[name] + other[name]) / 2)
@@ -310,11 +312,11 @@ def test_the_distance_of_products_is_the_dense_one(rank: int) -> None:
 
 def test_a_layout_of_another_rank_differs_in_nothing_else() -> None:
     spec = layout(4, magnitude=True)
-    assert relayout(spec, 7) == layout(7, magnitude=True)
-    assert relayout(relayout(spec, 7), 4) == spec
-    assert rank_of(relayout(spec, 7)) == 7
+    assert with_rank(spec, 7) == layout(7, magnitude=True)
+    assert with_rank(with_rank(spec, 7), 4) == spec
+    assert rank_of(with_rank(spec, 7)) == 7
     with pytest.raises(LocalError, match="at least 1"):
-        relayout(spec, 0)
+        with_rank(spec, 0)
     uneven = AdapterSpec((*layout(4).entries, ("n.lora_A.weight", (2, 3)), ("n.lora_B.weight", (3, 2))))
     with pytest.raises(LocalError, match="2, 4"):
         rank_of(uneven)

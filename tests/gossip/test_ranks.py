@@ -10,6 +10,7 @@ from gossip.errors import LocalError
 from gossip.events import Train
 from gossip.methods.method_set import MethodNames, resolve
 from gossip.methods.products import product_distance
+from gossip.methods.stage import RoundContext
 from gossip.node import GossipNode
 from gossip.published import PublishedAdapter
 from gossip.settings import NodeSettings
@@ -77,14 +78,14 @@ def test_after_the_merge_equal_ranks_would_hold_the_same_and_others_what_fits() 
 
 def test_a_payload_of_no_possible_rank_is_the_sender_s_fault() -> None:
     simulation = network(rounds=1, merge="none")
-    pipeline = simulation.node("b")._pipeline
-    publish = pipeline.publish
+    pipelines = simulation.node("b")._pipelines
+    publish = pipelines.publish
 
-    def cut(*states: AdapterState, **said: int) -> PublishedAdapter:
-        published = publish(*states, **said)
+    def cut(context: RoundContext) -> PublishedAdapter:
+        published = publish(context)
         return PublishedAdapter(published.round, published.age, published.codec, published.payload[:-4])
 
-    pipeline.publish = cut
+    pipelines.publish = cut
     simulation.run()
     assert {(victim, culprit) for victim, culprit, _ in simulation.penalties} == {("a", "b"), ("c", "b")}
 

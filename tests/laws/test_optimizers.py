@@ -52,13 +52,15 @@ def run(
     curvature = torch.as_tensor(curvature, dtype=torch.float64).expand(len(optima))[:, None]
     state = method.init(x.numel())
     for round in range(rounds):
-        drift = method.drift(state)
+        correction = method.correction(state)
         trained = x
         for _ in range(steps):
-            trained = trained - eta * curvature * (trained - optima) + (0.0 if drift is None else drift)
+            trained = (
+                trained - eta * curvature * (trained - optima) + (0.0 if correction is None else correction)
+            )
         own = torch.stack(method.publish(x, trained, steps, state))
-        seen = lossy(own)
-        mixed = own + w(round) @ seen - seen
+        decoded = lossy(own)
+        mixed = own + w(round) @ decoded - decoded
         x, state = method.update(x, trained, list(mixed), steps, state)
     return x, state
 
@@ -77,7 +79,7 @@ def test_the_first_vector_is_the_adapter_and_all_are_as_many_as_declared(name: s
     sent = method.publish(start, trained, 3, method.init(P))
     assert torch.equal(sent[0], trained)
     assert [tuple(each.shape) for each in sent] == [(P,)] * method.vectors
-    assert method.drift(method.init(P)) is None
+    assert method.correction(method.init(P)) is None
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -87,7 +89,7 @@ def test_inputs_and_states_are_never_written(name: str) -> None:
     for seed in range(3):
         start, trained, mixed = normal(P, seed=seed), normal(P, seed=9), normal(method.vectors, P, seed=8)
         before = [each.clone() for each in (start, trained, mixed, *state.values())]
-        method.drift(state)
+        method.correction(state)
         method.publish(start, trained, 2, state)
         _, after = method.update(start, trained, list(mixed), 2, state)
         for old, new in zip(before, (start, trained, mixed, *state.values()), strict=True):

@@ -1,4 +1,4 @@
-"""What a local step is made of: a model lent to many peers, parts of an adapter, drift, proximal pull, plain SGD."""
+"""What a local step is made of: a model lent to many peers, parts of an adapter, correction, proximal pull, plain SGD."""
 
 from __future__ import annotations
 
@@ -111,14 +111,14 @@ def test_a_part_that_does_not_exist_is_refused(quick: Quick) -> None:
     assert not torch.equal(trainer.train(trainer.initial, "b").state.flat, trainer.initial.flat)
 
 
-def test_drift_is_added_after_every_step(quick: Quick) -> None:
-    """With hardly any step size, three steps are three times the drift."""
+def test_the_correction_is_added_after_every_step(quick: Quick) -> None:
+    """With hardly any step size, three steps are three times the correction."""
     trainer = LocalTrainer(quick(learning_rate=1e-12))
-    drift = torch.linspace(-0.01, 0.01, trainer.spec.size)
-    moved = trainer.train(trainer.initial, drift=drift).state.flat - trainer.initial.flat
-    torch.testing.assert_close(moved, 3 * drift, rtol=0, atol=1e-7)
+    correction = torch.linspace(-0.01, 0.01, trainer.spec.size)
+    moved = trainer.train(trainer.initial, correction=correction).state.flat - trainer.initial.flat
+    torch.testing.assert_close(moved, 3 * correction, rtol=0, atol=1e-7)
     with pytest.raises(LocalError, match="an adapter needs"):
-        trainer.train(trainer.initial, drift=drift[1:])
+        trainer.train(trainer.initial, correction=correction[1:])
 
 
 def test_the_second_step_feels_the_pull_back_to_the_start(quick: Quick) -> None:

@@ -45,7 +45,9 @@ class Setting:
 
     def train(self, name: str, state: AdapterState, action: Train | None = None) -> LocalSteps:
         """Take one round's local steps; virtual seconds are the caller's."""
-        extra: dict[str, Any] = {} if action is None else {"part": action.part, "drift": action.drift}
+        extra: dict[str, Any] = (
+            {} if action is None else {"trainable": action.trainable, "correction": action.correction}
+        )
         made = self.trainers[name].train(state, **extra)
         self.tokens[name] = self.tokens.get(name, 0) + made.tokens
         return LocalSteps(made.state, made.steps, made.loss, 0.0)

@@ -87,7 +87,7 @@ def _learn(
     clocks = {name: random.Random(f"{cell.seed}/clock/{name}") for name in names}
 
     def train(name: str, action: Train) -> LocalSteps:
-        made = trainers[name].train(action.state, part=action.part, drift=action.drift)
+        made = trainers[name].train(action.state, trainable=action.trainable, correction=action.correction)
         return LocalSteps(made.state, made.steps, made.loss, TRAIN_S * (1 + 0.1 * clocks[name].random()))
 
     def loss(name: str, state: AdapterState) -> float:
