@@ -1,4 +1,4 @@
-"""The adapter as one flat float32 vector, and the layout that gives its slices their names.
+"""The adapter as one flat float32 vector, and the spec that gives its slices their names.
 
 Mixing is a weighted sum, clipping a norm, int8 a reshape: all of them want one vector. Names and shapes matter only
 where the vector meets peft (``peer/training/local_trainer.py``) and disk (``peer/checkpoints.py``). This file knows
@@ -33,7 +33,7 @@ class AdapterSpec:
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> AdapterSpec:
-        """Return the layout of named tensors, in sorted order of names (so that every peer agrees on it)."""
+        """Return the spec of named tensors, in sorted order of names (so that every peer agrees on it)."""
         return AdapterSpec(tuple((name, tuple(tensors[name].shape)) for name in sorted(tensors)))
 
     @cached_property
@@ -52,7 +52,7 @@ class AdapterSpec:
         return places
 
     def only(self, keep: Callable[[str], bool]) -> AdapterSpec:
-        """Return the layout of the tensors whose names ``keep`` accepts, in the same order."""
+        """Return the spec of the tensors whose names ``keep`` accepts, in the same order."""
         return AdapterSpec(tuple(entry for entry in self.entries if keep(entry[0])))
 
     @cached_property
@@ -67,7 +67,7 @@ class AdapterState:
     """One adapter's values. Never written in place after construction: mixing returns a new one.
 
     Args:
-        spec: the layout.
+        spec: names and shapes.
         flat: float32[P], contiguous, on the CPU.
 
     Raises:

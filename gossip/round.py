@@ -65,7 +65,7 @@ class Round:
             merging=merging,
             loss=self.trained.loss if self.trained else math.nan,
             age=age,
-            mixed=tuple((other.sender, other.round, other.weight) for other in mixed.others),
+            mixed=tuple((used.sender, used.round, used.weight) for used in mixed.others),
             failed=tuple(sorted(self.failed)),
             objections=(*self.objections, *guards_objections),
             payload_bytes=self.payload_bytes,

@@ -2,7 +2,7 @@
 
 A codec is a value with pure functions and no memory; what sender and readers remember of what it lost is
 ``feedback.py``'s. Lossy codecs are given differences from the adapter that all peers began with, so that what is small
-or zero there costs little. Payload sizes follow from the layout alone, so a reader knows the size before the first
+or zero there costs little. Payload sizes follow from the spec alone, so a reader knows the size before the first
 byte. To add a codec: write the functions and add one line to ``CODECS``; the laws in tests/laws/test_codecs.py then
 hold it to what it declares.
 """
@@ -64,11 +64,11 @@ class Codec(NamedTuple):
     """Pure functions between vectors and bytes, and what they promise.
 
     Attributes:
-        encode: ``(values float32[P], layout, round) -> bytes``; the round seeds what all peers draw alike.
-        decode: ``(payload, layout, round) -> float32[P]``, which shares no memory with the payload. Raises
-            ``RemoteError("shape")`` if the length is not exactly ``payload_bytes(layout)``, ``("malformed")`` if the
+        encode: ``(values float32[P], spec, round) -> bytes``; the round seeds what all peers draw alike.
+        decode: ``(payload, spec, round) -> float32[P]``, which shares no memory with the payload. Raises
+            ``RemoteError("shape")`` if the length is not exactly ``payload_bytes(spec)``, ``("malformed")`` if the
             content cannot be. Values may come out as NaN or infinite: guards look at those.
-        payload_bytes: layout -> number of bytes, exact.
+        payload_bytes: spec -> number of bytes, exact.
         relative_error: bound on ``|decode(encode(x)) - x|`` relative to the largest magnitude in x; infinity if none.
         gamma: mixing step size where the user gives none, in (0, 1].
         doc: one line for ``--help`` and tables.
@@ -113,7 +113,7 @@ class Encoding(Stage):
 
 Encode = Callable[[Tensor, AdapterSpec, int], bytes]
 Decode = Callable[[Tensor, AdapterSpec, int], Tensor]
-"""``(uint8[payload_bytes], a copy of its own to write in; layout, round) -> float32[P]``."""
+"""``(uint8[payload_bytes], a copy of its own to write in; spec, round) -> float32[P]``."""
 
 
 def float32() -> Codec:
@@ -287,7 +287,7 @@ def _codec(
         expected = payload_bytes(spec)
         if len(payload) != expected:
             raise RemoteError("shape", f"{len(payload)} bytes for {spec.size} values, {expected} expected")
-        # A private, writable copy: the bytes are shared with whoever else holds the published.
+        # A private, writable copy: the bytes are shared with whoever else holds the published adapter.
         return decode(torch.from_numpy(np.frombuffer(payload, dtype=np.uint8).copy()), spec, round)
 
     return Codec(encode, decode_checked, payload_bytes, relative_error, gamma, doc)

@@ -85,7 +85,7 @@ class _OfSettings(NamedTuple):
     need: str
     wanted: str
     met: Callable[[Settings], bool]
-    found: Callable[[Settings], str]
+    given: Callable[[Settings], str]
     instead: str
 
 
@@ -229,7 +229,9 @@ def check_requirements(needs: Mapping[str, Requirements], facts: TopologyFacts, 
     for method, required in needs.items():
         clashes = []
         lacking = [
-            each.wanted for each in OF_TOPOLOGY if getattr(required, each.need) and not each.met(facts)
+            demand.wanted
+            for demand in OF_TOPOLOGY
+            if getattr(required, demand.need) and not demand.met(facts)
         ]
         if lacking:
             clashes.append(
@@ -237,9 +239,9 @@ def check_requirements(needs: Mapping[str, Requirements], facts: TopologyFacts, 
                 f"use {_topology_for(required, lacking)}"
             )
         clashes += [
-            f"{method} needs {each.wanted}, but {each.found(settings)}: use {each.instead}"
-            for each in OF_SETTINGS
-            if getattr(required, each.need) and not each.met(settings)
+            f"{method} needs {demand.wanted}, but {demand.given(settings)}: use {demand.instead}"
+            for demand in OF_SETTINGS
+            if getattr(required, demand.need) and not demand.met(settings)
         ]
         if clashes:
             raise LocalError(". ".join(clashes))
@@ -286,9 +288,9 @@ def check_outer(optimizer: str, outer: Outer, facts: TopologyFacts) -> None:
 
 def _topology_for(required: Requirements, lacking: Sequence[str]) -> str:
     """Return the least demanding suggestion that gives all a method needs of a topology."""
-    if lacking == [each.wanted for each in OF_TOPOLOGY if each.need == "positive"]:
+    if lacking == [demand.wanted for demand in OF_TOPOLOGY if demand.need == "positive"]:
         return "--weights lazy"
-    wanted = {each.need for each in OF_TOPOLOGY if getattr(required, each.need)}
+    wanted = {demand.need for demand in OF_TOPOLOGY if getattr(required, demand.need)}
     return next(written for written, given in SUGGESTED.items() if wanted <= given)
 
 

@@ -54,6 +54,12 @@ class MixInput(NamedTuple):
     gamma: float
 
 
+def reweighed(contributions: Sequence[Contribution], weights: Sequence[float]) -> list[Contribution]:
+    """Return the same contributions with other weights."""
+    pairs = zip(contributions, weights, strict=True)
+    return [contribution._replace(weight=weight) for contribution, weight in pairs]
+
+
 def scaled_to(neighbor_weight: float, contributions: Sequence[Contribution]) -> list[Contribution]:
     """Scale weights down if late adapters of other rounds' rows make them exceed this row's share of neighbors.
 
@@ -64,6 +70,4 @@ def scaled_to(neighbor_weight: float, contributions: Sequence[Contribution]) -> 
     total, allowed = sum(weights), max([neighbor_weight, *weights])
     if total <= allowed + 1e-9:
         return list(contributions)
-    return [
-        contribution._replace(weight=contribution.weight * allowed / total) for contribution in contributions
-    ]
+    return reweighed(contributions, [weight * allowed / total for weight in weights])

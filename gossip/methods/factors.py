@@ -2,7 +2,7 @@
 
 LoRA learns a change s B A of a matrix, B [d, r], A [r, k]. Averaging both factors is not averaging their product: the
 difference is sum_j w_j (B_j - Bbar)(A_j - Abar), which vanishes as soon as either factor is the same everywhere
-(algorithms.md section 3.1). The rules differ in how they keep it small. A rule is a value and knows layouts only: what
+(algorithms.md section 3.1). The rules differ in how they keep it small. A rule is a value and knows specs only: what
 trains is the trainer's business, how vectors are combined the mixing rule's, products are in ``products.py``.
 To add a rule: one function and one line in ``FACTORS``.
 """
@@ -35,7 +35,7 @@ class FactorRule(NamedTuple):
     """What becomes of the two factors of every module.
 
     Attributes:
-        shared: layout of the adapter -> layout of what travels and is mixed, the same in every round; the rest stays
+        shared: spec of the adapter -> spec of what travels and is mixed, the same in every round; the rest stays
             private. Raises ``LocalError`` for an adapter that the rule cannot be used with.
         trainable: ``(round, interval)`` -> which tensors local steps change in that round. ``interval`` is the rule's
             own, or the measured one where the rule has none.
@@ -84,14 +84,9 @@ def factor_of(name: str) -> Literal["a", "b"] | None:
     return "a" if match[2] == "A" else "b"
 
 
-def is_trained(name: str, trainable: TrainableFactors) -> bool:
-    """Return whether local steps change the tensor; what is neither A nor B is trained along with B."""
-    return trainable == "all" or (factor_of(name) == "a") == (trainable == "a")
-
-
 @lru_cache(maxsize=64)
 def factor_pairs(spec: AdapterSpec) -> tuple[FactorPair, ...]:
-    """Return the modules of a layout that have both factors, in order of their names; none if there is none.
+    """Return the modules of a spec that have both factors, in order of their names; none if there is none.
 
     A pair is two matrices, A [r, k] and B [d, r], called ``<module>.lora_A.weight`` and ``<module>.lora_B.weight``.
     """
@@ -108,7 +103,7 @@ def factor_pairs(spec: AdapterSpec) -> tuple[FactorPair, ...]:
 
 
 def has_factors(spec: AdapterSpec) -> bool:
-    """Return whether a layout has a module with both factors."""
+    """Return whether a spec has a module with both factors."""
     return bool(factor_pairs(spec))
 
 

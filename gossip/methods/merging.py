@@ -49,7 +49,7 @@ class Merge(Stage):
         """Merge, with nothing of ours that others have not."""
         row = guards.guarded(row)
         own = row.own._replace(state=AdapterState(self.spec, row.own_as_decoded))
-        ranks_differ = any(other.state.spec != self.spec for other in row.others)
+        ranks_differ = any(contribution.state.spec != self.spec for contribution in row.others)
         if self.by_products or ranks_differ:
             vector = _mean_product(own, row.others, reference=None).flat
         else:

@@ -21,7 +21,7 @@ from torch import Tensor
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.methods import guards
 from gossip.methods.catalogue import Entry
-from gossip.methods.contribution import Contribution, MixInput
+from gossip.methods.contribution import Contribution, MixInput, reweighed
 from gossip.methods.push_sum import PushSum
 from gossip.methods.requirements import Requirements, State
 from gossip.methods.stage import Combination, Stage
@@ -104,13 +104,13 @@ def average(row: MixInput) -> AdapterState:
     """
     if not row.others:
         return row.own.state
-    own, others_weights = row.own.state.flat, [other.weight for other in row.others]
+    own, others_weights = row.own.state.flat, [contribution.weight for contribution in row.others]
     if row.own_as_decoded is own:
         own_weight = row.own.weight if row.gamma == 1.0 else 1.0 - row.gamma * sum(others_weights)
         vectors, weights = [own], [own_weight]
     else:
         vectors, weights = [own, row.own_as_decoded], [1.0, -row.gamma * sum(others_weights)]
-    vectors += [other.state.flat for other in row.others]
+    vectors += [contribution.state.flat for contribution in row.others]
     weights += [row.gamma * weight for weight in others_weights]
     return replace(row.own.state, flat=weighted_sum(vectors, weights))
 
@@ -127,7 +127,7 @@ def age_weighted(row: MixInput) -> AdapterState:
     if total == 0:  # everybody is new
         return average(row)
     own = row.own._replace(weight=masses[0] / total)
-    others = [other._replace(weight=mass / total) for other, mass in zip(row.others, masses[1:], strict=True)]
+    others = reweighed(row.others, [mass / total for mass in masses[1:]])
     return average(row._replace(own=own, others=others))
 
 
@@ -135,16 +135,17 @@ def staleness(exponent: float = STALENESS_EXPONENT) -> Mixer:
     """Weight times (1 + rounds of delay)^-A, the rest to self (FedAsync, arXiv 1903.03934, on a row of W)."""
 
     def mix(row: MixInput) -> AdapterState:
-        delays = [max(0, row.own.round - other.round) for other in row.others]
+        delays = [max(0, row.own.round - contribution.round) for contribution in row.others]
         if not any(delays):
             return average(row)
+        factors = [(1 + delay) ** -exponent for delay in delays]
         weights = [
-            other.weight * (1 + delay) ** -exponent for other, delay in zip(row.others, delays, strict=True)
+            contribution.weight * factor for contribution, factor in zip(row.others, factors, strict=True)
         ]
-        others = [other._replace(weight=weight) for other, weight in zip(row.others, weights, strict=True)]
+        others = reweighed(row.others, weights)
         return average(_thinned(row, others))
 
-    return _of_rule(mix, Requirements(linear=True))
+    return of_rule(mix, Requirements(linear=True))
 
 
 def symmetric_drop(row: MixInput) -> AdapterState:
@@ -156,18 +157,22 @@ def symmetric_drop(row: MixInput) -> AdapterState:
     With a share q of confirmed exchanges E[W] = I - q (I - W) (algorithms.md section 7). An adapter of another round is
     not what its sender mixes now, and does not count.
     """
-    mutual = [other for other in row.others if other.confirmed and other.round == row.own.round]
+    mutual = [
+        contribution
+        for contribution in row.others
+        if contribution.confirmed and contribution.round == row.own.round
+    ]
     return average(_thinned(row, mutual))
 
 
 def _thinned(row: MixInput, others: Sequence[Contribution]) -> MixInput:
     """Return the row with these others, which weigh no more than its own did; what they leave goes to self."""
-    others_weight = sum(other.weight for other in others)
-    own_weight = row.own.weight + sum(other.weight for other in row.others) - others_weight
+    others_weight = sum(contribution.weight for contribution in others)
+    own_weight = row.own.weight + sum(contribution.weight for contribution in row.others) - others_weight
     return row._replace(own=row.own._replace(weight=own_weight), others=others)
 
 
-def _of_rule(
+def of_rule(
     rule: Callable[[MixInput], AdapterState],
     requires: Requirements | None = None,
     *,
@@ -189,9 +194,9 @@ def _push_sum() -> Mixer:
 
 # Rules for products (--factors tsvd) go by the weights of W alone: all but `average` would be ignored there.
 MIXERS: dict[str, Entry[Mixer]] = {
-    "average": Entry(lambda: _of_rule(average), "weighted average with the row of W (D-PSGD)"),
+    "average": Entry(lambda: of_rule(average), "weighted average with the row of W (D-PSGD)"),
     "age": Entry(
-        lambda: _of_rule(age_weighted, Requirements(linear=True), reweighs=True),
+        lambda: of_rule(age_weighted, Requirements(linear=True), reweighs=True),
         "row of W times age in local steps, renormalized: newcomers take over what others know",
     ),
     "staleness": Entry(
@@ -204,7 +209,7 @@ MIXERS: dict[str, Entry[Mixer]] = {
         "mass travels along and sums are running: the exact mean over one-way links, under any loss",
     ),
     "symmetric-drop": Entry(
-        lambda: _of_rule(
+        lambda: of_rule(
             symmetric_drop, Requirements(symmetric=True, lock_step=True, linear=True), confirms=True
         ),
         "an exchange counts only if both sides know of it, so that a lost message does not move the mean",

@@ -92,9 +92,9 @@ class OptimizerStage(Stage):
         )
         others = row.others
         if self.optimizer.vectors > 1:
-            others = tuple(
-                other._replace(state=AdapterState(self.spec, other.state.flat[:size])) for other in others
-            )
+            adapters = [AdapterState(self.spec, contribution.state.flat[:size]) for contribution in others]
+            pairs = zip(others, adapters, strict=True)
+            others = tuple(contribution._replace(state=adapter) for contribution, adapter in pairs)
         return replace(row, others=others, vector=vector), state
 
 

@@ -172,10 +172,10 @@ class Pipeline:
         """Return peer -> cosine between what it has learned since the common beginning and what we have, in [-1, 1]."""
         own = mixed.own.state.flat - self._initial.flat
         cosines = {}
-        for other in mixed.others:
-            theirs = other.state.flat - self._initial.flat
+        for contribution in mixed.others:
+            theirs = contribution.state.flat - self._initial.flat
             scale = float(torch.linalg.vector_norm(own) * torch.linalg.vector_norm(theirs))
-            cosines[other.sender] = float(own @ theirs) / scale if scale else 0.0
+            cosines[contribution.sender] = float(own @ theirs) / scale if scale else 0.0
         return cosines
 
     # -- out
@@ -270,7 +270,7 @@ class Pipeline:
     def _cross_term(self, row: Combination) -> float:
         """Return what averaging factors loses here; NaN where there are none, or none was mixed."""
         shared, contributions = self._plan.shared_spec, (row.own, *row.others)
-        ranks_differ = any(other.state.spec != shared for other in row.others)
+        ranks_differ = any(contribution.state.spec != shared for contribution in row.others)
         if not row.others or not has_factors(shared) or ranks_differ:
             return math.nan
         adapters = [contribution.state for contribution in contributions]

@@ -66,9 +66,11 @@ class PushSum(Stage):
     def combine(self, row: Combination, state: State) -> tuple[Combination, State]:
         """Take up what has come since we read each sender last."""
         others = []
-        for other in row.others:
-            values, weight, state = read(other.sender, other.state.flat, other.weight, state)
-            others.append(other._replace(state=AdapterState(self.spec, values), weight=weight))
+        for contribution in row.others:
+            values, weight, state = read(
+                contribution.sender, contribution.state.flat, contribution.weight, state
+            )
+            others.append(contribution._replace(state=AdapterState(self.spec, values), weight=weight))
         row = guards.guarded(replace(row, others=tuple(others)))
         vector, state = mix(row.others, state)
         return replace(row, vector=vector), state
@@ -146,10 +148,10 @@ def mix(others: Sequence[Contribution], state: State) -> tuple[Tensor, State]:
         Our adapter [P], and the state.
     """
     x, w = state["x"], state["w"]
-    for other in others:
-        mass = state.get(f"mass/{other.sender}")
+    for contribution in others:
+        mass = state.get(f"mass/{contribution.sender}")
         if mass is not None:
-            x = torch.add(x, other.state.flat.double(), alpha=float(mass))
+            x = torch.add(x, contribution.state.flat.double(), alpha=float(mass))
             w = w + mass
     state = {name: value for name, value in state.items() if not name.startswith("mass/")} | {"x": x, "w": w}
     return _ratio(state), state

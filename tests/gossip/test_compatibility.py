@@ -20,7 +20,7 @@ from gossip.methods.factors import FACTORS
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.requirements import Requirements
-from gossip.methods.stability import Outer, outer_bound, random_bound, random_rate
+from gossip.methods.stability import Outer, random_bound, random_rate
 from topology.links import Topology, parse_topology
 
 
@@ -233,9 +233,9 @@ def test_the_bound_of_outer_momentum_over_pairs(mu: float) -> None:
     """Heavy ball: refused from 2 (1 - mu^2) on, whatever the number of peers expected."""
     for peers in (4, 16, 64):
         facts = facts_of(topology("random-matching"), peers)
-        check_outer("--optimizer noloco", Outer(mu, 0.99 * outer_bound(mu)), facts)
+        check_outer("--optimizer noloco", Outer(mu, 0.99 * 2 * (1 - mu * mu)), facts)
         with pytest.raises(LocalError, match="drives peers apart"):
-            check_outer("--optimizer noloco", Outer(mu, 1.001 * outer_bound(mu)), facts)
+            check_outer("--optimizer noloco", Outer(mu, 1.001 * 2 * (1 - mu * mu)), facts)
 
 
 @pytest.mark.parametrize(

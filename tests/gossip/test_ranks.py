@@ -9,7 +9,6 @@ from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from gossip.events import Train
 from gossip.methods.method_set import MethodNames, resolve
-from gossip.methods.products import product_distance
 from gossip.methods.stage import RoundContext
 from gossip.node import GossipNode
 from gossip.published import PublishedAdapter
@@ -21,12 +20,23 @@ OUT, IN = 6, 8
 RANKS = {"a": 2, "b": 3, "c": 4}
 
 
-def layout(rank: int) -> AdapterSpec:
+def spec_of(rank: int) -> AdapterSpec:
     return AdapterSpec((("m.lora_A.weight", (rank, IN)), ("m.lora_B.weight", (OUT, rank))))
 
 
+def product(state: AdapterState) -> torch.Tensor:
+    """Return B A, dense, float64."""
+    rank = state.spec.size // (OUT + IN)
+    a, b = state.flat.double().split([rank * IN, OUT * rank])
+    return b.view(OUT, rank) @ a.view(rank, IN)
+
+
+def product_distance(one: AdapterState, other: AdapterState) -> float:
+    return float((product(one) - product(other)).norm())
+
+
 def drawn(rank: int, seed: int) -> AdapterState:
-    spec = layout(rank)
+    spec = spec_of(rank)
     return AdapterState(spec, torch.randn(spec.size, generator=torch.Generator().manual_seed(seed)))
 
 
@@ -62,7 +72,7 @@ def test_each_gets_the_best_of_its_own_rank_of_the_mean_product() -> None:
     assert simulation.penalties == []
     for name, rank in RANKS.items():
         state = simulation.node(name).state
-        assert state.spec == layout(rank)
+        assert state.spec == spec_of(rank)
         product = state.flat[rank * IN :].view(OUT, rank) @ state.flat[: rank * IN].view(rank, IN)
         best = left[:, :rank] @ torch.diag(values[:rank]) @ right[:rank]
         torch.testing.assert_close(product, best, atol=1e-4, rtol=1e-4)
@@ -103,4 +113,4 @@ def test_adapters_of_other_ranks_also_come_through_lossy_codecs(codec: str, boun
 
 def test_replicas_are_refused_where_ranks_may_differ() -> None:
     with pytest.raises(LocalError, match="use --feedback error"):
-        resolve(MethodNames(factors="tsvd", codec="int8", feedback="replica"), layout(2))
+        resolve(MethodNames(factors="tsvd", codec="int8", feedback="replica"), spec_of(2))

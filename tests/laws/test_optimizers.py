@@ -15,7 +15,7 @@ from gossip.errors import LocalError
 from gossip.methods.catalogue import find
 from gossip.methods.optimizers import OPTIMIZERS, Optimizer
 from gossip.methods.requirements import State
-from gossip.methods.stability import Outer, outer_bound, random_bound, random_rate, static_bound, static_rate
+from gossip.methods.stability import Outer, random_bound, random_rate, static_bound
 from topology.links import parse_topology
 from topology.quadratic import fixed_point
 
@@ -279,6 +279,18 @@ def test_parameters_out_of_range_are_refused(text: str) -> None:
 
 
 # -- stability of outer momentum
+
+
+def outer_bound(mu: float) -> float:
+    """Heavy ball over random pairs among many peers is stable below it (algorithms.md section 2)."""
+    return 2.0 * (1.0 - mu * mu)
+
+
+def static_rate(outer: Outer, eigenvalue: float) -> float:
+    """Return the factor of disagreement per round in an eigenvector of a static W: the oracle of its bound."""
+    p, q, r, s = outer.recursion
+    pull = eigenvalue - 1.0
+    return float(np.abs(np.linalg.eigvals(np.array([[1.0 + p * pull, q], [r * pull, s]]))).max())
 
 
 def test_plain_averaging_of_pairs_halves_disagreement() -> None:

@@ -1,4 +1,4 @@
-"""What a local step is made of: a model lent to many peers, parts of an adapter, correction, proximal pull, plain SGD."""
+"""What a local step is made of: a model lent to many peers, parts of an adapter, corrections, a pull, plain SGD."""
 
 from __future__ import annotations
 
