@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from gossip.errors import LocalError
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
+from gossip.methods.method_set import MethodNames
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.requirements import Requirements
@@ -164,26 +165,13 @@ def facts_of(topology: Topology, peers: int) -> TopologyFacts:
     )
 
 
-class MethodNames(Protocol):
-    """The methods of a run as the user wrote them, such as ``gossip.methods.method_set.MethodNames``."""
-
-    @property
-    def factors(self) -> str: ...
-    @property
-    def mixing(self) -> str: ...
-    @property
-    def optimizer(self) -> str: ...
-    @property
-    def codec(self) -> str: ...
-
-
 def check(
     names: MethodNames, topology: Topology, peers: int, *, collect_s: float, overlap: bool = False
 ) -> None:
     """Refuse methods that do not go together, or not with this topology.
 
     Args:
-        names: of its methods.
+        names: how the run's methods are written.
         peers: how many are expected, >= 1.
         collect_s, overlap: see ``Settings``.
 
