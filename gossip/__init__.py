@@ -9,10 +9,12 @@ reading order:
     messages, wire         what peers say to each other, and as which bytes
     published              an adapter as published, and the last few of them: which answers a request
     events, node           the node's contract with the world, and the protocol
+    neighbor, round        what the node remembers of each neighbor, and of the round it is in
+    pipelines              the numbers of its rounds, and of the final merge
     deadline               how long a round waits for neighbors, learned from arrivals
     final_merge            the rounds after the last, in which all adapters become one
     settings               what a node runs with, and what a restart needs
-    methods/               the catalogues: mixing, optimizers, codecs, feedback, guards, and their pipeline
+    methods/               the catalogues: mixing, optimizers, codecs, feedback, guards; the pipeline of stages
     membership_events      the membership's contract with the world
     membership_limits      all its times and limits
     membership             who takes part: greeting, searching, heartbeats, goodbyes, bans

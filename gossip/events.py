@@ -14,6 +14,9 @@ from torch import Tensor
 from gossip.adapter import AdapterState
 from gossip.published import PublishedAdapter
 
+TrainableFactors = Literal["all", "a", "b"]
+"""Which tensors local steps change: everything, LoRA's A alone, or all but A (B, and what goes with it)."""
+
 # -- events
 
 
@@ -94,14 +97,14 @@ class Train:
     Args:
         state: where to begin.
         round: number of the round, from 0.
-        part: which tensors to change: ``"all"``, or ``"a"`` or ``"b"`` of LoRA's factors (gossip/methods/factors.py).
-        drift: float32[P] to add to the adapter after every local step, or None (gossip/methods/optimizers.py).
+        trainable: which tensors to change: all, or A or B of LoRA's factors (gossip/methods/factors.py).
+        correction: float32[P] to add to the adapter after every local step, or None (gossip/methods/optimizers.py).
     """
 
     state: AdapterState
     round: int
-    part: Literal["all", "a", "b"] = "all"
-    drift: Tensor | None = field(default=None, repr=False)
+    trainable: TrainableFactors = "all"
+    correction: Tensor | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,7 @@ class RoundReport:
         failed: ``(peer, reason)`` of every neighbor of this round that did not come.
         objections: ``(peer, reason)`` of what guards dropped or clipped.
         payload_bytes: bytes of the publications mixed.
-        drift: ``|mixed - own| / |own|``, how far the neighbors pulled us (0 when alone).
+        mixing_change: ``|mixed - own| / |own|``, how far the neighbors pulled us (0 when alone).
         cross_term: what averaging LoRA's factors loses against averaging their products, relative to the latter, for
             this row (gossip/methods/products.py); NaN where there are no factors, or none was mixed.
         collect_s: seconds between publishing and mixing.
@@ -170,7 +173,7 @@ class RoundReport:
     failed: tuple[tuple[str, str], ...]
     objections: tuple[tuple[str, str], ...]
     payload_bytes: int
-    drift: float
+    mixing_change: float
     cross_term: float
     collect_s: float
     deadline_s: float

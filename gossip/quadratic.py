@@ -144,8 +144,8 @@ class Quadratic:
         def train(name: str, action: Train) -> LocalSteps:
             error = action.state.flat - optima[name]
             moved = optima[name] + a * error
-            if action.drift is not None:  # H times x <- b + (1 - eta)(x - b) + drift, summed up
-                moved += action.drift * ((1 - a) / self.step_size)
+            if action.correction is not None:  # H times x <- b + (1 - eta)(x - b) + correction, summed up
+                moved += action.correction * ((1 - a) / self.step_size)
             seconds = self.train_s * (1 + self.train_jitter * clocks[name].random())
             return LocalSteps(
                 AdapterState(action.state.spec, moved),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -42,3 +43,15 @@ class NodeSnapshot(NamedTuple):
     random: list[Any]
     arrivals_s: list[float]
     tensors: State = {}  # noqa: RUF012 - never written
+
+
+def restore_random(rng: random.Random, state: list[Any]) -> None:
+    """Let a generator go on where another stood, by its ``random_state``."""
+    version, internal, gauss = state
+    rng.setstate((version, tuple(internal), gauss))
+
+
+def random_state(rng: random.Random) -> list[Any]:
+    """Return where a generator stands, as plain JSON values."""
+    version, internal, gauss = rng.getstate()
+    return [version, list(internal), gauss]

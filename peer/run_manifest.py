@@ -26,7 +26,7 @@ def manifest_of(config: PeerConfig, ready: Ready, methods: MethodSet) -> RunMani
         dtype=told["base_dtype"],
         tokenizer=told["tokenizer_digest"],
         adapter=_adapter_text(config, told["adapter_frozen"], ranks_differ=ranks_differ),
-        layout=products.relayout(methods.spec, 1).fingerprint if ranks_differ else told["adapter_spec"],
+        layout=products.with_rank(methods.spec, 1).fingerprint if ranks_differ else told["adapter_spec"],
         seed=config.run.seed,
         initial="of any rank" if ranks_differ else told["adapter_digest"],
         factors=names.factors,

@@ -77,7 +77,7 @@ class RunPlan:
             names = dataclasses.replace(names, private=tuple(sorted(head_names(spec))))
         if budget_mb:
             lossless = resolve(dataclasses.replace(names, codec="float32", feedback="none"), spec)
-            codec = choose_codec(round(budget_mb * 1e6), lossless.travels, self.reads_per_round())
+            codec = choose_codec(round(budget_mb * 1e6), lossless.wire_spec, self.reads_per_round())
             names = dataclasses.replace(names, codec=codec, feedback=default_feedback(codec))
         return resolve(names, spec)
 

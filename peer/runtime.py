@@ -14,7 +14,7 @@ import math
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import assert_never, cast
+from typing import assert_never
 
 import trio
 
@@ -50,7 +50,6 @@ from peer.run_plan import RunPlan
 from peer.streams import Streams, open_streams
 from peer.telling import measured, model_ready, training_callbacks
 from peer.training.export import load_line_of
-from peer.training.frames import Part
 from peer.training.process import TrainerProcess
 from peer.training.supervisor import StartTrainer, TrainingSupervisor, supervised_training
 
@@ -250,9 +249,12 @@ class Peer:
                 assert_never(action)
 
     async def _train(self, action: Train) -> None:
-        part = cast("Part", action.part)  # the node names no other (gossip/methods/factors.py)
         trained = await self.training.train(
-            action.state, action.round, part, action.drift, lambda: self.records.trainer_file(action.round)
+            action.state,
+            action.round,
+            action.trainable,
+            action.correction,
+            lambda: self.records.trainer_file(action.round),
         )
         self.post(Trained(trained.state, trained.steps, trained.loss))
 

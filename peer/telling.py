@@ -73,7 +73,7 @@ def round_done(report: RoundReport, rounds: int, membership: Membership, traffic
         mixed_rounds=tuple(round for _, round, _ in report.mixed),
         failed=tuple((name(peer), reason) for peer, reason in report.failed),
         objections=tuple((name(peer), reason) for peer, reason in report.objections),
-        drift=report.drift,
+        drift=report.mixing_change,
         cross_term=report.cross_term,
         collect_s=report.collect_s,
         deadline_s=report.deadline_s,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import msgpack
 
@@ -29,11 +29,6 @@ LABELS_FILE = "labels.json"
 
 Progress = Callable[[str, float | None], None]
 """Called with (stage, done): stage is "download", "convert", ...; done is 0 to 1, or None where not known."""
-
-
-Part = Literal["all", "a", "b"]
-"""Which tensors of an adapter local steps change: all, LoRA's input factors (lora_A in the name), or all the others
-(lora_B, magnitudes, heads)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,15 +24,15 @@ class Shift:
     Args:
         trained: the parameters that are trained.
         state: where the round began.
-        drift: float32[P] or None, see ``Trainer.train``.
+        correction: float32[P] or None, see ``Trainer.train``.
         proximal: strength of the pull toward ``state``, at least 0.
     """
 
-    def __init__(self, trained: Parameters, state: AdapterState, drift: Tensor | None, proximal: float):
+    def __init__(self, trained: Parameters, state: AdapterState, correction: Tensor | None, proximal: float):
         self.trained = trained
         self._proximal = proximal
         self._origin = self._views(state) if proximal else {}
-        self._drift = self._views(AdapterState(state.spec, drift)) if drift is not None else {}
+        self._correction = self._views(AdapterState(state.spec, correction)) if correction is not None else {}
 
     def _views(self, state: AdapterState) -> dict[str, Tensor]:
         trained = self.trained
@@ -47,10 +47,10 @@ class Shift:
             gradient.add_(self.trained[name] - origin, alpha=self._proximal)
 
     @torch.no_grad()
-    def add_drift(self) -> None:
-        """Add ``drift`` to the trained parameters."""
-        for name, drift in self._drift.items():
-            self.trained[name].add_(drift)
+    def add_correction(self) -> None:
+        """Add ``correction`` to the trained parameters."""
+        for name, correction in self._correction.items():
+            self.trained[name].add_(correction)
 
 
 @contextmanager

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.durable import write_atomically
 from peer.training import data, tasks
 from peer.training.adapted_model import AdaptedModel, generators, set_generators
-from peer.training.frames import Evaluated, OnStep, Part, Progress, Ready, Step, Trained
+from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step, Trained
 from peer.training.local_steps import OPTIMIZERS, Parameters, Shift, frozen_but
 from peer.training.readers import DataError
 from peer.training.sequences import Batch, BatchSampler, Tokens
@@ -125,8 +126,8 @@ class LocalTrainer:
     def train(
         self,
         state: AdapterState,
-        part: Part = "all",
-        drift: Tensor | None = None,
+        trainable: TrainableFactors = "all",
+        correction: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Trained:
         """Take ``local_steps`` steps from ``state``; see ``Trainer``.
@@ -139,9 +140,9 @@ class LocalTrainer:
         self.model.module.train()
         start, steps = time.monotonic(), self.config.training.local_steps
         loss_sum, tokens, sequences = 0.0, 0, 0
-        trained = self._selected(part)
+        trained = self._selected(trainable)
         with self._own_generators(), frozen_but(trained, self._parameters):
-            shift = Shift(trained, state, drift, self.config.training.proximal)
+            shift = Shift(trained, state, correction, self.config.training.proximal)
             for step in range(1, steps + 1):
                 batch, targets = self._batch(self._draw())
                 loss, taken = self._step(batch, shift)
@@ -153,12 +154,15 @@ class LocalTrainer:
         mean = loss_sum / tokens if tokens else math.nan
         return Trained(self.model.state(), mean, steps, sequences, tokens, time.monotonic() - start)
 
-    def _selected(self, part: Part) -> Parameters:
-        """Return the parameters of ``part``, at least one."""
-        selected = {name: parameter for name, parameter in self._parameters.items() if selects(part, name)}
+    def _selected(self, trainable: TrainableFactors) -> Parameters:
+        """Return the parameters of ``trainable``, at least one."""
+        selected = {
+            name: parameter for name, parameter in self._parameters.items() if selects(trainable, name)
+        }
         if not selected:
             raise LocalError(
-                f"adapter {self.config.model.adapter} has no tensors of the part {part!r}: train all of it, or use lora"
+                f"adapter {self.config.model.adapter} has no tensors of the part {trainable!r}: train all of it, or "
+                "use lora"
             )
         return selected
 
@@ -174,7 +178,7 @@ class LocalTrainer:
         taken = math.isfinite(value) and math.isfinite(norm)
         if taken:
             self._optimizer.step()
-            shift.add_drift()
+            shift.add_correction()
             self._non_finite = 0
         else:
             self._non_finite += 1

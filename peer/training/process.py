@@ -21,6 +21,7 @@ import trio
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
+from gossip.events import TrainableFactors
 from peer.child_python import child_environment, python_module
 from peer.config import PeerConfig
 from peer.training import trainers
@@ -29,7 +30,6 @@ from peer.training.frames import (
     Evaluated,
     Export,
     OnStep,
-    Part,
     Progress,
     Ready,
     Step,
@@ -118,18 +118,20 @@ class TrainerProcess:
         round: int,
         save_to: Path | None = None,
         on_step: OnStep | None = None,
-        part: Part = "all",
-        drift: torch.Tensor | None = None,
+        trainable: TrainableFactors = "all",
+        correction: torch.Tensor | None = None,
     ) -> Trained:
         """Take ``config.training.local_steps`` steps from ``state``; then save the trainer's own state to the file
         ``save_to``.
 
-        ``save_to`` is complete on disk (replaced atomically, fsynced) when this returns. ``part`` and ``drift``
-        (float32[P]): see ``Trainer.train``.
+        ``save_to`` is complete on disk (replaced atomically, fsynced) when this returns. ``trainable`` and
+        ``correction`` (float32[P]): see ``Trainer.train``.
         """
         command = {"kind": "train", "round": round, "save_to": str(save_to) if save_to else None}
-        command |= {"part": part, "drift": drift is not None}
-        payload = [state.flat] if drift is None else [state.flat, AdapterState(state.spec, drift).flat]
+        command |= {"trainable": trainable, "correction": correction is not None}
+        payload = (
+            [state.flat] if correction is None else [state.flat, AdapterState(state.spec, correction).flat]
+        )
         header, answer = await self._exchange(command, payload, {"trained"}, on_step=on_step)
         return Trained(state=self._adapter(answer), **header)
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.events import TrainableFactors
 from peer.config import PeerConfig
-from peer.training.frames import Evaluated, OnStep, Part, Progress, Ready, Step, Trained
+from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step, Trained
 from peer.training.process import TrainerDied
 
 STEP_EVENT_S = 0.5
@@ -47,8 +48,8 @@ class RemoteTrainer(Protocol):
         round: int,
         save_to: Path,
         on_step: OnStep,
-        part: Part,
-        drift: Tensor | None,
+        trainable: TrainableFactors,
+        correction: Tensor | None,
     ) -> Trained: ...
 
     async def evaluate(self, state: AdapterState) -> Evaluated: ...
@@ -133,15 +134,20 @@ class TrainingSupervisor:
         self._round, self._trainer_state = round, trainer_state
 
     async def train(
-        self, state: AdapterState, round: int, part: Part, drift: Tensor | None, save_to: Callable[[], Path]
+        self,
+        state: AdapterState,
+        round: int,
+        trainable: TrainableFactors,
+        correction: Tensor | None,
+        save_to: Callable[[], Path],
     ) -> Trained:
         """Measure ``state`` if it is time to, then take a round's local steps from it.
 
         Args:
             state: where to begin.
             round: the round, from 0.
-            part: which tensors to change.
-            drift: float32[P] to add to the adapter after every step, or None.
+            trainable: which tensors to change.
+            correction: float32[P] to add to the adapter after every step, or None.
             save_to: returns a new file for the process's own state, in a folder that holds nothing of an attempt that
                 broke off.
         """
@@ -149,7 +155,7 @@ class TrainingSupervisor:
             self._callbacks.evaluated(round, await self.evaluate(state))
         on_step = self._sparing(round)
         return await self._surviving(
-            lambda trainer: trainer.train(state, round, save_to(), on_step, part, drift)
+            lambda trainer: trainer.train(state, round, save_to(), on_step, trainable, correction)
         )
 
     async def evaluate(self, state: AdapterState) -> Evaluated:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.events import TrainableFactors
 from peer.config import PeerConfig
-from peer.training.frames import Evaluated, OnStep, Part, Progress, Ready, Trained
+from peer.training.frames import Evaluated, OnStep, Progress, Ready, Trained
 
 
 class Trainer(Protocol):
@@ -41,8 +42,8 @@ class Trainer(Protocol):
     def train(
         self,
         state: AdapterState,
-        part: Part = "all",
-        drift: Tensor | None = None,
+        trainable: TrainableFactors = "all",
+        correction: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Trained:
         """Take ``config.training.local_steps`` optimizer steps from ``state`` on the own data.
@@ -51,8 +52,8 @@ class Trainer(Protocol):
 
         Args:
             state: the adapter to start from, of the layout of ``ready().initial``.
-            part: which of its tensors are trained (see ``selects``); the others keep their values to the bit.
-            drift: float32[P] in the layout of ``state``, added to the trained tensors after every step; gradient
+            trainable: which of its tensors are trained (see ``selects``); the others keep their values to the bit.
+            correction: float32[P] in the layout of ``state``, added to the trained tensors after every step; gradient
                 tracking and momentum across rounds want it. None = nothing.
             on_step: told of each step.
 
@@ -83,9 +84,9 @@ MakeTrainer: TypeAlias = Callable[[PeerConfig, Progress], Trainer]
 ``LocalError`` for what the user can mend."""
 
 
-def selects(part: Part, name: str) -> bool:
-    """Say whether ``part`` means the tensor called ``name`` (see ``frames.Part``)."""
-    return part == "all" or ("lora_A" in name) == (part == "a")
+def selects(trainable: TrainableFactors, name: str) -> bool:
+    """Say whether ``trainable`` means the tensor called ``name`` (see ``gossip.events.TrainableFactors``)."""
+    return trainable == "all" or ("lora_A" in name) == (trainable == "a")
 
 
 def entry_point(name: str) -> str:

@@ -57,10 +57,10 @@ class Server:
         match command:
             case {"kind": "start", "trainer": entry_point, "config": config, "resume": resume}:
                 self._start(entry_point, config, resume)
-            case {"kind": "train", "save_to": save_to, "part": part, "drift": has_drift}:
+            case {"kind": "train", "save_to": save_to, "trainable": trainable, "correction": is_corrected}:
                 trainer = self._running()
-                state, drift = self._vectors(payload, 2 if has_drift else 1)
-                trained = trainer.train(state, part, drift, lambda step: self._say("step", step))
+                state, correction = self._vectors(payload, 2 if is_corrected else 1)
+                trained = trainer.train(state, trainable, correction, lambda step: self._say("step", step))
                 if save_to is not None:
                     trainer.save(Path(save_to))
                 give_back_memory()

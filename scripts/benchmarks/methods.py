@@ -6,19 +6,18 @@ adapter, decode three neighbors', guard and mix them, measure the cross term.
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gossip.adapter import AdapterState
 from gossip.methods.method_set import MethodNames, resolve
-from gossip.methods.pipeline import Arrived, Pipeline
+from gossip.methods.pipeline import Pipeline
+from gossip.methods.stage import RoundContext
 from peer.config import PeerConfig
 from peer.training.local_trainer import LocalTrainer
 from scripts.benchmarks.rows import Row, at_most, row
@@ -70,27 +69,31 @@ def rows() -> Iterator[Row]:
 def _round_s(names: MethodNames, initial: AdapterState, moved: AdapterState) -> float:
     """Return the median seconds of a round's numbers at one peer, with three neighbors."""
     methods = resolve(names, initial.spec)
-    pipelines = {peer: Pipeline(peer, methods, initial, 10.0) for peer in ("a", *NEIGHBORS)}
+    pipelines = {peer: Pipeline(peer, methods.rounds, initial, 10.0) for peer in ("a", *NEIGHBORS)}
     noise = torch.Generator().manual_seed(0)
     times = []
     for round in range(ROUNDS + 1):
-        said: dict[str, Any] = {"steps": 2, "round": round, "age": 2 * round + 2}
-        trained = {
-            peer: dataclasses.replace(
-                moved, flat=moved.flat + 1e-3 * torch.randn(moved.flat.shape, generator=noise)
+        contexts = {
+            peer: RoundContext(
+                round=round,
+                age=2 * round + 2,
+                steps=2,
+                start=initial,
+                trained=_disturbed(moved, noise),
+                readers=lambda: len(NEIGHBORS),
             )
             for peer in pipelines
         }
-        publications = {
-            peer: pipelines[peer].publish(initial, trained[peer], readers=3, **said) for peer in NEIGHBORS
-        }
+        publications = {peer: pipelines[peer].publish(contexts[peer]) for peer in NEIGHBORS}
         started = time.perf_counter()
         own = pipelines["a"]
-        own.publish(initial, trained["a"], readers=3, **said)
-        arrived = []
-        for peer, published in publications.items():
-            layout, values = own.decode(peer, published, merging=False)
-            arrived.append(Arrived(peer, layout, values, 0.25, published.age, published.round))
-        own.mix(initial, trained["a"], arrived, neighbor_weight=0.75, **said)
+        own.publish(contexts["a"])
+        contributions = [own.read(peer, published, 0.25) for peer, published in publications.items()]
+        own.mix(contexts["a"], contributions, neighbor_weight=0.75)
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
+
+
+def _disturbed(adapter: AdapterState, noise: torch.Generator) -> AdapterState:
+    flat = adapter.flat + 1e-3 * torch.randn(adapter.flat.shape, generator=noise)
+    return AdapterState(adapter.spec, flat)

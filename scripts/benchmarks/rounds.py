@@ -24,6 +24,7 @@ import torch
 import trio
 
 from gossip.adapter import AdapterSpec, AdapterState
+from gossip.events import TrainableFactors
 from peer.checkpoints import open_home
 from peer.child_python import child_environment, python_module
 from peer.config import PeerConfig
@@ -31,7 +32,7 @@ from peer.journal import Journal, JsonPrinter
 from peer.network.identity import load_or_create_identity, peer_id
 from peer.run_plan import plan_run
 from peer.runtime import run_peer
-from peer.training.frames import Evaluated, Export, OnStep, Part, Progress, Ready, Trained
+from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
 from scripts.lab.testnet import free_ports
 
 VALUES = 1_100_000  # 4.4 MB of float32, what hivemind was measured with
@@ -48,8 +49,8 @@ class IdleTrainer:
         round: int,
         save_to: Path,
         on_step: OnStep,
-        part: Part,
-        drift: torch.Tensor | None,
+        trainable: TrainableFactors,
+        correction: torch.Tensor | None,
     ) -> Trained:
         """Return the moved adapter; the state file is empty."""
         save_to.write_bytes(b"")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.methods.method_set import MethodNames
+from gossip.methods.stage import RoundContext
+from gossip.published import PublishedAdapter
 from gossip.quadratic import Quadratic, positions
 from gossip.simulated_network import LinkModel
 from gossip.simulation import Simulation
@@ -182,14 +183,14 @@ def test_a_partition_heals() -> None:
 def test_poison_never_reaches_an_honest_adapter(poison: float) -> None:
     network = Quadratic(peers=5, topology="complete", rounds=6)
     simulation = network.simulation()
-    pipeline = simulation.node("p0001")._pipeline
-    publish = pipeline.publish
+    pipelines = simulation.node("p0001")._pipelines
+    publish = pipelines.publish
 
-    def publish_poison(*states: AdapterState, **said: int):
+    def publish_poison(context: RoundContext) -> PublishedAdapter:
         payload = struct.pack("<8f", *[poison] * 8)
-        return dataclasses.replace(publish(*states, **said), payload=payload)
+        return dataclasses.replace(publish(context), payload=payload)
 
-    pipeline.publish = publish_poison
+    pipelines.publish = publish_poison
     simulation.run()
     honest = [name for name in network.names if name != "p0001"]
     assert all(torch.isfinite(simulation.node(name).state.flat).all() for name in honest)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.durable import write_atomically
-from peer.training.frames import Evaluated, Export, OnStep, Part, Progress, Ready, Step, Trained
+from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Step, Trained
 from peer.training.trainers import Trainer, selects
 
 Values = NDArray[np.float32]
@@ -64,13 +65,13 @@ class LeastSquares:
     def train(
         self,
         state: AdapterState,
-        part: Part = "all",
-        drift: Tensor | None = None,
+        trainable: TrainableFactors = "all",
+        correction: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Trained:
         started, training = time.monotonic(), self._config.training
         values = {name: view.numpy().copy() for name, view in state.tensors()}
-        shift = {} if drift is None else dict(AdapterState(state.spec, drift).tensors())
+        shift = {} if correction is None else dict(AdapterState(state.spec, correction).tensors())
         losses = []
         for step in range(1, training.local_steps + 1):
             rows = self._draw.integers(self._train_rows, size=training.batch_size)
@@ -79,7 +80,7 @@ class LeastSquares:
             )
             if not np.isfinite(loss):
                 raise LocalError("the loss is not a number any more: lower learning_rate")
-            for name in filter(lambda name: selects(part, name), values):
+            for name in filter(lambda name: selects(trainable, name), values):
                 self._velocity[name] = MOMENTUM * self._velocity[name] + gradients[name]
                 values[name] -= np.float32(training.learning_rate) * self._velocity[name]
                 if name in shift:

@@ -64,7 +64,13 @@ class Quadratic:
         return self, Ready(initial, manifest, "none", "cpu", "none", 2, 1, 1, 0, 0.0, export)
 
     async def train(
-        self, state: AdapterState, round: int, save_to: Path, on_step: OnStep, part: str, drift: object
+        self,
+        state: AdapterState,
+        round: int,
+        save_to: Path,
+        on_step: OnStep,
+        trainable: str,
+        correction: object,
     ) -> Trained:
         await trio.lowlevel.checkpoint()
         if self.deaths and round == self.deaths[0]:

@@ -12,9 +12,10 @@ import torch
 import trio
 
 from gossip.adapter import AdapterSpec, AdapterState
+from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.training import supervisor
-from peer.training.frames import Evaluated, Export, OnStep, Part, Progress, Ready, Step, Trained
+from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Step, Trained
 from peer.training.process import TrainerDied
 from peer.training.supervisor import Callbacks, TrainerFailed, TrainingSupervisor, supervised_training
 
@@ -50,11 +51,11 @@ class World:
         round: int,
         save_to: Path,
         on_step: OnStep,
-        part: Part,
-        drift: torch.Tensor | None,
+        trainable: TrainableFactors,
+        correction: torch.Tensor | None,
     ) -> Trained:
         await trio.lowlevel.checkpoint()
-        self._do(f"train {round} {part} {save_to}")
+        self._do(f"train {round} {trainable} {save_to}")
         for number in range(self.steps):
             on_step(Step(number + 1, self.steps, 1.0, 1))
         return Trained(state, 0.5, 1, 1, 1, 0.0)

@@ -120,15 +120,15 @@ def test_it_says_all_that_a_run_wants_to_know(configure: Configure) -> None:
     assert other.initial.digest() != ready.initial.digest(), "the run's seed draws the first adapter"
 
 
-@pytest.mark.parametrize("part", ["a", "b"])
-def test_only_the_part_asked_for_moves(configure: Configure, part: trainers.Part) -> None:
+@pytest.mark.parametrize("trainable", ["a", "b"])
+def test_only_the_part_asked_for_moves(configure: Configure, trainable: trainers.TrainableFactors) -> None:
     trainer = trainer_of(configure(weight_decay=0.1))
     start = scattered(trainer.ready(0.0).initial)
-    drift = torch.full((start.spec.size,), 0.001)
-    trained = dict(trainer.train(start, part, drift).state.tensors())
+    correction = torch.full((start.spec.size,), 0.001)
+    trained = dict(trainer.train(start, trainable, correction).state.tensors())
     for name, before in start.tensors():
         moved = not torch.equal(trained[name], before)
-        assert moved == trainers.selects(part, name), name
+        assert moved == trainers.selects(trainable, name), name
     everything = dict(trainer.train(start).state.tensors())
     assert all(not torch.equal(everything[name], before) for name, before in start.tensors())
 
@@ -137,11 +137,11 @@ def test_a_correction_is_added_after_every_step(configure: Configure) -> None:
     """With hardly any step size, three steps are three times the correction."""
     trainer = trainer_of(configure(learning_rate=1e-12))
     start = trainer.ready(0.0).initial
-    drift = torch.linspace(-0.01, 0.01, start.spec.size)
-    moved = trainer.train(start, drift=drift).state.flat - start.flat
-    torch.testing.assert_close(moved, 3 * drift, rtol=0, atol=1e-6)
+    correction = torch.linspace(-0.01, 0.01, start.spec.size)
+    moved = trainer.train(start, correction=correction).state.flat - start.flat
+    torch.testing.assert_close(moved, 3 * correction, rtol=0, atol=1e-6)
     with pytest.raises(LocalError, match="an adapter needs"):
-        trainer.train(start, drift=drift[1:])
+        trainer.train(start, correction=correction[1:])
 
 
 def test_measuring_leaves_no_trace(configure: Configure) -> None:

@@ -62,7 +62,7 @@ class Peers:
         trained = (
             trainer.train(state)
             if action is None
-            else trainer.train(state, part=action.part, drift=action.drift)
+            else trainer.train(state, trainable=action.trainable, correction=action.correction)
         )
         self.tokens[name] = self.tokens.get(name, 0) + trained.tokens
         return LocalSteps(trained.state, trained.steps, trained.loss, 0.0)

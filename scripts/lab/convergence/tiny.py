@@ -87,7 +87,7 @@ def _learn(cell: Cell, trainers: dict[str, LocalTrainer], measured: tuple[Path, 
     clocks = {name: random.Random(f"{cell.seed}/clock/{name}") for name in names}
 
     def train(name: str, action: Train) -> LocalSteps:
-        trained = trainers[name].train(action.state, part=action.part, drift=action.drift)
+        trained = trainers[name].train(action.state, trainable=action.trainable, correction=action.correction)
         seconds = TRAIN_S * (1 + JITTER * clocks[name].random())
         return LocalSteps(trained.state, trained.steps, trained.loss, seconds)
 
