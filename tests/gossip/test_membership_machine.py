@@ -216,8 +216,10 @@ def test_a_join_tries_again_until_its_time_is_over() -> None:
     first, _ = me.does(Join(0, (address("a"),), 15.0, required=True))
     (timer,) = me.does(DialFailed(first.errand, AWAY))
     assert timer.delay_s == REDIAL_FIRST_S
+    assert me.does(DialFailed(first.errand, AWAY)) == []  # comes a second time
     (second,) = me.does(TimerFired(timer.timer))
     assert second.addresses == first.addresses
+    assert me.does(TimerFired(timer.timer)) == []
     (ended,) = me.does(TimerFired(JoinOver(0)))
     assert isinstance(ended.error, NobodyThere)
     assert str(ended.error) == f"cannot join {address('a')} within 15 s: nobody answers"
@@ -497,6 +499,16 @@ def test_strikes_cut_off_and_the_ban_ends() -> None:
     assert me.up == {"a"}
 
 
+def test_whoever_is_cut_off_is_not_searched_for() -> None:
+    me = Machine()
+    me.meets("a")
+    (dial,) = me.does(Disconnected("a"))
+    for _ in range(STRIKES):
+        me.does(Strike("a", "malformed"))
+    assert me.does(DialFailed(dial.errand, AWAY)) == []
+    assert me.does(Dialed(dial.errand, "a")) == []
+
+
 def test_strikes_far_apart_cut_nobody_off_and_strangers_are_not_remembered() -> None:
     me = Machine()
     me.meets("a")
@@ -547,11 +559,13 @@ def test_after_leaving_nobody_is_dialed_asked_or_told() -> None:
     me = Machine()
     me.meets("a", "b")
     (dial,) = me.does(Disconnected("b"))
+    joining, _ = me.does(Join(0, (address("d"),), 15.0, required=True))
     (announce,) = me.does(Leave())
     assert announce.presence.leaving
     silent: list[Event] = [
         Disconnected("a"),
         Dialed(dial.errand, "b"),
+        Dialed(joining.errand, "d"),
         TimerFired(HeartbeatsDue()),
         TimerFired(AnnouncementDue(1)),
         Progressed(9),
