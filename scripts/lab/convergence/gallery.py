@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gossip.errors import LocalError
+from scripts.lab.checkout import checkout
 from scripts.lab.convergence.cell import Cell, product
 from scripts.lab.convergence.pictures import draw_graph
 from scripts.lab.figures import new_figure, png, write_file
@@ -58,6 +59,25 @@ FLOOR = 1e-7
 Axes = Sequence[tuple[str, str, float]]
 """(column, label, factor) of each panel's abscissa."""
 BEGIN, END = "<!-- table: made by scripts/convergence.py gallery -->", "<!-- end of table -->"
+
+
+def targets(out: Path | None, pages: Sequence[Path] | None) -> tuple[Path, Sequence[Path]]:
+    """Return the folder of the pictures and the pages of the table; by default those of our checkout.
+
+    Raises:
+        LocalError: something was not given, and we are an installed copy.
+    """
+    root = checkout()
+    if root is None and (out is None or pages is None):
+        raise LocalError(
+            "this installed copy has no docs folder: give --out FOLDER and --pages FILE, or call it in a checkout"
+        )
+    if root is not None:
+        out = root / "docs" / "images" if out is None else out
+        pages = (root / "docs" / "topology.md", root / "README.md") if pages is None else pages
+    assert out is not None
+    assert pages is not None
+    return out, pages
 
 
 def make_gallery(out: Path, pages: Sequence[Path], seeds: int) -> Iterator[Path]:
