@@ -1,14 +1,12 @@
 """How fast the network transport is, beside a plain TLS socket and beside libp2p's own default path.
 
 Each figure is measured between two processes on loopback; the three paths take turns in one run, so that a neighbor
-on the machine slows all of them. ``python scripts/benchmarks/transport.py`` prints the rows; ``scripts/bench.py`` takes
-them from ``rows()``.
+on the machine slows all of them. ``python scripts/bench.py transport`` prints them. Run as a module, this file is the
+remote end.
 """
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import resource
 import ssl
@@ -20,23 +18,55 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from peer.child_python import child_environment, python_module
+from peer.network.libp2p import libp2p_transport
+from peer.network.transport import Handler, Stream, Transport
+from scripts.benchmarks.certificate import self_signed
+from scripts.benchmarks.rows import Row, at_least, at_most, row
+
+if TYPE_CHECKING:
+    from libp2p.abc import IHost, INetStream
+    from libp2p.peer.id import ID
 
 MB = 1_000_000
-ROUNDS = 5
-BULK_BYTES = 64 * MB
-MEMORY_BYTES = 100 * MB
 CHUNK_BYTES = 256 * 1024
 LIBRARY_CHUNK_BYTES = 64 * 1024  # what a user of the library's own streams would write (libp2p.md section 2)
 SINK, ECHO = "/bench/sink/1", "/bench/echo/1"
 _SIZE = struct.Struct(">Q")
 
-Send = Callable[[bytes], Awaitable[None]]
-Receive = Callable[[int], Awaitable[bytes]]
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        bulk_bytes: of a large transfer.
+        turns: how often the three paths take turns.
+        memory_bytes: of the transfer whose memory is looked at.
+        parallel_bytes: of each of 8 transfers at once.
+        requests: small ones on an idle connection; beside bulk transfers, at least a tenth as many.
+        bulks: transfers beside small requests, at least.
+    """
+
+    bulk_bytes: int = 64 * MB
+    turns: int = 5
+    memory_bytes: int = 100 * MB
+    parallel_bytes: int = 16 * MB
+    requests: int = 200
+    bulks: int = 6
+
+
+FULL = Size()
+QUICK = Size(MB // 4, turns=1, memory_bytes=MB, parallel_bytes=MB // 16, requests=20, bulks=1)
+
+Send = Callable[[bytes | memoryview], Awaitable[None]]
+Receive = Callable[[int], Awaitable[bytes | bytearray]]
 
 
 async def receive_all(receive: Receive) -> bytes:
@@ -96,14 +126,15 @@ def memory_now_kib() -> int:
 
 async def wait_for_parent() -> None:
     """Return when the parent closes our stdin."""
-    await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+    await trio.to_thread.run_sync(
+        sys.stdin.read,
+        abandon_on_cancel=True,  # type: ignore[call-arg] # libp2p brings trio_typing, whose stubs are older than trio
+    )
 
 
 @asynccontextmanager
-async def our_transport(seed: int, **handlers: object) -> AsyncIterator[object]:
+async def our_transport(seed: int, **handlers: Handler) -> AsyncIterator[Transport]:
     """Our transport on loopback."""
-    from peer.network.libp2p import libp2p_transport
-
     factory = libp2p_transport(private_key=bytes([seed]) * 32, listen="/ip4/127.0.0.1/tcp/0")
     async with factory(
         handlers=handlers, topic="bench", on_announced=lambda *_: None, on_connection=lambda *_: None
@@ -114,10 +145,10 @@ async def our_transport(seed: int, **handlers: object) -> AsyncIterator[object]:
 async def serve_ours() -> None:
     """A sink and an echo on our transport."""
 
-    async def sink(stream: object) -> None:
+    async def sink(stream: Stream) -> None:
         await stream.send(await receive_all(stream.receive))
 
-    async def echo(stream: object) -> None:
+    async def echo(stream: Stream) -> None:
         while data := await stream.receive(1000):
             await stream.send(data)
 
@@ -129,11 +160,12 @@ async def serve_ours() -> None:
 async def serve_library() -> None:
     """A sink on the library's default host."""
     from libp2p import new_host
+    from libp2p.custom_types import TProtocol
     from multiaddr import Multiaddr
 
     host = new_host()
 
-    async def sink(stream: object) -> None:
+    async def sink(stream: INetStream) -> None:
         async def receive(count: int) -> bytes:
             return await stream.read(min(count, LIBRARY_CHUNK_BYTES))
 
@@ -141,7 +173,7 @@ async def serve_library() -> None:
         await stream.close()
 
     async with host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]):
-        host.set_stream_handler(SINK, sink)
+        host.set_stream_handler(TProtocol(SINK), sink)
         address = str(host.get_addrs()[0])
         full = address if "/p2p/" in address else f"{address}/p2p/{host.get_id()}"
         say(address=full, memory_kib=memory_now_kib())
@@ -171,15 +203,25 @@ async def serve_tls(certificate: str) -> None:
         nursery.cancel_scope.cancel()
 
 
+@dataclass(frozen=True, slots=True)
+class Child:
+    """What the remote end said once it was ready."""
+
+    memory_kib: int
+    address: str = ""
+    port: int = 0
+
+
 @contextmanager
-def child(kind: str, *arguments: str) -> Iterator[dict]:
+def child(kind: str, *arguments: str) -> Iterator[Child]:
     """Run this file as the remote end; yield what it said first."""
     command = python_module("scripts.benchmarks.transport", kind, *arguments)
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=child_environment()
     ) as process:
+        assert process.stdout is not None
         try:
-            yield json.loads(process.stdout.readline())
+            yield Child(**json.loads(process.stdout.readline()))
         finally:
             process.kill()
 
@@ -187,7 +229,7 @@ def child(kind: str, *arguments: str) -> Iterator[dict]:
 # -- this process ----------------------------------------------------------------------------------------------------
 
 
-async def send_ours(transport: object, peer: str, payload: memoryview) -> tuple[float, int]:
+async def send_ours(transport: Transport, peer: str, payload: memoryview) -> tuple[float, int]:
     """One transfer on a new stream of ours."""
     stream = await transport.open(peer, SINK)
     result = await transfer(stream.send, stream.receive, payload, CHUNK_BYTES)
@@ -195,11 +237,13 @@ async def send_ours(transport: object, peer: str, payload: memoryview) -> tuple[
     return result
 
 
-async def send_library(host: object, peer: object, payload: memoryview) -> tuple[float, int]:
+async def send_library(host: IHost, peer: ID, payload: memoryview) -> tuple[float, int]:
     """One transfer on a new stream of the library's."""
-    stream = await host.new_stream(peer, [SINK])
+    from libp2p.custom_types import TProtocol
 
-    async def send(data: memoryview) -> None:
+    stream = await host.new_stream(peer, [TProtocol(SINK)])
+
+    async def send(data: bytes | memoryview) -> None:
         await stream.write(bytes(data))
 
     result = await transfer(send, stream.read, payload, LIBRARY_CHUNK_BYTES)
@@ -207,44 +251,13 @@ async def send_library(host: object, peer: object, payload: memoryview) -> tuple
     return result
 
 
-def self_signed(folder: str) -> str:
-    """Write a key and a certificate for 127.0.0.1 into one file and return its path."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "bench")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path = Path(folder) / "bench.pem"
-    encoding = serialization.Encoding.PEM
-    path.write_bytes(
-        key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + certificate.public_bytes(encoding)
-    )
-    return str(path)
-
-
-async def compare_paths() -> list[dict]:
+async def compare_paths(size: Size) -> list[Row]:
     """Rows for 64 MB over our stream, a TLS socket and the library's default stream, taking turns."""
     from libp2p import new_host
     from libp2p.peer.peerinfo import info_from_p2p_addr
     from multiaddr import Multiaddr
 
-    payload = memoryview(bytes(BULK_BYTES))
+    payload = memoryview(bytes(size.bulk_bytes))
     host = new_host()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -256,110 +269,104 @@ async def compare_paths() -> list[dict]:
         async with (
             our_transport(2) as transport,
             host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]),
-            await trio.open_ssl_over_tcp_stream("127.0.0.1", tls["port"], ssl_context=context) as plain,
+            await trio.open_ssl_over_tcp_stream("127.0.0.1", tls.port, ssl_context=context) as plain,
         ):
-            peer = await transport.dial(ours["address"])
-            there = info_from_p2p_addr(Multiaddr(library["address"]))
+            peer = await transport.dial(ours.address)
+            there = info_from_p2p_addr(Multiaddr(library.address))
             await host.connect(there)
             taken: dict[str, list[float]] = {"ours": [], "TLS": [], "library": []}
-            for _ in range(ROUNDS):
+            for _ in range(size.turns):
                 taken["ours"].append((await send_ours(transport, peer, payload))[0])
                 seconds, _ = await transfer(plain.send_all, plain.receive_some, payload, CHUNK_BYTES)
                 taken["TLS"].append(seconds)
                 taken["library"].append((await send_library(host, there.peer_id, payload))[0])
-    speed = {name: BULK_BYTES / MB / statistics.median(each) for name, each in taken.items()}
-    made = [row(f"64 MB, {name}", value, "MB/s") for name, value in speed.items()]
-    made.append(row("64 MB, ours / TLS", speed["ours"] / speed["TLS"], "x", at_least=0.55))
-    made.append(row("64 MB, ours / library", speed["ours"] / speed["library"], "x", at_least=1.5))
-    return made
+    speed = {path: size.bulk_bytes / MB / statistics.median(times) for path, times in taken.items()}
+    return [
+        *(row(f"transport: 64 MB, {path}", value, "MB/s") for path, value in speed.items()),
+        at_least("transport: 64 MB, ours / TLS", speed["ours"] / speed["TLS"], "x", 0.55),
+        at_least("transport: 64 MB, ours / library", speed["ours"] / speed["library"], "x", 1.5),
+    ]
 
 
-async def measure_memory() -> list[dict]:
+async def measure_memory(size: Size) -> list[Row]:
     """A row for what 100 MB cost the receiver."""
     with child("ours") as ours:
         async with our_transport(2) as transport:
-            peer = await transport.dial(ours["address"])
-            _, peak_kib = await send_ours(transport, peer, memoryview(bytes(MEMORY_BYTES)))
-    growth = (peak_kib - ours["memory_kib"]) * 1024 / MB
-    return [row("receiver's memory for 100 MB", growth, "MB", at_most=1.3 * MEMORY_BYTES / MB + 32)]
+            peer = await transport.dial(ours.address)
+            _, peak_kib = await send_ours(transport, peer, memoryview(bytes(size.memory_bytes)))
+    growth = (peak_kib - ours.memory_kib) * 1024 / MB
+    limit = 1.3 * size.memory_bytes / MB + 32
+    return [at_most("transport: receiver's memory for 100 MB", growth, "MB", limit)]
 
 
-async def measure_many() -> list[dict]:
+async def measure_many(size: Size) -> list[Row]:
     """A row for 8 transfers at once."""
-    payload = memoryview(bytes(16 * MB))
+    payload = memoryview(bytes(size.parallel_bytes))
     with child("ours") as ours:
         async with our_transport(2) as transport:
-            peer = await transport.dial(ours["address"])
+            peer = await transport.dial(ours.address)
             begun = time.perf_counter()
             async with trio.open_nursery() as nursery:
                 for _ in range(8):
                     nursery.start_soon(send_ours, transport, peer, payload)
             seconds = time.perf_counter() - begun
-    return [row("8 x 16 MB at once, total", 8 * len(payload) / MB / seconds, "MB/s")]
+    return [row("transport: 8 x 16 MB at once, total", 8 * len(payload) / MB / seconds, "MB/s")]
 
 
-async def measure_small_beside_bulk() -> list[dict]:
+async def measure_small_beside_bulk(size: Size) -> list[Row]:
     """Rows for 32-byte requests, alone and beside bulk transfers."""
-    payload = memoryview(bytes(BULK_BYTES))
     with child("ours") as ours:
         async with our_transport(2) as transport:
-            peer = await transport.dial(ours["address"])
+            peer = await transport.dial(ours.address)
             stream = await transport.open(peer, ECHO)
-
-            async def ask() -> float:
-                begun = time.perf_counter()
-                await stream.send(bytes(32))
-                await receive_count(stream.receive, 32)
-                return (time.perf_counter() - begun) * 1000
-
-            idle = [await ask() for _ in range(200)]
-            busy: list[float] = []
-            async with trio.open_nursery() as nursery:
-
-                async def bulk() -> None:
-                    for _ in range(6):
-                        await send_ours(transport, peer, payload)
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(bulk)
-                while True:
-                    busy.append(await ask())
-                    await trio.sleep(0.005)
-    made = []
-    for name, taken in (("alone", idle), ("beside 64 MB", busy)):
-        twentieths = statistics.quantiles(taken, n=20)
-        made.append(row(f"32 bytes and back {name}, median", statistics.median(taken), "ms"))
-        made.append(row(f"32 bytes and back {name}, 95 %", twentieths[18], "ms", at_most=100.0))
-    return made
+            alone = [await ask_ms(stream) for _ in range(size.requests)]
+            beside = await _ask_beside_bulk(transport, peer, stream, size)
+    figures = []
+    for name, times in (("alone", alone), ("beside 64 MB", beside)):
+        twentieths = statistics.quantiles(times, n=20)
+        figures.append(row(f"transport: 32 bytes and back {name}, median", statistics.median(times), "ms"))
+        figures.append(at_most(f"transport: 32 bytes and back {name}, 95 %", twentieths[18], "ms", 100.0))
+    return figures
 
 
-def row(
-    name: str, value: float, unit: str, *, at_least: float | None = None, at_most: float | None = None
-) -> dict:
-    """One result; ``met`` is None where there is no target."""
-    met = None
-    target = ""
-    if at_least is not None:
-        met, target = value >= at_least, f">= {at_least:g}"
-    if at_most is not None:
-        met, target = value <= at_most, f"<= {at_most:g}"
-    return {
-        "name": f"transport: {name}",
-        "value": round(value, 3),
-        "unit": unit,
-        "target": target,
-        "met": met,
-    }
+async def ask_ms(stream: Stream) -> float:
+    """Return how long a small request takes, milliseconds."""
+    begun = time.perf_counter()
+    await stream.send(bytes(32))
+    await receive_count(stream.receive, 32)
+    return (time.perf_counter() - begun) * 1000
 
 
-def rows() -> list[dict]:
-    """Measure everything (about half a minute); each row has name, value, unit, target and met."""
-    made: list[dict] = []
+async def _ask_beside_bulk(transport: Transport, peer: str, stream: Stream, size: Size) -> list[float]:
+    """Return how long small requests take while large transfers to the same peer are under way, milliseconds."""
+    payload = memoryview(bytes(size.bulk_bytes))
+    times: list[float] = []
+    async with trio.open_nursery() as nursery:
+
+        async def send_bulk() -> None:
+            sent = 0
+            while sent < size.bulks or len(times) < size.requests // 10:
+                await send_ours(transport, peer, payload)
+                sent += 1
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(send_bulk)
+        while True:
+            times.append(await ask_ms(stream))
+            await trio.sleep(0.005)
+    return times
+
+
+def rows(quick: bool = False) -> Iterator[Row]:
+    """Measure everything (about half a minute)."""
     for measure in (compare_paths, measure_memory, measure_many, measure_small_beside_bulk):
-        made += trio.run(measure)
-    return made
+        yield from trio.run(measure, QUICK if quick else FULL)
 
 
 if __name__ == "__main__":
-    served = {"ours": serve_ours, "library": serve_library, "tls": serve_tls}[sys.argv[1]]
-    trio.run(served, *sys.argv[2:])
+    ENDS: dict[str, Callable[..., Awaitable[None]]] = {
+        "ours": serve_ours,
+        "library": serve_library,
+        "tls": serve_tls,
+    }
+    trio.run(ENDS[sys.argv[1]], *sys.argv[2:])

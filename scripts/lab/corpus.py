@@ -91,7 +91,7 @@ def topics(language: str = "english") -> dict[str, list[str]]:
         LocalError: the extra ``demo`` is not installed, or the language is not in the package.
     """
     try:
-        import yaml  # type: ignore[import-untyped]  # PyYAML has no types of its own
+        import yaml
 
         spec = importlib.util.find_spec("chatterbot_corpus")  # finds it without running it
         if spec is None or not spec.submodule_search_locations:

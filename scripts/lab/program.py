@@ -38,10 +38,11 @@ def run_program(app: App, words: Sequence[str] | None, *, called: str | None, ex
         try:
             renamed(words)
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] in _OURS:
+            package = (error.name or "").partition(".")[0]
+            if not package or package in _OURS:
                 raise
             raise LocalError(
-                f"{program()} needs the package {error.name}: pip install 'gossip-peer[{extra}]'"
+                f"{program()} needs the package {package}: pip install 'gossip-peer[{extra}]'"
             ) from error
 
     token = _called.set(renamed.name[0])

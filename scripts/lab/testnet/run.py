@@ -33,6 +33,7 @@ def run_testnet(config: TestnetConfig, watch: Watch) -> tuple[Summary, Views]:
 
     Raises:
         LocalError: bad input, or a peer failed.
+        KeyboardInterrupt: the peers have left by then.
     """
     started = time.monotonic()
     if (config.out / "peers").exists():
@@ -43,8 +44,8 @@ def run_testnet(config: TestnetConfig, watch: Watch) -> tuple[Summary, Views]:
     try:
         for regime in ("gossip", *(baseline for baseline in BASELINES if baseline in config.compare)):
             views[regime] = trio.run(run_regime, config, regime, shards, watch)
-    except* LocalError as group:
-        raise _first_of(group) from None
+    except BaseExceptionGroup as group:
+        raise _reason_of(group) from None
     summary = summarize(config, views, time.monotonic() - started)
     (config.out / "summary.json").write_text(json.dumps(summary.record(), indent=2) + "\n")
     if not config.keep:
@@ -52,13 +53,15 @@ def run_testnet(config: TestnetConfig, watch: Watch) -> tuple[Summary, Views]:
     return summary, views
 
 
-def _first_of(group: BaseExceptionGroup[LocalError]) -> LocalError:
-    """Return one refusal: the others are what the first one brought about, or say the same."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, LocalError)
-    return error
+def _reason_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what ended a regime: the user, whatever else broke by it, or one refusal; of a bug, the whole group."""
+    for kind in (KeyboardInterrupt, LocalError):
+        reason: BaseException | None = group.subgroup(kind)
+        while isinstance(reason, BaseExceptionGroup):
+            reason = reason.exceptions[0]
+        if reason is not None:
+            return reason
+    return group
 
 
 def _remove_scaffolding(out: Path, views: Views) -> None:
