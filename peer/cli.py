@@ -1,5 +1,6 @@
 """The command line: ``peer init``, ``id``, ``run``, ``methods``, ``eval``, ``chat`` and ``topology``.
 
+More come with what is installed (``installed_commands.py``): ``peer testnet``, ``convergence`` and ``compare``.
 Flags beat ``PEER_*`` environment variables, which beat the TOML file of ``--config``, which beats the defaults of
 ``PeerConfig``. Nothing heavy is imported until a command needs it, so that ``--help`` answers at once. Every expected
 failure is one ``LocalError``: its text goes to stderr and its ``exit_code`` to the shell (docs/exit-codes.md).
@@ -21,6 +22,7 @@ from platformdirs import user_state_path
 
 from gossip.errors import LocalError
 from peer.config import OPTIONS, PeerConfig
+from peer.installed_commands import find_installed_command, list_installed_commands
 from peer.topology_cli import topology
 
 ENVIRONMENT_PREFIX = "PEER_"
@@ -203,6 +205,19 @@ def check_environment(environment: dict[str, str]) -> None:
             raise LocalError(f"the environment variable {name} is not an option of peer.{hint}")
 
 
+OWN_COMMANDS = frozenset(app)
+
+
+def run_command(words: Sequence[str]) -> int | None:
+    """Run a command of ours, or one that another package above us brings along; return its exit code."""
+    installed = find_installed_command(words, OWN_COMMANDS)
+    if installed is not None:
+        return installed()
+    list_installed_commands(app)
+    code: int | None = app.meta(words)
+    return code
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code; our own bugs leave a traceback and exit code 1.
 
@@ -211,7 +226,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     try:
         check_environment(dict(os.environ))
-        code = app.meta(sys.argv[1:] if words is None else words)
+        code = run_command(sys.argv[1:] if words is None else words)
     except* LocalError as group:
         error = _first(group)
         print(f"error: {error}", file=sys.stderr)

@@ -22,6 +22,9 @@ What is learned from:
   corpus           texts out of packages
 
 A network of real processes:
-  testnet          starts peers, watches them, and measures what they came to
-  testnet_command  its command
+  testnet/         starts peers, watches them, and measures what they came to
+
+As a program:
+  program          how a command of the laboratory runs: from scripts/ or as `peer COMMAND`
+  checkout         what is known of the repository, where there is one
 """

@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 
 from gossip.errors import LocalError
 from peer.durable import sync
+from scripts.lab.checkout import commit
 from scripts.lab.files import write_file
 from scripts.lab.spec import Spec
 
@@ -208,17 +208,10 @@ def _arrow(name: str, columns: Columns, schema: pa.Schema) -> pa.Table:
 @lru_cache(maxsize=4)
 def origin(format: int) -> dict[str, Any]:
     """Return what a result depends on besides its spec: format, commit and versions."""
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).resolve().parent,
-        check=False,
-    )
     packages = ("gossip-peer", "numpy", "scipy", "networkx", "torch", "pyarrow")
     return {
         "format": format,
-        "commit": asked.stdout.strip() or None,
+        "commit": commit(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "versions": {name: importlib.metadata.version(name) for name in packages},

@@ -24,7 +24,10 @@ from peer.training.classification import head_names
 from peer.training.inference import Conversation, labels_of, load_adapter, measure
 from peer.training.local_trainer import LocalTrainer
 from peer.training.sequences import IGNORED
-from scripts.lab.testnet import PeerView, TestnetConfig, summarize
+from scripts.lab.testnet.config import TestnetConfig
+from scripts.lab.testnet.plan import PlannedPeer
+from scripts.lab.testnet.summary import summarize
+from scripts.lab.testnet.view import PeerView
 from scripts.lab.workloads import lay_out, parse_workload
 
 Quick = Callable[..., PeerConfig]
@@ -294,21 +297,22 @@ def test_accuracy_is_told_and_summed_up(tmp_path: Path) -> None:
     assert second == first + "; right labels 100.0%, over all files 75.0%"
 
     text, labeled = (json.loads(Record(0.0, event).json_line()) for event in measurements)
-    view = PeerView("a", "gossip", tmp_path, shards=2)
-    traffic = dict.fromkeys(("round", "bytes_in", "bytes_out", "fetches_ok", "fetches_failed"), 0)
-    for told in ({**labeled, "accuracy_all": 0.25}, labeled, {"event": "round", **traffic}):
+    view = PeerView(PlannedPeer("a", "gossip", tmp_path, ()), shards=2)
+    traffic = dict.fromkeys(("bytes_in", "bytes_out", "fetches_ok", "fetches_failed"), 0)
+    last = {"event": "round", "round": 0, "rounds": 1, "loss": None, "age": 0, "mixed": [], **traffic}
+    for told in ({**labeled, "accuracy_all": 0.25}, labeled, last):
         view.take(told)
     (tmp_path / "adapter").mkdir()
     save_file({"x": torch.ones(2)}, tmp_path / "adapter" / "adapter_model.safetensors")
-    summary = summarize(TestnetConfig(), {"gossip": [view]}, 0.0)
+    summary = summarize(TestnetConfig(), {"gossip": [view]}, 0.0).record()
     found = [
         summary[f"{name}_accuracy{end}"] for name, end in (("base", ""), ("gossip", "_mean"), ("local", ""))
     ]
     assert found == [0.25, 0.75, None]
     assert summary["peers"][0]["accuracy_own"] == 1.0
-    view.evals.clear()
+    view.evaluations.clear()
     view.take(text)
-    assert summarize(TestnetConfig(), {"gossip": [view]}, 0.0)["gossip_accuracy_worst"] is None
+    assert summarize(TestnetConfig(), {"gossip": [view]}, 0.0).gossip_accuracy_worst is None
 
 
 def test_what_a_base_cannot_do_is_explained(classify: Quick, quick: Quick, encoder: Path) -> None:

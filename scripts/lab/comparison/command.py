@@ -17,11 +17,12 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from scripts.lab.command import exit_code_of, note
+from scripts.lab.command import note
 from scripts.lab.comparison.design import Comparison, read_comparison
+from scripts.lab.program import program, run_program
 
 app = App(
-    name="compare.py",
+    name="python scripts/compare.py",
     help=__doc__,
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True, show_env_var=False),
 )
@@ -68,7 +69,7 @@ def run(
         given["step_s"] = measured_step_s(read_comparison({**given, "step_s": None}, spec), out)
     comparison = read_comparison(given, spec)
     _compare(comparison, out, jobs)
-    note(f"results in {out}; now: python scripts/compare.py report --out {out}")
+    note(f"results in {out}; now: {program()} report --out {out}")
 
 
 @app.command
@@ -97,6 +98,6 @@ def _compare(comparison: Comparison, out: Path, jobs: int) -> None:
         note(f"learning rate {rate:g}: {method}")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    return exit_code_of(app, words)
+def main(words: Sequence[str] | None = None, called: str | None = None) -> int:
+    """Run one command and return its exit code; ``called``: how, if not as the script."""
+    return run_program(app, words, called=called, extra="research")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gossip.errors import LocalError
+from scripts.lab.checkout import checkout
 from scripts.lab.convergence.cell import Cell
 from scripts.lab.convergence.pictures import draw_graph
 from scripts.lab.convergence.statistics import Group, band, read_results
@@ -74,6 +75,25 @@ Abscissae = Sequence[tuple[str, str, float]]
 """(column, label, factor) of each panel."""
 BEGIN, END = "<!-- table: made by scripts/convergence.py gallery -->", "<!-- end of table -->"
 """Lines of a page between which its table stands."""
+
+
+def targets(out: Path | None, pages: Sequence[Path] | None) -> tuple[Path, Sequence[Path]]:
+    """Return the folder of the pictures and the pages of the table; by default those of our checkout.
+
+    Raises:
+        LocalError: something was not given, and we are an installed copy.
+    """
+    root = checkout()
+    if root is None and (out is None or pages is None):
+        raise LocalError(
+            "this installed copy has no docs folder: give --out FOLDER and --pages FILE, or call it in a checkout"
+        )
+    if root is not None:
+        out = root / "docs" / "images" if out is None else out
+        pages = (root / "docs" / "topology.md", root / "README.md") if pages is None else pages
+    assert out is not None
+    assert pages is not None
+    return out, pages
 
 
 def make_gallery(out: Path, pages: Sequence[Path], seeds: int) -> Iterator[Path]:
