@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gossip.adapter import AdapterState
 from gossip.published import PublishedAdapter
+from topology.announced import Announced
 
 TrainableFactors = Literal["all", "a", "b"]
 """Which tensors local steps change: everything, LoRA's A alone, or all but A (B, and what goes with it)."""
@@ -60,10 +61,14 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class PeerUp:
-    """A peer of this run is alive and has completed ``round`` rounds, by its own word. May repeat."""
+    """A peer of this run is alive and has completed ``round`` rounds, by its own word. May repeat.
+
+    ``data``: what it has announced of its data, if anything; a topology may go by it.
+    """
 
     peer: str
     round: int
+    data: Announced | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

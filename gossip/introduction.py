@@ -11,24 +11,26 @@ from gossip.manifest import RunManifest, first_difference
 from gossip.membership_events import Action, Announce, AnnouncementDue, Incompatible, SetTimer
 from gossip.membership_limits import PRESENCE_GAP_S, PRESENCE_S
 from gossip.messages import Hello, Message, Presence, Refusal
+from topology.announced import Announced
 
 
 class Introduction:
     """Our own claims: run, name, addresses (known once we listen) and rounds completed."""
 
-    def __init__(self, manifest: RunManifest, name: str) -> None:
+    def __init__(self, manifest: RunManifest, name: str, data: Announced | None) -> None:
         self.run = manifest.fingerprint
         self.addresses: tuple[str, ...] = ()
         self.round = 0
         self._manifest = manifest.fields()
         self._name = name
+        self._data = data
         self._announcement = 0  # number of the last one
         self._announced_at = 0.0
         self._is_next_hurried = False  # the next announcement comes early, because a round was completed
 
     def hello(self, known: tuple[str, ...]) -> Hello:
         """Return our greeting, or our answer to one; ``known``: addresses of others that are up."""
-        return Hello(self._manifest, self._name, self.round, self.addresses, known)
+        return Hello(self._manifest, self._name, self.round, self.addresses, known, self._data)
 
     def announce(self, now: float) -> list[Action]:
         """Announce ourselves, and when to do so again."""

@@ -21,13 +21,15 @@ from gossip.membership_limits import (
     STRIKES,
     STRIKES_S,
 )
+from topology.announced import Announced
 
 
 @dataclass(slots=True)
 class Member:
-    """What we know of one peer; name, addresses and round are its own claims.
+    """What we know of one peer; name, addresses, round and data are its own claims.
 
     Args:
+        data: what it has announced of its data, if anything.
         is_up: it has greeted us or answered our greeting, and has not been found away since.
         away_since: when it went down or was first heard of.
         is_connected: whether there is a connection to it, as far as the transport has told since it is known.
@@ -41,6 +43,7 @@ class Member:
     name: str = ""
     addresses: tuple[str, ...] = ()
     round: int = 0
+    data: Announced | None = None
     is_up: bool = False
     away_since: float = 0.0
     is_connected: bool = False
@@ -94,10 +97,11 @@ class Members:
             return []
         was_up, member.is_up = member.is_up, True
         member.round = round
+        posted = Post(PeerUp(peer, round, member.data))
         if was_up:
-            return [Post(PeerUp(peer, round))]
+            return [posted]
         told = Tell(f"peer {self.display_name(peer)} is up ({peer}), {self.up_count} in all")
-        return [Post(PeerUp(peer, round)), told]
+        return [posted, told]
 
     def down(self, peer: str, reason: str, now: float) -> list[Action]:
         """Note that a peer is down, if it was up; ``reason``: for people."""

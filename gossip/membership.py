@@ -72,6 +72,7 @@ from gossip.membership_limits import (
     STRIKES_S,
 )
 from gossip.messages import Hello, Message, Ping, Presence, Refusal
+from topology.announced import Announced
 
 
 class Membership:
@@ -81,11 +82,14 @@ class Membership:
         manifest: our run.
         name: our display name.
         rng: spreads redials, decides nothing else; not shared with anybody.
+        data: what we announce of our data, if our topology asks for it.
     """
 
-    def __init__(self, manifest: RunManifest, name: str, rng: random.Random) -> None:
+    def __init__(
+        self, manifest: RunManifest, name: str, rng: random.Random, data: Announced | None = None
+    ) -> None:
         self.members = Members()
-        self._introduction = Introduction(manifest, name)
+        self._introduction = Introduction(manifest, name, data)
         self._rng = rng
         self._is_leaving = False
         self._joins = Joins()
@@ -214,7 +218,7 @@ class Membership:
         """Take a peer of our run in, and look for those that it knows."""
         member = self.members.claimed(peer, hello.name, hello.addresses, hello.round, now)
         if member:
-            member.missed = 0
+            member.missed, member.data = 0, hello.data
             self._end_search(peer)
         actions = self.members.up(peer, hello.round, now)
         for address in hello.known:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gossip.methods.contribution import Contribution
+from topology.announced import Announced
 
 NOTHING_MIXED = -1
 """Stands for a round before the first: of this peer nothing has been mixed."""
@@ -24,6 +25,7 @@ class Neighbor:
         weight: its weight in the row of W for which it was asked last.
         likeness: cosine of what its adapter and ours have learned, in [-1, 1]; None until one was mixed.
         unmixed: its newest adapter that waits to be mixed.
+        data: what it has announced of its data, if anything.
     """
 
     progress: int = 0
@@ -32,6 +34,7 @@ class Neighbor:
     weight: float = 0.0
     likeness: float | None = None
     unmixed: Contribution | None = None
+    data: Announced | None = None
 
     @property
     def unmixed_round(self) -> int:
@@ -50,12 +53,14 @@ class Neighbor:
         """
         return max(self.progress, self.newest_round + 1) < round - 1
 
-    def announced(self, round: int) -> None:
-        """Take its word for the rounds that it has completed."""
-        self.progress = round
+    def heard_of(self, round: int, data: Announced | None) -> bool:
+        """Take its word for the rounds that it has completed and for its data; return whether the latter is news."""
+        is_news = data != self.data
+        self.progress, self.data = round, data
         if round < self.mixed_round - 1:
             # It lost its state and began anew (not merely an old announcement): its next publications are news again.
             self.mixed_round = NOTHING_MIXED
+        return is_news
 
     def went_down(self) -> None:
         """Forget what ended with its life; an adapter that waits is still mixed, and likeness outlives a restart."""
@@ -83,6 +88,11 @@ class Neighbors:
         """Return peer -> cosine of what its adapter and ours have learned, of all that were mixed."""
         known = ((peer, neighbor.likeness) for peer, neighbor in self._records.items())
         return {peer: cosine for peer, cosine in known if cosine is not None}
+
+    def announced(self, me: str, own: Announced | None) -> dict[str, Announced]:
+        """Return what has been announced of data, by those that have said something; ``own``: by ourselves."""
+        said = [(me, own), *((peer, neighbor.data) for peer, neighbor in self._records.items())]
+        return {peer: data for peer, data in said if data is not None}
 
     def with_unmixed(self) -> set[str]:
         """Return the peers whose adapters wait to be mixed."""

@@ -53,7 +53,7 @@ from gossip.neighbor import Neighbor, Neighbors
 from gossip.pipelines import Pipelines
 from gossip.round import Round
 from gossip.settings import NodeSettings, NodeSnapshot, random_state, restore_random
-from topology.links import Links
+from topology.links import Links, Topology
 
 FETCHES_MAX = 2
 """Fetches from one peer at a time, when we wait for them (peer/exchange.py admits as many). An asynchronous node waits
@@ -121,6 +121,7 @@ class GossipNode:
         self._pipelines = Pipelines(me, settings, initial or state, saved)
         self._neighbors = Neighbors()
         self._current = Round()
+        self._topology = self._informed_topology()
 
     @property
     def rounds(self) -> int:
@@ -226,7 +227,7 @@ class GossipNode:
             steps=steps,
             start=self.state,
             trained=trained,
-            readers=partial(self.settings.topology.readers, self.me, self.members, self.round),
+            readers=partial(self._topology.readers, self.me, self.members, self.round),
         )
 
     def _collect(self, now: float) -> list[Action]:
@@ -258,7 +259,7 @@ class GossipNode:
         return self._deadline.seconds(self._collect_s, self._current.train_s)
 
     def _draw_links(self) -> Links:
-        topology, round = self.settings.topology, self.round
+        topology, round = self._topology, self.round
         if self._is_merging:
             topology, round = merge_topology(len(self.members)), self.round - self.settings.rounds
         likeness = self._neighbors.likeness() if topology.sharpness else None
@@ -346,15 +347,18 @@ class GossipNode:
             return []
         return self._mix(current.trained, now)
 
-    # -- members
-
     def _peer_up(self, event: PeerUp) -> list[Action]:
         if event.peer == self.me:
             return []
         if not self._is_member(event.peer):
             self.members = tuple(sorted((*self.members, event.peer)))
-        self._neighbors.of(event.peer).announced(event.round)
+        if self._neighbors.of(event.peer).heard_of(event.round, event.data):
+            self._topology = self._informed_topology()
         return []
+
+    def _informed_topology(self) -> Topology:
+        """Return the topology as it is with all that we and others have announced of our data."""
+        return self.settings.topology.knowing(self._neighbors.announced(self.me, self.settings.data))
 
     def _peer_down(self, event: PeerDown, now: float) -> list[Action]:
         if event.peer == self.me or not self._is_member(event.peer):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from gossip.methods.method_set import MethodNames
 from gossip.methods.requirements import State
+from topology.announced import Announced
 from topology.links import Topology
 
 
@@ -22,6 +23,7 @@ class NodeSettings:
         collect_s: longest wait for neighbors, seconds; 0 = asynchronous.
         norm_cap: see ``guards.norm_clip``.
         overlap: read neighbors while the local steps run.
+        data: what we announce of our data, where the topology asks for it.
     """
 
     topology: Topology
@@ -30,6 +32,7 @@ class NodeSettings:
     collect_s: float
     norm_cap: float
     overlap: bool = False
+    data: Announced | None = None
 
 
 class NodeSnapshot(NamedTuple):

@@ -52,6 +52,7 @@ from gossip.membership_events import (
 from gossip.messages import Message
 from peer.exchange import ANSWER_S, Traffic, ask, receive_message, send_message
 from peer.network.transport import Stream, Transport, Unreachable
+from topology.announced import Announced
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Membership:
         post: takes ``PeerUp`` and ``PeerDown`` to the node; never blocks.
         tell: takes a line for the user, e.g. that a peer of another run was met.
         traffic: where bytes and rejections are counted.
+        data: what we announce of our data, if our topology asks for it.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class Membership:
         post: Callable[[NodeEvent], None],
         tell: Callable[[str], None],
         traffic: Traffic,
+        data: Announced | None = None,
     ) -> None:
         self.topic = f"gossip-peer/2/{manifest.fingerprint.hex()}"
-        self._machine = MembershipMachine(manifest, name, random.Random())
+        self._machine = MembershipMachine(manifest, name, random.Random(), data)
         self.members = self._machine.members.by_id
         self._post = post
         self._tell = tell

@@ -12,6 +12,7 @@ from peer.checkpoints import Checkpoint, Home, HomeError
 from peer.run_manifest import manifest_of
 from peer.run_plan import RunPlan
 from peer.training.frames import Ready
+from topology.announced import Announced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +39,18 @@ class PreparedRun:
     methods: MethodSet
     manifest: RunManifest
 
+    @property
+    def announced(self) -> Announced | None:
+        """What we announce of our data."""
+        return self.plan.announced(self.ready)
+
     def node(self) -> GossipNode:
         """Return the node: at the beginning, or where the checkpoint left it."""
         checkpoint = self.checkpoint
         return GossipNode(
             self.me,
             checkpoint.state if checkpoint else self.ready.initial,
-            self.plan.node_settings(self.methods),
+            self.plan.node_settings(self.methods, self.announced),
             random.Random(f"{self.plan.config.run.seed}/{self.me}"),
             snapshot=checkpoint.snapshot if checkpoint else None,
             initial=self.ready.initial,

@@ -31,7 +31,9 @@ from peer.config import MixingOptions, PeerConfig
 from peer.network.catalogue import check_listen, peer_of
 from peer.training import trainers
 from peer.training.classification import head_names
+from peer.training.frames import Ready
 from peer.training.readers import DataError
+from topology.announced import Announced
 from topology.errors import TopologyError
 from topology.links import Topology, parse_topology
 
@@ -81,8 +83,17 @@ class RunPlan:
             names = dataclasses.replace(names, codec=codec, feedback=default_feedback(codec))
         return resolve(names, spec)
 
-    def node_settings(self, methods: MethodSet) -> NodeSettings:
-        """Return what the node is run with."""
+    def announced(self, ready: Ready) -> Announced | None:
+        """Return what we announce of our data: only what the topology goes by, and nothing for most."""
+        wants = self.topology.wants
+        if not wants:
+            return None
+        return Announced(
+            rows=ready.rows if "rows" in wants else 0, labels=ready.label_rows if "labels" in wants else ()
+        )
+
+    def node_settings(self, methods: MethodSet, data: Announced | None = None) -> NodeSettings:
+        """Return what the node is run with; ``data``: what we announce of ours."""
         mixing = self.config.mixing
         return NodeSettings(
             topology=self.topology,
@@ -91,6 +102,7 @@ class RunPlan:
             collect_s=mixing.collect_s,
             norm_cap=mixing.norm_cap,
             overlap=mixing.overlap,
+            data=data,
         )
 
     def reads_per_round(self) -> int:
@@ -130,6 +142,11 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
         raise LocalError(
             f"--factors r-only and --adapter {CORE_ADAPTER} go together: its tensors are the r x r cores; "
             f"this is --factors {mixing.factors} with --adapter {adapter}"
+        )
+    if "labels" in topology.wants and not config.model.labels:
+        raise LocalError(
+            f"--topology {mixing.topology} goes by how many rows of each label peers have, and only a classification "
+            "has labels: use --task classification --labels ..., or another topology"
         )
     expected = peers or _members_said(config) or MEMBERS_GUESSED
     compatibility.check(names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap)

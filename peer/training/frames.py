@@ -124,6 +124,7 @@ class Ready:
         base_parameters: parameters of the frozen base.
         seconds: from the start of the process until now.
         export: how the adapter is written for others to load.
+        label_rows: rows to learn from of each label, in the run's order of labels; empty but for a classification.
     """
 
     initial: AdapterState
@@ -137,6 +138,7 @@ class Ready:
     base_parameters: int
     seconds: float
     export: Export
+    label_rows: tuple[int, ...] = ()
 
 
 def encode(header: Mapping[str, Any], payload_bytes: int = 0) -> bytes:

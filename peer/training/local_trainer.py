@@ -117,6 +117,7 @@ class LocalTrainer:
             base_parameters=self.model.base_parameters,
             seconds=seconds,
             export=self.model.export,
+            label_rows=self.shard.label_rows,
         )
 
     def draw_batch(self) -> list[Tokens]:

@@ -110,7 +110,8 @@ class TrainerProcess:
         own_bytes = 4 * trainer._spec.size
         initial = _state(trainer._spec, payload[:own_bytes])
         export = _export(header.pop("export"), payload[own_bytes:])
-        return trainer, Ready(initial=initial, export=export, **header)
+        label_rows = tuple(header.pop("label_rows"))
+        return trainer, Ready(initial=initial, export=export, label_rows=label_rows, **header)
 
     async def train(
         self,

@@ -5,6 +5,7 @@ It knows nothing of optimizers or adapters.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ class Shard:
         rows: rows behind ``train``.
         rows_held_out: rows held out of ``data``.
         report: what was read, as text for a human.
+        label_rows: rows behind ``train`` of each label, in the run's order; empty without labels.
     """
 
     train: Sequence[Tokens]
@@ -34,6 +36,7 @@ class Shard:
     rows: int
     rows_held_out: int
     report: str
+    label_rows: tuple[int, ...]
 
 
 def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: Tokenizer) -> Shard:
@@ -66,7 +69,9 @@ def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: T
             if not held_out[file.resolve()]:
                 raise DataError(f"eval_data {file}: no held-out sequence is left after tokenizing")
     report = data.Loaded(loaded.rows, bad).report(sequences.render(train[0], tokenizer))
-    return Shard(tokenized, held_out, len(train), len(held), report)
+    labels = Counter(row.label for row in train)
+    label_rows = tuple(labels[label] for label in config.model.labels)
+    return Shard(tokenized, held_out, len(train), len(held), report, label_rows)
 
 
 def _held_out_rows(config: PeerConfig, file: Path) -> list[data.Row]:

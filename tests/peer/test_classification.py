@@ -151,6 +151,8 @@ def test_peers_start_with_one_head_whatever_their_data_and_learn_the_labels(
     torch.manual_seed(99)  # whatever happened to the generator before
     one_sided = LocalTrainer(classify(data=(shards["statement"],)))
     assert first.manifest == one_sided.manifest
+    said = one_sided.ready(0.0)
+    assert said.label_rows == (0, said.rows), "all of its rows are statements"
     assert LocalTrainer(classify(seed=1)).manifest["adapter_digest"] != first.manifest["adapter_digest"]
     assert head_names(first.spec) == {"base_model.model.score.weight"}
     assert dict(first.initial.tensors())["base_model.model.score.weight"].std() == pytest.approx(
