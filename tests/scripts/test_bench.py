@@ -85,7 +85,11 @@ def test_without_names_all_but_the_slow_sections_run(tmp_path: Path, monkeypatch
     asked: list[tuple[str, bool]] = []
 
     def section(name: str) -> Callable[[bool], Iterator[Row]]:
-        return lambda quick: asked.append((name, quick)) or iter(())
+        def rows(quick: bool) -> Iterator[Row]:
+            asked.append((name, quick))
+            return iter(())
+
+        return rows
 
     monkeypatch.setattr(command, "section_of", section)
     assert _exit_code("--out", str(tmp_path / "bench.jsonl")) == 0

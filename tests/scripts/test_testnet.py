@@ -21,7 +21,7 @@ from scripts.lab.testnet.run import _reason_of
 from scripts.lab.testnet.screen import table_of, watching
 from scripts.lab.testnet.shards import prepare_shards
 from scripts.lab.testnet.summary import Summary, consensus_distance, summarize
-from scripts.lab.testnet.view import Evaluation, PeerView
+from scripts.lab.testnet.view import Evaluation, PeerView, Watch
 
 
 def folder_of(tmp_path: Path, **files: int) -> Path:
@@ -189,7 +189,7 @@ def test_where_there_is_no_terminal_rounds_and_evaluations_are_lines() -> None:
     with watching(Console(file=out, width=200)) as watch:
         for event in ({"event": "ready"}, ROUND, {**ROUND, "loss": None}, evaluation(5, 2.0, b=4.0)):
             view.take(event)
-            watch(view, event["event"])
+            watch(view, str(event["event"]))
     assert out.getvalue().splitlines() == [
         "gossip   a            round 5/5 loss 2.500 read 1 in 4.4 MB",
         "gossip   a            round 5/5 merge read 1 in 4.4 MB",
@@ -240,20 +240,17 @@ def test_an_interrupt_ends_with_its_exit_code_and_says_where_things_are(
 
 
 def test_flags_after_two_hyphens_go_to_the_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scripts.lab.testnet import screen
+    from scripts.lab.testnet import run, screen
 
-    seen: list[TestnetConfig] = []
-    real = command.dataclasses.replace
+    configs: list[TestnetConfig] = []
 
-    def stop(model: str, console: Console) -> None:
+    def take(config: TestnetConfig, watch: Watch) -> None:
+        configs.append(config)
         raise LocalError("far enough")
 
-    def replace(config: TestnetConfig, **changes: Any) -> TestnetConfig:
-        seen.append(real(config, **changes))
-        return seen[-1]
-
-    monkeypatch.setattr(screen, "prepare_model", stop)
-    monkeypatch.setattr(command.dataclasses, "replace", replace)
+    monkeypatch.setattr(screen, "prepare_model", lambda model, console: None)
+    monkeypatch.setattr(run, "run_testnet", take)
     words = ["--peers", "8", "--compare", "none", "--", "--lora-r", "4"]
     assert command.main(words) == 2
-    assert (seen[0].peers, seen[0].compare, seen[0].options) == (8, (), ("--lora-r", "4"))
+    (config,) = configs
+    assert (config.peers, config.compare, config.options) == (8, (), ("--lora-r", "4"))

@@ -31,10 +31,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", built]
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(built)]
     if _setuptools_will_do():
         command += ["--no-build-isolation", "--no-index"]
-    subprocess.run([*command, source], check=True)
+    subprocess.run([*command, str(source)], check=True)
     (path,) = built.glob("*.whl")
     return path
 
@@ -56,8 +56,8 @@ def peer(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Peer:
     commit = ["git", *author, "commit", "--quiet", "--allow-empty", "--message=theirs"]
     subprocess.run(commit, cwd=environment, check=True)
     python = environment / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--quiet", "--python", python]
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel], check=True)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--python", str(python)]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True)
     paths = subprocess.check_output(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
     )
@@ -70,7 +70,7 @@ def peer(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Peer:
     }
 
     def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [environment / "bin" / "peer", *words]
+        command = [str(environment / "bin" / "peer"), *words]
         return subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True, check=False)
 
     where = "import json, gossip, peer, scripts, topology\n" + (
