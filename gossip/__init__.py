@@ -1,5 +1,28 @@
-"""What travels between peers and how it is mixed: pure code, CPU tensors and bytes, no IO.
+"""What travels between peers, how it is mixed, and who takes part: pure code, CPU tensors and bytes, no IO.
 
-Reading order: ``adapter`` (the vector), ``messages`` and ``wire`` (how it travels), ``events`` and ``node`` (the
-protocol), ``mixing``, ``codecs`` and ``guards`` (the catalogues), ``simulation`` (many nodes on a virtual clock).
+Two machines of one shape, ``handle(event, now) -> [action]``: the node (rounds) and the membership (who is there). In
+reading order:
+
+    adapter                an adapter as one flat float32 vector, and the layout of its tensors
+    errors                 the two kinds of failure: ours and theirs
+    manifest               all that must be equal between the peers of a run
+    messages, wire         what peers say to each other, and as which bytes
+    published              an adapter as published, and the last few of them: which answers a request
+    events, node           the node's contract with the world, and the protocol
+    neighbor, round        what the node remembers of each neighbor, and of the round it is in
+    pipelines              the numbers of its rounds, and of the final merge
+    deadline               how long a round waits for neighbors, learned from arrivals
+    final_merge            the rounds after the last, in which all adapters become one
+    settings               what a node runs with, and what a restart needs
+    methods/               the catalogues: mixing, optimizers, codecs, feedback, guards; the pipeline of stages
+    membership_events      the membership's contract with the world
+    membership_limits      all its times and limits
+    membership             who takes part: greeting, searching, heartbeats, goodbyes, bans
+    members                its table: what is known of each peer
+    introduction           what it says of ourselves, and how answers to that are judged
+    joining                its attempts at the addresses that the user gave
+    simulation             many nodes on a virtual clock
+    simulated_network      the clock, latency, loss and cuts of a simulation
+    simulated_membership   connections, questions and rumors of a simulation whose peers find each other
+    quadratic              a network whose end point theory knows
 """

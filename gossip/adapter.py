@@ -1,4 +1,4 @@
-"""The adapter as one flat float32 vector, and the layout that gives its slices their names.
+"""The adapter as one flat float32 vector, and the spec that gives its slices their names.
 
 Mixing is a weighted sum, clipping a norm, int8 a reshape: all of them want one vector. Names and shapes matter only
 where the vector meets peft (``peer/training/local_trainer.py``) and disk (``peer/checkpoints.py``). This file knows
@@ -33,7 +33,7 @@ class AdapterSpec:
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> AdapterSpec:
-        """Return the layout of named tensors, in sorted order of names (so that every peer agrees on it)."""
+        """Return the spec of named tensors, in sorted order of names (so that every peer agrees on it)."""
         return AdapterSpec(tuple((name, tuple(tensors[name].shape)) for name in sorted(tensors)))
 
     @cached_property
@@ -52,7 +52,7 @@ class AdapterSpec:
         return places
 
     def only(self, keep: Callable[[str], bool]) -> AdapterSpec:
-        """Return the layout of the tensors whose names ``keep`` accepts, in the same order."""
+        """Return the spec of the tensors whose names ``keep`` accepts, in the same order."""
         return AdapterSpec(tuple(entry for entry in self.entries if keep(entry[0])))
 
     @cached_property
@@ -67,7 +67,7 @@ class AdapterState:
     """One adapter's values. Never written in place after construction: mixing returns a new one.
 
     Args:
-        spec: the layout.
+        spec: names and shapes.
         flat: float32[P], contiguous, on the CPU.
 
     Raises:
@@ -101,8 +101,8 @@ class AdapterState:
             yield name, self.flat[offset : offset + count].view(shape)
             offset += count
 
-    def part(self, spec: AdapterSpec) -> AdapterState:
-        """Return the tensors of ``spec``, a layout made with ``AdapterSpec.only`` (a copy; itself if that is all).
+    def select(self, spec: AdapterSpec) -> AdapterState:
+        """Return the tensors of ``spec``, made with ``AdapterSpec.only`` (a copy; the adapter itself if that is all).
 
         Raises:
             LocalError: ``spec`` has a tensor that this adapter has not, or has in another shape.
@@ -110,21 +110,21 @@ class AdapterState:
         if spec == self.spec:
             return self
         places = self.spec.places
-        _demand_part(spec, self.spec)
+        _demand_contained(spec, self.spec)
         return AdapterState(spec, torch.cat([self.flat[:0], *(self.flat[places[e]] for e in spec.entries)]))
 
-    def with_part(self, part: AdapterState) -> AdapterState:
-        """Return this adapter with the tensors of ``part`` in place of its own.
+    def with_selected(self, selected: AdapterState) -> AdapterState:
+        """Return this adapter with the tensors of ``selected`` in place of its own.
 
         Raises:
-            LocalError: ``part`` has a tensor that this adapter has not, or has in another shape.
+            LocalError: ``selected`` has a tensor that this adapter has not, or has in another shape.
         """
-        if part.spec == self.spec:
-            return part
-        _demand_part(part.spec, self.spec)
-        theirs = part.spec.places
+        if selected.spec == self.spec:
+            return selected
+        _demand_contained(selected.spec, self.spec)
+        theirs = selected.spec.places
         pieces = (
-            part.flat[theirs[entry]] if entry in theirs else self.flat[place]
+            selected.flat[theirs[entry]] if entry in theirs else self.flat[place]
             for entry, place in self.spec.places.items()
         )
         return AdapterState(self.spec, torch.cat([self.flat[:0], *pieces]))
@@ -134,11 +134,11 @@ class AdapterState:
         return hashlib.sha256(self.flat.numpy().astype("<f4", copy=False).data).hexdigest()
 
 
-def _demand_part(part: AdapterSpec, whole: AdapterSpec) -> None:
-    """Refuse a layout that is no part of another."""
-    for name, shape in part.entries:
+def _demand_contained(selected: AdapterSpec, whole: AdapterSpec) -> None:
+    """Refuse a spec with tensors that another has not."""
+    for name, shape in selected.entries:
         if (name, shape) not in whole.places:
             raise LocalError(
-                f"the adapter has no tensor {name} of shape {list(shape)}: a part must be a layout made from the "
-                "adapter's own with AdapterSpec.only"
+                f"the adapter has no tensor {name} of shape {list(shape)}: a selection must be made from the "
+                "adapter's own spec with AdapterSpec.only"
             )

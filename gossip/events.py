@@ -7,11 +7,16 @@ in which they are returned. Every ``Fetch`` ends in exactly one ``Fetched`` or `
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
 from gossip.adapter import AdapterState
 from gossip.published import PublishedAdapter
+from topology.announced import Announced
+
+TrainableFactors = Literal["all", "a", "b"]
+"""Which tensors local steps change: everything, LoRA's A alone, or all but A (B, and what goes with it)."""
 
 # -- events
 
@@ -56,10 +61,14 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class PeerUp:
-    """A peer of this run is alive and has completed ``round`` rounds, by its own word. May repeat."""
+    """A peer of this run is alive and has completed ``round`` rounds, by its own word. May repeat.
+
+    ``data``: what it has announced of its data, if anything; a topology may go by it.
+    """
 
     peer: str
     round: int
+    data: Announced | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +102,14 @@ class Train:
     Args:
         state: where to begin.
         round: number of the round, from 0.
-        part: which tensors to change: ``"all"``, or ``"a"`` or ``"b"`` of LoRA's factors (gossip/methods/factors.py).
-        drift: float32[P] to add to the adapter after every local step, or None (gossip/methods/optimizers.py).
+        trainable: which tensors to change: all, or A or B of LoRA's factors (gossip/methods/factors.py).
+        correction: float32[P] to add to the adapter after every local step, or None (gossip/methods/optimizers.py).
     """
 
     state: AdapterState
     round: int
-    part: str = "all"
-    drift: Tensor | None = field(default=None, repr=False)
+    trainable: TrainableFactors = "all"
+    correction: Tensor | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +162,7 @@ class RoundReport:
         failed: ``(peer, reason)`` of every neighbor of this round that did not come.
         objections: ``(peer, reason)`` of what guards dropped or clipped.
         payload_bytes: bytes of the publications mixed.
-        drift: ``|mixed - own| / |own|``, how far the neighbors pulled us (0 when alone).
+        mixing_change: ``|mixed - own| / |own|``, how far the neighbors pulled us (0 when alone).
         cross_term: what averaging LoRA's factors loses against averaging their products, relative to the latter, for
             this row (gossip/methods/products.py); NaN where there are no factors, or none was mixed.
         collect_s: seconds between publishing and mixing.
@@ -169,7 +178,7 @@ class RoundReport:
     failed: tuple[tuple[str, str], ...]
     objections: tuple[tuple[str, str], ...]
     payload_bytes: int
-    drift: float
+    mixing_change: float
     cross_term: float
     collect_s: float
     deadline_s: float

@@ -29,7 +29,7 @@ class RunManifest:
         seed: seed of the run.
         initial: SHA-256 (hex) of the initial adapter: averaging factors with independent A does not work
             (relative error 0.87 against near 0 with a shared A, algorithms.md section 3).
-        factors, mixing, optimizer, codec, feedback, merge: how the methods are written (``method_set.Names``).
+        factors, mixing, optimizer, codec, feedback, merge: how the methods are written (``method_set.MethodNames``).
         gamma: mixing step size, as text.
         overlap: "yes" if neighbors are read while the local steps run.
     """

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from topology.announced import Announced
+
 
 @dataclass(frozen=True, slots=True)
 class Hello:
@@ -19,6 +21,7 @@ class Hello:
         round: rounds completed.
         addresses: multiaddrs under which the sender can be dialed.
         known: multiaddrs of others that the sender is connected to: how a newcomer finds the rest.
+        data: what the sender announces of its data, where its topology asks for that; None = nothing.
     """
 
     manifest: Mapping[str, str | int]
@@ -26,6 +29,7 @@ class Hello:
     round: int
     addresses: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
+    data: Announced | None = None
 
 
 @dataclass(frozen=True, slots=True)

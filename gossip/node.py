@@ -20,11 +20,10 @@ import bisect
 import enum
 import math
 import random
-from collections import Counter
-from dataclasses import replace
+from functools import partial
 from typing import assert_never
 
-from gossip.adapter import AdapterSpec, AdapterState
+from gossip.adapter import AdapterState
 from gossip.deadline import Deadline
 from gossip.errors import LocalError, RemoteError
 from gossip.events import (
@@ -39,7 +38,6 @@ from gossip.events import (
     Penalize,
     Publish,
     Report,
-    RoundReport,
     Served,
     SetTimer,
     Start,
@@ -49,12 +47,13 @@ from gossip.events import (
     Trained,
 )
 from gossip.final_merge import MERGE_S, merge_rounds, merge_topology
-from gossip.methods.factors import switching_interval
-from gossip.methods.method_set import resolve
-from gossip.methods.pipeline import Arrived, Mixed, Pipeline
-from gossip.settings import NodeSettings, NodeSnapshot
-from topology.consensus import measured_contraction
-from topology.links import Links
+from gossip.methods.contribution import Contribution
+from gossip.methods.stage import RoundContext
+from gossip.neighbor import Neighbor, Neighbors
+from gossip.pipelines import Pipelines
+from gossip.round import Round
+from gossip.settings import NodeSettings, NodeSnapshot, random_state, restore_random
+from topology.links import Links, Topology
 
 FETCHES_MAX = 2
 """Fetches from one peer at a time, when we wait for them (peer/exchange.py admits as many). An asynchronous node waits
@@ -111,49 +110,18 @@ class GossipNode:
         self.phase = Phase.NEW
         self.round = 0
         self.age = 0
+        self.own: AdapterState | None = None  # as our last local steps left it; None until then
         self._rng = rng
         self._deadline = Deadline()
         if snapshot:
             self.round, self.age = snapshot.round, snapshot.age
-            version, internal, gauss = snapshot.random
-            rng.setstate((version, tuple(internal), gauss))
+            restore_random(rng, snapshot.random)
             self._deadline = Deadline(snapshot.arrivals_s)
-        self._methods = resolve(settings.names, state.spec)
         saved = snapshot.tensors if snapshot else None
-        self._pipeline = Pipeline(me, self._methods, initial or state, settings.norm_cap, saved)
-        self._interval: int | None = self._methods.factor_rule.interval
-        self._progress: dict[str, int] = {}  # peer -> rounds completed, by its word; absent = none heard of
-        self._mixed_round: dict[str, int] = {}  # peer -> round of the last published mixed
-        self._in_flight: Counter[str] = Counter()  # peer -> fetches under way
-        self._likeness: dict[str, float] = {}  # peer -> cosine of what its adapter and ours have learned
-        self._weights: dict[str, float] = {}  # peer -> its weight in the row for which it was asked last
-        self._inbox: dict[str, Arrived] = {}  # peer -> newest published not mixed yet
-        self._waiting_for: set[str] = set()
-        self._served: set[str] = set()  # peers that have got our adapter of this round
-        self._failed: list[tuple[str, str]] = []
-        self._links = Links((), 1.0)
-        self._own: AdapterState | None = None
-        self._trained: Trained | None = None  # local steps of this round, once they are done
-        self._objections: list[tuple[str, str]] = []
-        self._payload_bytes = 0
-        self._phase_since = 0.0
-        self._deadline_s = 0.0
-        self._train_s = 0.0
-
-    @property
-    def spec(self) -> AdapterSpec:
-        """Layout of our adapter."""
-        return self.state.spec
-
-    @property
-    def own(self) -> AdapterState | None:
-        """Our adapter as our last local steps left it, before anybody else's was mixed in; None after a restart."""
-        return self._own
-
-    @property
-    def lengths(self) -> frozenset[int]:
-        """Sizes in bytes that payloads of this run can have."""
-        return self._methods.lengths
+        self._pipelines = Pipelines(me, settings, initial or state, saved)
+        self._neighbors = Neighbors()
+        self._current = Round()
+        self._topology = self._informed_topology()
 
     @property
     def rounds(self) -> int:
@@ -163,14 +131,8 @@ class GossipNode:
 
     def snapshot(self) -> NodeSnapshot:
         """Return what a restart needs besides the adapter; meant for round boundaries (after a ``Report``)."""
-        version, internal, gauss = self._rng.getstate()
-        return NodeSnapshot(
-            self.round,
-            self.age,
-            [version, list(internal), gauss],
-            self._deadline.snapshot(),
-            self._pipeline.tensors(),
-        )
+        arrivals_s, tensors = self._deadline.snapshot(), self._pipelines.tensors()
+        return NodeSnapshot(self.round, self.age, random_state(self._rng), arrivals_s, tensors)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at time ``now`` (seconds on any monotonic clock) and return what to do, in order.
@@ -205,7 +167,7 @@ class GossipNode:
 
     @property
     def _is_merging(self) -> bool:
-        return self.round >= self.settings.rounds
+        return self._pipelines.is_merging(self.round)
 
     @property
     def _collect_s(self) -> float:
@@ -215,7 +177,7 @@ class GossipNode:
     def _waits_long(self) -> bool:
         """Deadlines are not learned: where one side gave up earlier than the other, the two would not make the same
         exchange; and a peer left out of the final merge is left out for good."""
-        return self._is_merging or self._methods.mixer.confirms
+        return self._is_merging or self._pipelines.confirms(self.round)
 
     def _start(self, now: float) -> list[Action]:
         if self.phase is not Phase.NEW:
@@ -226,202 +188,186 @@ class GossipNode:
         if self.round >= self.rounds:
             self.phase = Phase.DONE
             return [Finish()]
-        self._phase_since = now
-        self._served = set()
-        self._failed = []
-        self._trained = None
+        self._current = Round(since_s=now, train_s=self._current.train_s)
         if self._is_merging:
-            self._trained = Trained(self.state, 0, math.nan)
-            publish = Publish(self._pipeline.publish_merge(self.state, round=self.round, age=self.age))
-            return [publish, *self._collect(now)]
+            self._current.trained = Trained(self.state, 0, math.nan)
+            return [self._publish(self.state, 0), *self._collect(now)]
         if self.settings.overlap:
-            publish = self._publish(self.state, 0)
-            return [publish, self._train(), *self._collect(now)]
+            return [self._publish(self.state, 0), self._train(), *self._collect(now)]
         self.phase = Phase.TRAINING
         return [self._train()]
 
     def _train(self) -> Train:
-        if self._interval is None:
-            p = measured_contraction(self.settings.topology, len(self.members))
-            self._interval = switching_interval(p)
-        part = self._methods.factor_rule.trained(self.round, self._interval)
-        return Train(self.state, self.round, part, self._pipeline.drift())
+        return self._pipelines.train(self.state, self.round, len(self.members))
 
     def _trained_event(self, event: Trained, now: float) -> list[Action]:
-        if self.phase is Phase.DONE or self._trained is not None:
+        current = self._current
+        if self.phase is Phase.DONE or current.trained is not None:
             return []  # stopped meanwhile
         if not math.isfinite(float(event.state.flat.sum())):
             raise Diverged(
                 f"the adapter is no longer finite after round {self.round}: lower the learning rate; "
                 "the last complete checkpoint is unharmed"
             )
-        self._trained, self._own = event, event.state
+        current.trained, self.own = event, event.state
         self.age += event.steps
-        self._train_s = now - self._phase_since
+        current.train_s = now - current.since_s
         if self.settings.overlap:
             return self._mix_if_complete(now)
-        self._phase_since = now
+        current.since_s = now
         return [self._publish(event.state, event.steps), *self._collect(now)]
 
     def _publish(self, trained: AdapterState, steps: int) -> Publish:
-        readers = 0
-        if self._methods.mixer.extra:  # only push-sum shares its mass among its readers
-            readers = self.settings.topology.readers(self.me, self.members, self.round)
-        return Publish(
-            self._pipeline.publish(
-                self.state, trained, steps=steps, round=self.round, age=self.age, readers=readers
-            )
+        return Publish(self._pipelines.publish(self._context(trained, steps)))
+
+    def _context(self, trained: AdapterState, steps: int) -> RoundContext:
+        return RoundContext(
+            round=self.round,
+            age=self.age,
+            steps=steps,
+            start=self.state,
+            trained=trained,
+            readers=partial(self._topology.readers, self.me, self.members, self.round),
         )
 
     def _collect(self, now: float) -> list[Action]:
-        """Draw my row of W for this round and ask its neighbors; mix at once if there is nobody to wait for."""
+        """Draw our row of W for this round and ask its neighbors; mix at once if there is nobody to wait for."""
         self.phase = Phase.COLLECTING
-        self._deadline_s = self._collect_s
-        if not self._waits_long:
-            self._deadline_s = self._deadline.seconds(self._collect_s, self._train_s)
-        topology = merge_topology(len(self.members)) if self._is_merging else self.settings.topology
-        at = self.round - self.settings.rounds if self._is_merging else self.round
-        self._links = topology.links(self.me, self.members, at, self._rng, self._likeness)
-        self._waiting_for = set()
+        current = self._current
+        current.deadline_s = self._longest_wait_s
+        current.links = self._draw_links()
         fetches_max = FETCHES_MAX if self._collect_s > 0 else 1
         actions: list[Action] = []
-        for peer, weight in self._links.read_from:
-            # Waited for even if a late adapter of it is here: a neighbor late once would stay a round late for ever.
-            self._waiting_for.add(peer)
-            self._weights[peer] = weight
+        for peer, weight in current.links.read_from:
+            neighbor = self._neighbors.of(peer)
+            neighbor.weight = weight
             # A fetch that is late may be slow (then it goes on) or lost (then only a second one brings anything).
-            if self._in_flight[peer] < fetches_max:
-                self._in_flight[peer] += 1
-                actions.append(self._fetch(peer))
-        if self._collect_s == 0:
-            self._waiting_for = set()
-        if not self._waiting_for:
+            if neighbor.fetches < fetches_max:
+                neighbor.fetches += 1
+                actions.append(self._fetch(peer, neighbor))
+        if self._collect_s > 0:
+            # Waited for even if a late adapter of it is here: a neighbor late once would stay a round late for ever.
+            current.waiting_for = {peer for peer, _ in current.links.read_from}
+        if not current.waiting_for:
             return actions + self._mix_if_complete(now)
-        return [*actions, SetTimer(self.round, self._deadline_s)]
+        return [*actions, SetTimer(self.round, current.deadline_s)]
 
-    def _fetch(self, peer: str) -> Fetch:
-        newer_than = self._newest_seen(peer)
-        base = self._pipeline.replica_of(peer)
-        # A peer more than a round behind cannot have this round in time: take its newest and do not wait. Progress
-        # is the peer's own word; a lie costs the liar (it is read at an older round) or us one deadline.
-        progress = max(self._progress.get(peer, 0), newer_than + 1)
-        if self._collect_s == 0 or (progress < self.round - 1 and not self._is_merging):
-            return Fetch(peer, None, newer_than, 0.0, base)
-        return Fetch(peer, self.round, newer_than, HOLD_SHARE * self._deadline_s, base)
+    @property
+    def _longest_wait_s(self) -> float:
+        if self._waits_long:
+            return self._collect_s
+        return self._deadline.seconds(self._collect_s, self._current.train_s)
 
-    def _newest_seen(self, peer: str) -> int:
-        """Return the round of the newest adapter of a peer that was mixed or waits to be; -1 if there is none."""
-        waiting = self._inbox.get(peer)
-        return max(self._mixed_round.get(peer, -1), waiting.round if waiting else -1)
+    def _draw_links(self) -> Links:
+        topology, round = self._topology, self.round
+        if self._is_merging:
+            topology, round = merge_topology(len(self.members)), self.round - self.settings.rounds
+        likeness = self._neighbors.likeness() if topology.sharpness else None
+        return topology.links(self.me, self.members, round, self._rng, likeness)
+
+    def _fetch(self, peer: str, neighbor: Neighbor) -> Fetch:
+        newer_than, base = neighbor.newest_round, self._pipelines.base_of(peer)
+        if self._collect_s == 0 or (neighbor.is_behind(self.round) and not self._is_merging):
+            return Fetch(peer, None, newer_than, 0.0, base)  # the newest, at once
+        return Fetch(peer, self.round, newer_than, HOLD_SHARE * self._current.deadline_s, base)
 
     # -- what comes back
 
     def _fetched(self, event: Fetched, now: float) -> list[Action]:
-        if not self._landed(event.peer):
+        peer, published, current = event.peer, event.published, self._current
+        neighbor = self._neighbors.of(peer)
+        if not neighbor.fetch_ended():
             return []
-        published, peer = event.published, event.peer
         # In the merge, what an earlier fetch brings does not end the wait for what this one will.
-        is_early = self._is_merging and published.round < self.settings.rounds and self._in_flight[peer] > 0
-        waited_for = not is_early and self._settled(peer)
-        waiting = self._inbox.get(peer)
-        newest = waiting.round if waiting else -1
-        if self._methods.mixer.extra:  # running sums: an older one would look like a sender that began anew
-            newest = max(newest, self._mixed_round.get(peer, -1))
+        is_of_merge = self._pipelines.is_merging(published.round)
+        is_early = self._is_merging and not is_of_merge and neighbor.fetches > 0
+        was_waited_for = not is_early and current.stop_waiting_for(peer)
+        newest = neighbor.newest_round if self._pipelines.newest_only else neighbor.unmixed_round
         if published.round < newest:  # of two fetches the newer one counts
             return self._mix_if_complete(now)
         try:
-            merging = published.round >= self.settings.rounds
-            layout, values = self._pipeline.decode(peer, published, merging=merging)
+            contribution = self._pipelines.read(peer, published, neighbor.weight)
         except RemoteError as error:
-            self._failed.append((peer, error.reason))
-            if error.reason in NOT_A_FAULT:
-                return self._mix_if_complete(now)
-            self._objections.append((peer, error.reason))
-            return [Penalize(peer, error.reason), *self._mix_if_complete(now)]
-        if waited_for:
-            self._deadline.arrived(now - self._phase_since)
-        self._payload_bytes += len(published.payload)
-        self._inbox[peer] = Arrived(peer, layout, values, self._weights[peer], published.age, published.round)
+            return self._unusable(peer, error.reason, now)
+        if was_waited_for:
+            self._deadline.arrived(now - current.since_s)
+        current.payload_bytes += len(published.payload)
+        neighbor.unmixed = contribution
         return self._mix_if_complete(now) or self._first_deadline(now)
+
+    def _unusable(self, peer: str, reason: str, now: float) -> list[Action]:
+        """Count an adapter that cannot be read; penalize its sender if that is its fault."""
+        self._current.failed.append((peer, reason))
+        if reason in NOT_A_FAULT:
+            return self._mix_if_complete(now)
+        self._current.objections.append((peer, reason))
+        return [Penalize(peer, reason), *self._mix_if_complete(now)]
 
     def _first_deadline(self, now: float) -> list[Action]:
         """Set the first deadline once half of the neighbors are here; before, only the user's bound is known."""
-        first = self._deadline_s == self._collect_s and self.phase is Phase.COLLECTING
-        if not first or self._waits_long or 2 * len(self._waiting_for) > len(self._links.read_from):
+        current = self._current
+        is_first = current.deadline_s == self._collect_s and self.phase is Phase.COLLECTING
+        if not is_first or self._waits_long or not current.half_are_here:
             return []
-        self._deadline_s = self._deadline.seconds(self._collect_s, self._train_s)
-        return [SetTimer(self.round, max(0.0, self._phase_since + self._deadline_s - now))]
+        current.deadline_s = self._longest_wait_s
+        return [SetTimer(self.round, max(0.0, current.since_s + current.deadline_s - now))]
 
     def _fetch_failed(self, event: FetchFailed, now: float) -> list[Action]:
-        if not self._landed(event.peer):
+        neighbor = self._neighbors.of(event.peer)
+        if not neighbor.fetch_ended():
             return []
         # With a second fetch under way there is still somebody to wait for.
-        if not self._in_flight[event.peer] and self._settled(event.peer):
-            self._failed.append((event.peer, event.reason))
+        if not neighbor.fetches and self._current.stop_waiting_for(event.peer):
+            self._current.failed.append((event.peer, event.reason))
         return self._mix_if_complete(now)
 
     def _served_event(self, event: Served, now: float) -> list[Action]:
         if event.round == self.round:
-            self._served.add(event.peer)
+            self._current.served.add(event.peer)
         return self._mix_if_complete(now)
-
-    def _landed(self, peer: str) -> bool:
-        """Note that a fetch has ended; False if it was of a peer that has gone since."""
-        if not self._in_flight[peer]:
-            return False
-        self._in_flight[peer] -= 1
-        return True
 
     def _timer_fired(self, event: TimerFired, now: float) -> list[Action]:
         if self.phase is not Phase.COLLECTING or event.round != self.round:
             return []
-        for peer in sorted(self._waiting_for):
-            self._deadline.missed(self._deadline_s)
-            self._failed.append((peer, "late"))
-        self._waiting_for = set()
-        if self._trained is None:
+        current = self._current
+        for peer in sorted(current.waiting_for):
+            self._deadline.missed(current.deadline_s)
+            current.failed.append((peer, "late"))
+        current.waiting_for.clear()
+        if current.trained is None:
             return []  # overlapped: the local steps are still running
-        return self._mix(now)
-
-    def _settled(self, peer: str) -> bool:
-        """Stop waiting for a peer; return whether this round did."""
-        waited_for = peer in self._waiting_for
-        self._waiting_for.discard(peer)
-        return waited_for and self.phase is Phase.COLLECTING
+        return self._mix(current.trained, now)
 
     def _mix_if_complete(self, now: float) -> list[Action]:
-        if self.phase is not Phase.COLLECTING or self._waiting_for or self._trained is None:
+        current = self._current
+        if self.phase is not Phase.COLLECTING or current.waiting_for or current.trained is None:
             return []
-        if self._methods.mixer.confirms and not self._is_merging and not self._all_confirmed():
+        # Everybody whose adapter is here must have ours: only then do both sides make the same exchange.
+        if self._pipelines.confirms(self.round) and not self._neighbors.with_unmixed() <= current.served:
             return []
-        return self._mix(now)
-
-    def _all_confirmed(self) -> bool:
-        """Tell whether everybody whose adapter is here has ours: only then do both sides make the same exchange."""
-        return all(peer in self._served for peer in self._inbox)
-
-    # -- members
+        return self._mix(current.trained, now)
 
     def _peer_up(self, event: PeerUp) -> list[Action]:
         if event.peer == self.me:
             return []
         if not self._is_member(event.peer):
             self.members = tuple(sorted((*self.members, event.peer)))
-        self._progress[event.peer] = event.round
-        if event.round < self._mixed_round.get(event.peer, -1) - 1:
-            # It lost its state and began anew (not merely an old announcement): its next publications are news again.
-            del self._mixed_round[event.peer]
+        if self._neighbors.of(event.peer).heard_of(event.round, event.data):
+            self._topology = self._informed_topology()
         return []
+
+    def _informed_topology(self) -> Topology:
+        """Return the topology as it is with all that we and others have announced of our data."""
+        return self.settings.topology.knowing(self._neighbors.announced(self.me, self.settings.data))
 
     def _peer_down(self, event: PeerDown, now: float) -> list[Action]:
         if event.peer == self.me or not self._is_member(event.peer):
             return []
         self.members = tuple(peer for peer in self.members if peer != event.peer)
-        for memory in (self._progress, self._mixed_round, self._in_flight, self._weights):
-            memory.pop(event.peer, None)
-        self._pipeline.forget(event.peer)
-        if self._settled(event.peer):
-            self._failed.append((event.peer, "down"))
+        self._neighbors.of(event.peer).went_down()
+        self._pipelines.forget(event.peer)
+        if self._current.stop_waiting_for(event.peer):
+            self._current.failed.append((event.peer, "down"))
         return self._mix_if_complete(now)
 
     def _is_member(self, peer: str) -> bool:
@@ -430,66 +376,25 @@ class GossipNode:
 
     # -- the round's end
 
-    def _mix(self, now: float) -> list[Action]:
+    def _mix(self, trained: Trained, now: float) -> list[Action]:
         """Mix whatever has come, in sorted order of senders; report, and begin the next round."""
-        trained = self._trained
-        assert trained is not None
-        inbox, self._inbox = self._inbox, {}
-        arrived = [inbox[peer]._replace(confirmed=peer in self._served) for peer in sorted(inbox)]
-        for each in arrived:
-            self._mixed_round[each.sender] = each.round
-        mixed = self._mixed(trained, [each for each in arrived if self._is_usable(each)])
-        report = RoundReport(
-            round=self.round,
-            merging=self._is_merging,
-            loss=trained.loss,
-            age=self.age,
-            mixed=tuple((part.sender, part.round, part.weight) for part in mixed.parts),
-            failed=tuple(sorted(self._failed)),
-            objections=(*self._objections, *((found.sender, found.reason) for found in mixed.objections)),
-            payload_bytes=self._payload_bytes,
-            drift=mixed.drift,
-            cross_term=mixed.cross_term,
-            collect_s=now - self._phase_since,
-            deadline_s=self._deadline_s,
-            state=mixed.state,
-        )
-        actions: list[Action] = [
-            Penalize(each.sender, each.reason) for each in mixed.objections if each.is_fault
-        ]
-        self._objections, self._payload_bytes = [], 0
+        current = self._current
+        context = self._context(trained.state, trained.steps)
+        mixed = self._pipelines.mix(context, self._take_contributions(), 1.0 - current.links.self_weight)
+        report = current.report(mixed, round=self.round, merging=self._is_merging, age=self.age, now=now)
+        faults = [objection for objection in mixed.objections if objection.is_fault]
+        penalties = [Penalize(fault.sender, fault.reason) for fault in faults]
         if self.settings.topology.sharpness:
-            self._likeness.update(self._pipeline.likeness(mixed.parts))
+            for peer, cosine in self._pipelines.likeness(mixed).items():
+                self._neighbors.of(peer).likeness = cosine
         self.state = mixed.state
         self.round += 1
-        return [*actions, Report(report), *self._next_round(now)]
+        return [*penalties, Report(report), *self._next_round(now)]
 
-    def _is_usable(self, each: Arrived) -> bool:
-        """Tell whether an adapter of another phase than ours can be mixed: plain adapters can, other vectors cannot."""
-        of_merge = each.round >= self.settings.rounds
-        if of_merge == self._is_merging:
-            return True
-        return self._methods.sends_plain_adapters and (of_merge or self._methods.merges_as_it_mixes)
-
-    def _mixed(self, trained: Trained, arrived: list[Arrived]) -> Mixed:
-        others = 1.0 - self._links.self_weight
-        if self._is_merging:
-            return self._pipeline.merge(
-                self.state, arrived, round=self.round, age=self.age, neighbor_weight=others
-            )
-        overlap = self.settings.overlap
-        published = self.state if overlap else trained.state
-        mixed = self._pipeline.mix(
-            self.state,
-            published,
-            arrived,
-            steps=trained.steps,
-            round=self.round,
-            age=self.age,
-            neighbor_weight=others,
-        )
-        if not overlap:
-            return mixed
-        # What was published is mixed; what has been learned meanwhile comes on top.
-        flat = mixed.state.flat + (trained.state.flat - self.state.flat)
-        return replace(mixed, state=AdapterState(self.state.spec, flat))
+    def _take_contributions(self) -> list[Contribution]:
+        """Return what waits to be mixed and can be in this round, in sorted order of senders."""
+        return [
+            contribution._replace(confirmed=contribution.sender in self._current.served)
+            for contribution in self._neighbors.take_unmixed()
+            if self._pipelines.is_usable(contribution, self.round)
+        ]

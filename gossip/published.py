@@ -29,7 +29,7 @@ class PublishedAdapter:
         codec: name of its codec.
         payload: the encoded adapter.
         base: see ``Offer``.
-        whole: for a payload with a base: makes the published for readers whose replica is another, or who keep none.
+        whole: for a payload with a base: makes the adapter for readers whose replica is another, or who keep none.
     """
 
     round: int
@@ -45,11 +45,11 @@ class PublishedAdapter:
         return hashlib.sha256(self.payload).digest()
 
     def offer(self, offset: int = 0) -> Offer:
-        """Return the header under which this published travels from ``offset`` on."""
+        """Return the header under which this adapter travels from ``offset`` on."""
         return Offer(self.round, self.age, self.codec, len(self.payload), self.digest, offset, self.base)
 
     def for_reader(self, base: bytes) -> PublishedAdapter:
-        """Return what a reader with this replica can use: the published itself, or the whole; made once, kept."""
+        """Return what a reader with this replica can use: the adapter itself, or the whole, which is made once."""
         return self if self.base == base or self.whole is None else self._whole
 
     @cached_property
@@ -70,11 +70,11 @@ class RecentPublications:
 
     @property
     def newest(self) -> PublishedAdapter | None:
-        """The last published published, or None before the first."""
+        """What was published last, or None before the first."""
         return self._publications[-1] if self._publications else None
 
     def find(self, pull: Pull, *, waited: bool) -> PublishedAdapter | None:
-        """Return the published that answers a request now, or None if it should be held (or, ``waited``, refused).
+        """Return the adapter that answers a request now, or None if it should be held (or, ``waited``, refused).
 
         The rule, in order: the very bytes being resumed; the round asked for; if that round is past, the newest, seen
         before or not (a reader behind us still averages with where we are, also when we have finished); if it is still
@@ -84,10 +84,16 @@ class RecentPublications:
         if newest is None:
             return None
         if pull.offset:
-            variants = (each for kept in self._publications for each in (kept, kept.for_reader(b"")))
-            return next((each for each in variants if each.digest == pull.digest), None)
+            return self._with_digest(pull.digest)
         published = self._choose(pull, newest, waited=waited)
         return published.for_reader(pull.base) if published else None
+
+    def _with_digest(self, digest: bytes) -> PublishedAdapter | None:
+        for published in self._publications:
+            for variant in (published, published.for_reader(b"")):
+                if variant.digest == digest:
+                    return variant
+        return None
 
     def _choose(self, pull: Pull, newest: PublishedAdapter, *, waited: bool) -> PublishedAdapter | None:
         if pull.round is not None:

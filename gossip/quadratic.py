@@ -9,7 +9,7 @@ the cheapest workload for convergence experiments.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +19,13 @@ from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.events import RoundReport, Train
+from gossip.manifest import RunManifest
+from gossip.membership import Membership
 from gossip.methods.method_set import MethodNames
 from gossip.node import GossipNode
 from gossip.settings import NodeSettings
-from gossip.simulation import LinkModel, LocalSteps, Simulation
+from gossip.simulated_network import LinkModel
+from gossip.simulation import LocalSteps, Simulation
 from topology.links import parse_topology
 from topology.quadratic import fixed_point
 
@@ -79,8 +82,8 @@ class Quadratic:
         center = normal.mean(dim=0)
         return center + self.heterogeneity * (normal - center)
 
-    def make_node(self, name: str) -> GossipNode:
-        """Return a fresh node at the origin."""
+    def make_node(self, name: str, members: tuple[str, ...] = ()) -> GossipNode:
+        """Return a fresh node at the origin. ``members``: those it knows from the beginning; empty = all."""
         settings = NodeSettings(
             topology=parse_topology(self.topology, seed=self.seed, weights=self.weights),
             names=self.methods,
@@ -89,18 +92,51 @@ class Quadratic:
             overlap=self.overlap,
             norm_cap=1e6,  # the origin has no norm to measure against
         )
-        return self._node(name, settings, self.names)
+        return self._node(name, settings, members or self.names)
+
+    def make_membership(self, name: str) -> Membership:
+        """Return a fresh membership of the run that these settings make."""
+        methods = self.methods
+        manifest = RunManifest(
+            base_model="quadratic",
+            dtype="float32",
+            tokenizer="none",
+            adapter=f"{self.local_steps} steps of {self.step_size}",
+            layout=f"{self.dimension} values",
+            seed=self.seed,
+            initial="origin",
+            factors=methods.factors,
+            mixing=methods.mixing,
+            optimizer=methods.optimizer,
+            codec=methods.codec,
+            feedback=methods.feedback,
+            gamma=str(methods.gamma),
+            merge=methods.merge,
+            overlap="yes" if self.overlap else "no",
+        )
+        return Membership(manifest, name, random.Random(f"{self.seed}/membership/{name}"))
 
     def _node(self, name: str, settings: NodeSettings, members: tuple[str, ...]) -> GossipNode:
         spec = AdapterSpec((("x", (self.dimension,)),))
         origin = AdapterState(spec, torch.zeros(self.dimension))
         return GossipNode(name, origin, settings, random.Random(f"{self.seed}/{name}"), members)
 
-    def simulation(self, on_report: Callable[[float, str, RoundReport], None] | None = None) -> Simulation:
-        """Return the network, ready to run."""
+    def simulation(
+        self,
+        on_report: Callable[[float, str, RoundReport], None] | None = None,
+        joins: Mapping[str, Sequence[str]] | None = None,
+    ) -> Simulation:
+        """Return the network, ready to run.
+
+        Args:
+            on_report: see ``Simulation``.
+            joins: peer -> peers whose addresses it is given: everybody has a membership and has to find the others;
+                None = all know all from the beginning.
+        """
         names = self.names  # one tuple for all, and one topology, so that its rows are computed once
         shared = self.make_node(names[0]).settings
-        nodes = {name: self._node(name, shared, names) for name in names}
+        nodes = {name: self._node(name, shared, names if joins is None else (name,)) for name in names}
+        memberships = None if joins is None else {name: self.make_membership(name) for name in names}
         optima = dict(zip(names, self.optima(), strict=True))
         clocks = {name: random.Random(f"{self.seed}/clock/{name}") for name in names}
         a = self.shrink
@@ -108,8 +144,8 @@ class Quadratic:
         def train(name: str, action: Train) -> LocalSteps:
             error = action.state.flat - optima[name]
             moved = optima[name] + a * error
-            if action.drift is not None:  # H times x <- b + (1 - eta)(x - b) + drift, summed up
-                moved += action.drift * ((1 - a) / self.step_size)
+            if action.correction is not None:  # H times x <- b + (1 - eta)(x - b) + correction, summed up
+                moved += action.correction * ((1 - a) / self.step_size)
             seconds = self.train_s * (1 + self.train_jitter * clocks[name].random())
             return LocalSteps(
                 AdapterState(action.state.spec, moved),
@@ -118,7 +154,15 @@ class Quadratic:
                 seconds,
             )
 
-        return Simulation(nodes, train, self.links, seed=self.seed, on_report=on_report)
+        return Simulation(
+            nodes,
+            train,
+            self.links,
+            seed=self.seed,
+            on_report=on_report,
+            memberships=memberships,
+            joins=joins,
+        )
 
     def stationary_point(self) -> NDArray[np.float64]:
         """Return x* = (I - aW)^-1 (1 - a) W b, float64[n, P], for a static topology."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gossip.methods.method_set import MethodNames
 from gossip.methods.requirements import State
+from topology.announced import Announced
 from topology.links import Topology
 
 
@@ -21,6 +23,7 @@ class NodeSettings:
         collect_s: longest wait for neighbors, seconds; 0 = asynchronous.
         norm_cap: see ``guards.norm_clip``.
         overlap: read neighbors while the local steps run.
+        data: what we announce of our data, where the topology asks for it.
     """
 
     topology: Topology
@@ -29,6 +32,7 @@ class NodeSettings:
     collect_s: float
     norm_cap: float
     overlap: bool = False
+    data: Announced | None = None
 
 
 class NodeSnapshot(NamedTuple):
@@ -42,3 +46,15 @@ class NodeSnapshot(NamedTuple):
     random: list[Any]
     arrivals_s: list[float]
     tensors: State = {}  # noqa: RUF012 - never written
+
+
+def restore_random(rng: random.Random, state: list[Any]) -> None:
+    """Let a generator go on where another stood, by its ``random_state``."""
+    version, internal, gauss = state
+    rng.setstate((version, tuple(internal), gauss))
+
+
+def random_state(rng: random.Random) -> list[Any]:
+    """Return where a generator stands, as plain JSON values."""
+    version, internal, gauss = rng.getstate()
+    return [version, list(internal), gauss]

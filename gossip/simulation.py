@@ -2,22 +2,21 @@
 
 Every message is encoded, carried with a seeded latency, perhaps lost, and decoded, so codec and aliasing bugs show up
 here and not in life. One heap of timed deliveries, one generator for the network: equal seeds give equal event logs,
-summed up in ``log_hash``, in any process. It does not know trio, libp2p, models or real time.
+summed up in ``log_hash``, in any process. Who is up is known to an oracle, or, with memberships, found out by each
+peer's own ``Membership`` machine. It does not know trio, libp2p, models or real time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, assert_never
+from typing import NamedTuple, Protocol, assert_never
 
 from gossip import wire
 from gossip.adapter import AdapterState
-from gossip.errors import LocalError, RemoteError
+from gossip.errors import RemoteError
 from gossip.events import (
     Action,
     Event,
@@ -34,45 +33,18 @@ from gossip.events import (
     Served,
     SetTimer,
     Start,
+    Stop,
     TimerFired,
     Train,
     Trained,
 )
+from gossip.membership import Membership
+from gossip.membership_events import Event as MembershipEvent
 from gossip.messages import Offer, Pull, Refusal
 from gossip.node import GossipNode
 from gossip.published import PublishedAdapter, RecentPublications
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkModel:
-    """How the simulated network treats a message.
-
-    Args:
-        latency_s: mean one-way latency, seconds, exponentially distributed above a third of it. Guess: 0.05, a WAN.
-        loss: probability in [0, 1) that a request or an answer vanishes.
-        bandwidth_bytes_s: payload bytes per second of one transfer.
-        give_up_s: after this long without an answer beyond the agreed wait, a fetch has failed.
-        down_notice_s: how long others take to notice that a peer has died.
-    """
-
-    latency_s: float = 0.05
-    loss: float = 0.0
-    bandwidth_bytes_s: float = 2.5e6
-    give_up_s: float = 5.0
-    down_notice_s: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.loss < 1:
-            raise LocalError(f"loss must be at least 0 and below 1, not {self.loss}")
-        if self.latency_s < 0 or self.bandwidth_bytes_s <= 0 or self.give_up_s <= 0 or self.down_notice_s < 0:
-            raise LocalError(
-                f"latencies must not be negative, bandwidth and give_up_s must be positive: {self}"
-            )
-
-    def delay_s(self, rng: random.Random, payload_bytes: int = 0) -> float:
-        """Draw the delivery time of a message with a payload."""
-        third = self.latency_s / 3
-        return third + rng.expovariate(1.0) * 2 * third + payload_bytes / self.bandwidth_bytes_s
+from gossip.simulated_membership import SimulatedGroup
+from gossip.simulated_network import LinkModel, SimulatedNetwork
 
 
 class LocalSteps(NamedTuple):
@@ -100,17 +72,40 @@ class _Host:
     life: int = 0
 
 
+class Liveness(Protocol):
+    """How nodes come to know who is up: whatever befalls a peer is told to it, and it posts to the nodes."""
+
+    def start(self, peer: str) -> None: ...
+
+    def kill(self, peer: str) -> None: ...
+
+    def leave(self, peer: str) -> None: ...
+
+    def revive(self, peer: str, membership: Membership | None, joins: Sequence[str]) -> None: ...
+
+    def disconnect(self, peer: str, other: str) -> None: ...
+
+    def reconnect(self, peer: str, other: str) -> None: ...
+
+    def reported(self, peer: str, report: RoundReport) -> None: ...
+
+    def penalized(self, peer: str, culprit: str, reason: str) -> None: ...
+
+
 class Simulation:
     """A network of nodes. Deterministic in the nodes' own generators, ``train``, ``links`` and ``seed``.
 
     Args:
         nodes: peer id -> node, each fresh, made with all of them as members (one tuple shared by all keeps memory
-            linear in their number).
+            linear in their number); with memberships, each made with itself alone.
         train: the local steps.
         links: the network's manners.
         seed: seed of latency and loss.
         run: the run fingerprint on the wire.
         on_report: called with (time, peer, report) at the end of every round of every node.
+        memberships: peer id -> machine, fresh: then peers find each other themselves, and ``group`` is theirs; None =
+            an oracle tells everybody who is up and down.
+        joins: with memberships, peer id -> peers whose addresses it is given. Its node starts once it has joined.
     """
 
     def __init__(
@@ -122,21 +117,30 @@ class Simulation:
         seed: int = 0,
         run: bytes = bytes(16),
         on_report: Callable[[float, str, RoundReport], None] | None = None,
+        memberships: Mapping[str, Membership] | None = None,
+        joins: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self.now = 0.0
         self.events = 0
         self.penalties: list[tuple[str, str, str]] = []
-        self._hosts = {peer: _Host(nodes[peer]) for peer in sorted(nodes)}
         self.train = train
-        self._links = links or LinkModel()
-        self._rng = random.Random(seed)
+        self._hosts = {peer: _Host(nodes[peer]) for peer in sorted(nodes)}
+        self._network = SimulatedNetwork(links or LinkModel(), seed)
+        self.group: SimulatedGroup | None = None
+        if memberships is not None:
+            post = partial(self._post, delay_s=0.0)
+            self.group = SimulatedGroup(self._network, memberships, joins or {}, post, self._record)
+        self._liveness: Liveness = self.group or _Oracle(self._network, self._hosts, self._post)
         self._run = run
-        self._cut: set[tuple[str, str]] = set()
         self._on_report = on_report
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._sequence = 0
+        self._ticket = 0
         self._started = False
+        self._unfinished = set(self._hosts)
         self._log = hashlib.sha256()
+
+    @property
+    def now(self) -> float:
+        """The virtual time, seconds."""
+        return self._network.now
 
     @property
     def log_hash(self) -> str:
@@ -148,62 +152,80 @@ class Simulation:
         return self._hosts[peer].node
 
     def run(self, until_s: float = float("inf")) -> None:
-        """Start all nodes (at the first call); go on until nothing is left or the clock passes ``until_s``."""
+        """Start all nodes (at the first call); go on until nothing is left or the clock passes ``until_s``.
+
+        Memberships never come to rest: without ``until_s``, they go on until all living nodes have finished.
+        """
         if not self._started:
             self._started = True
             for peer in self._hosts:
-                self._post(peer, Start(), 0.0)
-        while self._queue and self._queue[0][0] <= until_s:
-            self.now, _, happen = heapq.heappop(self._queue)
-            happen()
+                self._liveness.start(peer)
+        is_endless = self.group is not None and until_s == float("inf")
+        while (self._unfinished or not is_endless) and self._network.step(until_s):
+            pass
 
     def kill(self, peer: str) -> None:
         """End a peer as kill -9 would: at once, its shelf gone, noticed by the others a little later."""
+        self._end(peer)
+        self._liveness.kill(peer)
+
+    def leave(self, peer: str) -> None:
+        """Let a peer say goodbye and end."""
+        self._deliver(peer, self._hosts[peer].life, Stop())
+        self._end(peer)
+        self._liveness.leave(peer)
+
+    def revive(
+        self,
+        peer: str,
+        node: GossipNode,
+        membership: Membership | None = None,
+        joins: Sequence[str] = (),
+    ) -> None:
+        """Start a killed peer again with a new node (fresh, or restored from a snapshot).
+
+        ``membership`` and ``joins``: its new machine and whom it joins, in a simulation of memberships.
+        """
+        self._hosts[peer] = _Host(node, life=self._hosts[peer].life + 1)
+        self._unfinished.add(peer)
+        self._liveness.revive(peer, membership, joins)
+
+    def disconnect(self, peer: str, other: str) -> None:
+        """Cut the way from ``peer`` to ``other``: its requests are lost, and it finds the other down.
+
+        With memberships its answers and rumors are lost there too, and finding out is theirs.
+        """
+        self._network.cut(peer, other)
+        self._liveness.disconnect(peer, other)
+
+    def reconnect(self, peer: str, other: str) -> None:
+        """Restore the way from ``peer`` to ``other``."""
+        self._network.heal(peer, other)
+        self._liveness.reconnect(peer, other)
+
+    def _end(self, peer: str) -> None:
         host = self._hosts[peer]
         host.alive = False
         host.life += 1
         host.held.clear()
-        for other in self._hosts:
-            if other != peer:
-                self._post(other, PeerDown(peer), self._links.down_notice_s)
-
-    def revive(self, peer: str, node: GossipNode) -> None:
-        """Start a killed peer again with a new node (fresh, or restored from a snapshot)."""
-        host = self._hosts[peer]
-        self._hosts[peer] = _Host(node, life=host.life + 1)
-        for other, other_host in self._hosts.items():
-            if other != peer and other_host.alive:
-                self._post(peer, PeerUp(other, other_host.node.round), 0.0)
-                self._post(other, PeerUp(peer, node.round), self._links.delay_s(self._rng))
-        self._post(peer, Start(), 0.0)
-
-    def disconnect(self, peer: str, other: str) -> None:
-        """Cut the way from ``peer`` to ``other``: its requests are lost, and it finds the other down."""
-        self._cut.add((peer, other))
-        self._post(peer, PeerDown(other), self._links.down_notice_s)
-
-    def reconnect(self, peer: str, other: str) -> None:
-        """Restore the way from ``peer`` to ``other``."""
-        self._cut.discard((peer, other))
-        self._post(peer, PeerUp(other, self._hosts[other].node.round), self._links.delay_s(self._rng))
+        self._unfinished.discard(peer)
 
     # -- the clock
 
-    def _after(self, delay_s: float, happen: Callable[[], None]) -> None:
-        self._sequence += 1  # equal times happen in the order in which they were posted
-        heapq.heappush(self._queue, (self.now + delay_s, self._sequence, happen))
-
     def _post(self, peer: str, event: Event, delay_s: float) -> None:
-        self._after(delay_s, partial(self._deliver, peer, self._hosts[peer].life, event))
+        self._network.after(delay_s, partial(self._deliver, peer, self._hosts[peer].life, event))
 
     def _deliver(self, peer: str, life: int, event: Event) -> None:
         host = self._hosts[peer]
         if not host.alive or host.life != life:
             return  # meant for an earlier life of this peer
-        self.events += 1
-        self._log.update(_log_line(self.now, peer, event))
-        for action in host.node.handle(event, self.now):
+        self._record(peer, event)
+        for action in host.node.handle(event, self._network.now):
             self._perform(peer, host, action)
+
+    def _record(self, peer: str, event: Event | MembershipEvent) -> None:
+        self.events += 1
+        self._log.update(_log_line(self._network.now, peer, event))
 
     # -- actions
 
@@ -222,40 +244,38 @@ class Simulation:
                 self._post(peer, TimerFired(action.round), action.delay_s)
             case Penalize():
                 self.penalties.append((peer, action.peer, action.reason))
+                self._liveness.penalized(peer, action.peer, action.reason)
             case Report():
                 if self._on_report:
-                    self._on_report(self.now, peer, action.report)
+                    self._on_report(self._network.now, peer, action.report)
+                self._liveness.reported(peer, action.report)
             case Finish():
-                pass  # it goes on serving; the queue runs dry by itself
+                self._unfinished.discard(peer)  # it goes on serving; without memberships the queue runs dry
             case _:
                 assert_never(action)
 
     def _ask(self, reader: str, host: _Host, fetch: Fetch) -> None:
-        self._sequence += 1
-        ticket = self._sequence
+        self._ticket += 1
+        ticket = self._ticket
         host.open_fetches.add(ticket)
         pull = Pull(self._run, fetch.round, fetch.newer_than, fetch.wait_s, base=fetch.base)
-        give_up_s = fetch.wait_s + self._links.give_up_s
-        self._after(give_up_s, partial(self._answer, reader, fetch.peer, ticket, None, "timeout"))
-        if self._rng.random() >= self._links.loss and (reader, fetch.peer) not in self._cut:
-            frame = wire.encode(pull)
-            self._after(
-                self._links.delay_s(self._rng), partial(self._asked, fetch.peer, reader, ticket, frame)
-            )
+        give_up_s = fetch.wait_s + self._network.links.give_up_s
+        self._network.after(give_up_s, partial(self._answer, reader, fetch.peer, ticket, None, "timeout"))
+        if not self._network.loses(reader, fetch.peer):
+            asked = partial(self._asked, fetch.peer, reader, ticket, wire.encode(pull))
+            self._network.after(self._network.delay_s(), asked)
 
     def _asked(self, server: str, reader: str, ticket: int, frame: bytes) -> None:
         host = self._hosts[server]
         if not host.alive:
-            self._after(
-                self._links.delay_s(self._rng),
-                partial(self._answer, reader, server, ticket, None, "unreachable"),
-            )
+            refused = partial(self._answer, reader, server, ticket, None, "unreachable")
+            self._network.after(self._network.delay_s(), refused)
             return
         pull = wire.decode(frame)
         assert isinstance(pull, Pull)
         if not self._serve(server, reader, ticket, pull, waited=pull.wait_s == 0):
             host.held[reader, ticket] = pull
-            self._after(pull.wait_s, partial(self._hold_ended, server, reader, ticket))
+            self._network.after(pull.wait_s, partial(self._hold_ended, server, reader, ticket))
 
     def _hold_ended(self, server: str, reader: str, ticket: int) -> None:
         pull = self._hosts[server].held.get((reader, ticket))
@@ -269,14 +289,14 @@ class Simulation:
         if published is None and not waited:
             return False
         host.held.pop((reader, ticket), None)
-        if self._rng.random() < self._links.loss:
+        if self._network.loses_by_chance():
             return True
         if published is None:
             frame, payload = wire.encode(Refusal("nothing")), b""
         else:
             frame, payload = wire.encode(published.offer()), bytes(published.payload)
-        delay_s = self._links.delay_s(self._rng, len(payload))
-        self._after(delay_s, partial(self._answered, reader, server, ticket, frame, payload))
+        delay_s = self._network.delay_s(len(payload))
+        self._network.after(delay_s, partial(self._answered, reader, server, ticket, frame, payload))
         return True
 
     def _answered(self, reader: str, server: str, ticket: int, frame: bytes, payload: bytes) -> None:
@@ -286,7 +306,7 @@ class Simulation:
             if published.digest != answer.digest:
                 raise RemoteError("digest", "the simulated network does not corrupt bytes")
             if ticket in self._hosts[reader].open_fetches:  # else it has given up, and hangs up on the sender
-                self._post(server, Served(reader, published.round), self._links.latency_s)
+                self._post(server, Served(reader, published.round), self._network.links.latency_s)
             self._answer(reader, server, ticket, published, "")
         else:
             self._answer(reader, server, ticket, None, "nothing")
@@ -304,7 +324,54 @@ class Simulation:
         )
 
 
-def _log_line(now: float, peer: str, event: Event) -> bytes:
+class _Oracle:
+    """Knows who is up, and tells all nodes of it a little later."""
+
+    def __init__(
+        self,
+        network: SimulatedNetwork,
+        hosts: Mapping[str, _Host],
+        post: Callable[[str, Event, float], None],
+    ) -> None:
+        self._network = network
+        self._hosts = hosts
+        self._post = post
+
+    def start(self, peer: str) -> None:
+        self._post(peer, Start(), 0.0)
+
+    def kill(self, peer: str) -> None:
+        for other in self._hosts:
+            if other != peer:
+                self._post(other, PeerDown(peer), self._network.links.down_notice_s)
+
+    def leave(self, peer: str) -> None:
+        for other in self._hosts:
+            if other != peer:
+                self._post(other, PeerDown(peer), self._network.delay_s())
+
+    def revive(self, peer: str, membership: Membership | None, joins: Sequence[str]) -> None:
+        round = self._hosts[peer].node.round
+        for other, other_host in self._hosts.items():
+            if other != peer and other_host.alive:
+                self._post(peer, PeerUp(other, other_host.node.round), 0.0)
+                self._post(other, PeerUp(peer, round), self._network.delay_s())
+        self._post(peer, Start(), 0.0)
+
+    def disconnect(self, peer: str, other: str) -> None:
+        self._post(peer, PeerDown(other), self._network.links.down_notice_s)
+
+    def reconnect(self, peer: str, other: str) -> None:
+        self._post(peer, PeerUp(other, self._hosts[other].node.round), self._network.delay_s())
+
+    def reported(self, peer: str, report: RoundReport) -> None:
+        pass  # it sees everything anyway
+
+    def penalized(self, peer: str, culprit: str, reason: str) -> None:
+        pass  # it cuts nobody off
+
+
+def _log_line(now: float, peer: str, event: Event | MembershipEvent) -> bytes:
     match event:
         case Trained():
             content = event.state.flat.numpy().tobytes()

@@ -7,6 +7,7 @@ wrong with them is one exception, ``RemoteError("malformed")``.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import struct
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import msgpack
 
 from gossip.errors import RemoteError
 from gossip.messages import Hello, Message, Offer, Ping, Presence, Pull, Refusal
+from topology.announced import LABELS_MAX, ROWS_MAX, Announced
 
 FRAME_BYTES_MAX = 64 * 1024
 """A control frame is at most this long; ours are below 4 KiB (ux-reliability.md B7)."""
@@ -84,6 +86,16 @@ def _manifest(value: Any) -> dict[str, str | int]:
     return {_text(key): number(item) if type(item) is int else _text(item) for key, item in value.items()}
 
 
+def _announced(value: Any) -> Announced:
+    if type(value) is not dict or value.keys() != {"rows", "labels"}:
+        raise ValueError("a map of rows and labels expected")
+    count = _integer(0, ROWS_MAX)
+    labels = value["labels"]
+    if type(labels) is not list or len(labels) > LABELS_MAX:
+        raise ValueError(f"list of at most {LABELS_MAX} counts expected")
+    return Announced(count(value["rows"]), tuple(count(rows) for rows in labels))
+
+
 def _optional(check: Check) -> Check:
     return lambda value: None if value is None else check(value)
 
@@ -130,6 +142,8 @@ SCHEMA: dict[str, tuple[type[Any], dict[str, Check]]] = {
         {"run": _binary(_RUN), "name": _text, "round": _round, "addresses": _texts, "leaving": _flag},
     ),
 }
+OPTIONAL: dict[str, dict[str, Check]] = {"hello": {"data": _announced}}
+"""Fields that are left out where there is nothing to say, so that most frames are without them."""
 _TYPE_NAMES = {cls: name for name, (cls, _) in SCHEMA.items()}
 
 
@@ -137,6 +151,8 @@ def encode(message: Message) -> bytes:
     """Return the frame of a message (without the length that precedes it on a stream)."""
     name = _TYPE_NAMES[type(message)]
     body = {"type": name, **{field: getattr(message, field) for field in SCHEMA[name][1]}}
+    said = {field: getattr(message, field) for field in OPTIONAL.get(name, {})}
+    body |= {field: dataclasses.asdict(value) for field, value in said.items() if value is not None}
     frame: bytes = msgpack.packb(body, use_bin_type=True)
     return frame
 
@@ -164,7 +180,9 @@ def decode(frame: bytes | bytearray | memoryview) -> Message:
         )
         if type(raw) is not dict or type(raw.get("type")) is not str:
             raise ValueError("a map with a type expected")
-        cls, checks = SCHEMA[raw.pop("type")]
+        name = raw.pop("type")
+        cls, required = SCHEMA[name]
+        checks = {**required, **{key: check for key, check in OPTIONAL.get(name, {}).items() if key in raw}}
         if raw.keys() != checks.keys():
             raise ValueError(f"fields {sorted(checks)} expected, got {sorted(map(str, raw))}")
         message: Message = cls(**{name: check(raw[name]) for name, check in checks.items()})

@@ -1,1 +1,38 @@
-"""The program: everything that touches the world (sockets, disk, processes, models, the command line)."""
+"""The program: everything that touches the world (sockets, disk, processes, models, the command line).
+
+What is told, and to whom:
+
+- ``journal_events``: one class per event, with its documentation and its sentence.
+- ``journal_lines``: events as lines of JSON, and back.
+- ``journal``: takes events to their readers: file, terminal, live views.
+- ``journal_page``: writes docs/events.md.
+- ``telling``: makes events of what the rooms know.
+
+From the command line to a run:
+
+- ``__main__``, ``cli``, ``topology_cli``: the commands.
+- ``options``, ``config``: what an option is, and all of them, declared once.
+- ``run_plan``: reads every name of a configuration, once.
+- ``run_manifest``: what makes a run the same run, and the line with which a friend joins it.
+- ``prepared_run``: a run whose training process is ready.
+
+Taking part:
+
+- ``runtime``: the life of a peer, and its loop round the node.
+- ``membership``, ``exchange``: who takes part; the conversations with them.
+- ``streams``: what follows from how each conversation ended.
+- ``round_records``: what stays of a round.
+- ``leaving``: how a user ends a run.
+- ``personal``: the mix of the own and the common adapter, after a run.
+
+On this machine:
+
+- ``checkpoints``, ``durable``: folders and files that survive a crash.
+- ``child_python``: how a child process finds our packages.
+
+And two rooms that know neither each other nor the files above (but ``config``, ``options``, ``durable`` and
+``child_python``):
+
+- ``network/``: transports.
+- ``training/``: the training process: models, data, adapters, local steps.
+"""

@@ -13,11 +13,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -37,6 +36,9 @@ NODE_TENSORS = "node.safetensors"
 MANIFEST = "MANIFEST.json"
 PEERS = "peers.json"
 
+RunFields = Mapping[str, str | int]
+"""``RunManifest.fields()``."""
+
 
 class HomeError(LocalError):
     """The home folder is in use, not writable, or holds no usable checkpoint."""
@@ -54,14 +56,14 @@ class Checkpoint:
         state: the adapter after mixing.
         snapshot: the node's own state.
         run: fields of the run manifest under which it was made.
-        trainer_state: file with optimizer, generators and sampler.
+        trainer_state: the training process's file: optimizer, generators and sampler.
     """
 
     path: Path
     round: int
     state: AdapterState
     snapshot: NodeSnapshot
-    run: dict[str, Any]
+    run: RunFields
     trainer_state: Path
 
 
@@ -106,7 +108,7 @@ class Home:
         self,
         state: AdapterState,
         snapshot: NodeSnapshot,
-        run: dict[str, Any],
+        run: RunFields,
         export: Export,
         keep: int,
     ) -> Checkpoint:
@@ -114,29 +116,26 @@ class Home:
 
         When this returns, the checkpoint survives kill -9 and power loss.
 
+        Args:
+            state: the adapter after mixing.
+            snapshot: the node's own state.
+            run: fields of the run manifest.
+            export: how the adapter is written for others to load.
+            keep: how many checkpoints to keep, at least 1.
+
         Raises:
             HomeError: the disk refused; earlier checkpoints are unharmed.
         """
         final = self._checkpoints / f"round-{snapshot.round:06d}"
         temporary = final.with_name(final.name + ".tmp")
         try:
-            (temporary / ADAPTER_WEIGHTS).write_bytes(_tensors_file(dict(state.tensors())))
-            for name, text in export.files.items():
-                (temporary / name).write_text(text)
-            plain = snapshot._asdict()
-            (temporary / NODE_TENSORS).write_bytes(_tensors_file(plain.pop("tensors")))
-            (temporary / NODE_STATE).write_text(json.dumps({"run": run, "node": plain}))
-            digests = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-            (temporary / MANIFEST).write_text(json.dumps(digests, indent=1))
-            for path in temporary.iterdir():
-                sync(path)
-            sync(temporary)
+            _complete(temporary, state, snapshot, run, export)
             if final.exists():  # a damaged one of the same round, put aside before
                 shutil.rmtree(final)
             temporary.rename(final)
             sync(self._checkpoints)
-            self._export(self.adapter, state, export)
-            for path in self._complete()[keep:]:
+            _export(self.adapter, state, export)
+            for path in self._newest_first()[keep:]:
                 shutil.rmtree(path)
         except OSError as error:
             raise HomeError(
@@ -152,7 +151,7 @@ class Home:
             HomeError: the disk refused.
         """
         try:
-            self._export(self.path / "personal", state, export)
+            _export(self.path / "personal", state, export)
         except OSError as error:
             raise HomeError(
                 f"cannot write {self.path / 'personal'}: {error.strerror}; free some space"
@@ -167,8 +166,8 @@ class Home:
         Raises:
             HomeError: there are checkpoints, but none is whole.
         """
-        complaints = []
-        for path in self._complete():
+        complaints: list[str] = []
+        for path in self._newest_first():
             try:
                 return _load(path), complaints
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -182,20 +181,14 @@ class Home:
             )
         return None, []
 
-    def _complete(self) -> list[Path]:
-        """Return checkpoint folders, newest first."""
-        return sorted((path for path in self._checkpoints.glob("round-*") if not path.suffix), reverse=True)
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return bool(self._newest_first())
 
-    @staticmethod
-    def _export(folder: Path, state: AdapterState, export: Export) -> None:
-        """Bring a folder up to date file by file; all but the weights never change in a run, so no mix is torn."""
-        if not folder.exists():
-            folder.mkdir()
-            for source in export.copies:
-                shutil.copy(source, folder)
-        for name, text in export.files.items():
-            write_atomically(folder / name, text.encode())
-        write_atomically(folder / export.weights, _tensors_file(export_tensors(state, export.frozen)))
+    def _newest_first(self) -> list[Path]:
+        """Return the folders of checkpoints that were completed."""
+        return sorted((path for path in self._checkpoints.glob("round-*") if not path.suffix), reverse=True)
 
 
 @contextmanager
@@ -227,7 +220,35 @@ def open_home(path: Path) -> Iterator[Home]:
         os.close(lock)  # releases it; so does any death of the process
 
 
-def _tensors_file(tensors: dict[str, Tensor]) -> bytes:
+def _complete(
+    folder: Path, state: AdapterState, snapshot: NodeSnapshot, run: RunFields, export: Export
+) -> None:
+    """Write what is missing of a checkpoint, the manifest last, and bring all of it to the disk."""
+    (folder / ADAPTER_WEIGHTS).write_bytes(_tensors_file(dict(state.tensors())))
+    for name, text in export.files.items():
+        (folder / name).write_text(text)
+    node = snapshot._asdict()
+    (folder / NODE_TENSORS).write_bytes(_tensors_file(node.pop("tensors")))
+    (folder / NODE_STATE).write_text(json.dumps({"run": run, "node": node}))
+    digests = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps(digests, indent=1))
+    for path in folder.iterdir():
+        sync(path)
+    sync(folder)
+
+
+def _export(folder: Path, state: AdapterState, export: Export) -> None:
+    """Bring a folder up to date file by file; all but the weights never change in a run, so no mix is torn."""
+    if not folder.exists():
+        folder.mkdir()
+        for source in export.copies:
+            shutil.copy(source, folder)
+    for name, text in export.files.items():
+        write_atomically(folder / name, text.encode())
+    write_atomically(folder / export.weights, _tensors_file(export_tensors(state, export.frozen)))
+
+
+def _tensors_file(tensors: Mapping[str, Tensor]) -> bytes:
     contents: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
     return contents
 

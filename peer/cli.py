@@ -1,5 +1,6 @@
 """The command line: ``peer init``, ``id``, ``run``, ``methods``, ``eval``, ``chat`` and ``topology``.
 
+More come with what is installed (``installed_commands.py``): ``peer testnet``, ``convergence`` and ``compare``.
 Flags beat ``PEER_*`` environment variables, which beat the TOML file of ``--config``, which beats the defaults of
 ``PeerConfig``. Nothing heavy is imported until a command needs it, so that ``--help`` answers at once. Every expected
 failure is one ``LocalError``: its text goes to stderr and its ``exit_code`` to the shell (docs/exit-codes.md).
@@ -21,6 +22,7 @@ from platformdirs import user_state_path
 
 from gossip.errors import LocalError
 from peer.config import OPTIONS, PeerConfig
+from peer.installed_commands import find_installed_command, list_installed_commands
 from peer.topology_cli import topology
 
 ENVIRONMENT_PREFIX = "PEER_"
@@ -86,7 +88,7 @@ def run(
     import trio
 
     from peer.checkpoints import open_home
-    from peer.journal import Journal
+    from peer.journal import Journal, JournalFile, JsonPrinter, SentencePrinter
     from peer.network.catalogue import transport_for
     from peer.network.identity import load_or_create_identity
     from peer.run_plan import check_inputs, plan_run
@@ -97,12 +99,13 @@ def run(
     with open_home(home_path(config.run.home)) as home:
         key = load_or_create_identity(home.path)
         factory = transport_for(config.network.listen, private_key=key, announce=config.network.announce)
-        journal = Journal(home.journal, as_json=json)
+        printer = JsonPrinter(sys.stdout) if json else SentencePrinter(sys.stdout)
+        journal = Journal(JournalFile(home.journal), printer)
         try:
-            stopped = trio.run(run_peer, plan, home, key, factory, journal)
+            signal = trio.run(run_peer, plan, home, key, factory, journal)
         finally:
             journal.close()
-    return 128 + stopped.signal if stopped.signal else 0
+    return 128 + signal if signal else 0
 
 
 @app.command
@@ -132,16 +135,16 @@ def evaluate(
     """
     from peer.training.inference import measure
 
-    for number, found in enumerate(measure(adapter, data, max_length)):
-        if found.accuracy is None:
-            unit, columns = "nats per token", {"base": f"{found.base:.3f}", "adapter": f"{found.loss:.3f}"}
+    for number, result in enumerate(measure(adapter, data, max_length)):
+        if result.accuracy is None:
+            unit, columns = "nats per token", {"base": f"{result.base:.3f}", "adapter": f"{result.loss:.3f}"}
         else:
             unit = "nats per text; commonest: accuracy of always naming the commonest label"
-            columns = {"loss": f"{found.loss:.3f}", "accuracy": f"{found.accuracy:.1%}"}
-            columns["commonest"] = f"{found.commonest:.1%}"
+            columns = {"loss": f"{result.loss:.3f}", "accuracy": f"{result.accuracy:.1%}"}
+            columns["commonest"] = f"{result.commonest:.1%}"
         if number == 0:
             print(_row("file", *columns), f"  ({unit})")
-        print(_row(str(found.file), *columns.values()))
+        print(_row(str(result.file), *columns.values()))
 
 
 def _row(file: str, *columns: str) -> str:
@@ -177,13 +180,14 @@ def entry(
     ] = None,
 ) -> int | None:
     """Read the configuration file, then run the command."""
-    sources = [Env(ENVIRONMENT_PREFIX, command=False)]
+    sources: list[Env | Toml] = [Env(ENVIRONMENT_PREFIX, command=False)]
     if config is not None:
         if not config.is_file():
             raise LocalError(f"--config {config}: there is no such file")
         sources.append(Toml(config, must_exist=True, use_commands_as_keys=False))
     app.config = sources
-    return app(tokens)
+    code: int | None = app(tokens)
+    return code
 
 
 def check_environment(environment: dict[str, str]) -> None:
@@ -201,6 +205,19 @@ def check_environment(environment: dict[str, str]) -> None:
             raise LocalError(f"the environment variable {name} is not an option of peer.{hint}")
 
 
+OWN_COMMANDS = frozenset(app)
+
+
+def run_command(words: Sequence[str]) -> int | None:
+    """Run a command of ours, or one that another package above us brings along; return its exit code."""
+    installed = find_installed_command(words, OWN_COMMANDS)
+    if installed is not None:
+        return installed()
+    list_installed_commands(app)
+    code: int | None = app.meta(words)
+    return code
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code; our own bugs leave a traceback and exit code 1.
 
@@ -209,7 +226,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     try:
         check_environment(dict(os.environ))
-        code = app.meta(sys.argv[1:] if words is None else words)
+        code = run_command(sys.argv[1:] if words is None else words)
     except* LocalError as group:
         error = _first(group)
         print(f"error: {error}", file=sys.stderr)

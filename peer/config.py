@@ -12,7 +12,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import Parameter
 
@@ -35,11 +35,15 @@ ADAPTER_KINDS = (
 )  # fmt: skip
 """Kinds of adapter, in the order of ``peer/training/adapter_kinds.py``, which says what each is."""
 
-LOCAL_OPTIMIZERS = ("adamw", "sgd")
-"""What can take local steps, in the order of ``peer/training/local_trainer.py``."""
+LocalOptimizer = Literal["adamw", "sgd"]
+"""What can take local steps, in the order of ``peer/training/local_steps.py``."""
 
-TASKS = ("causal-lm", "classification")
+TaskName = Literal["causal-lm", "classification"]
 """What can be learned, in the order of ``peer/training/tasks.py``."""
+
+LOCAL_OPTIMIZERS: tuple[str, ...] = get_args(LocalOptimizer)
+TASKS: tuple[str, ...] = get_args(TaskName)
+"""Their names, to check what a configuration says where no type does."""
 
 UNMIXABLE = {
     "p-tuning": "what it saves is computed by an encoder, and the encoder that trains is not saved, so that mixing "
@@ -74,7 +78,7 @@ class DataOptions:
 class ModelOptions:
     """What learns: the task, the frozen base model and the adapter."""
 
-    task: Annotated[Literal["causal-lm", "classification"], Role.RUN | Role.MODEL] = "causal-lm"
+    task: Annotated[TaskName, Role.RUN | Role.MODEL] = "causal-lm"
     """What is learned: to continue text, or to give a text one of the labels."""
     labels: Annotated[tuple[str, ...], Role.RUN | Role.MODEL] = ()
     """Classes of a classification, at least 2. All peers of a run need the same ones in the same order, also who has
@@ -135,6 +139,9 @@ class RunOptions:
 class TrainingOptions:
     """Local training."""
 
+    trainer: str = "local-steps"
+    """Who takes the local steps, in the training process: local-steps (transformers and peft). Each peer may have
+    another. Source: ours."""
     local_steps: Annotated[int, POSITIVE, Role.METHOD] = 2
     """Optimizer steps per round (H). Source: our bench on the demo (docs/results.md)."""
     batch_size: Annotated[int, POSITIVE, Role.COMPARISON] = 4
@@ -143,7 +150,7 @@ class TrainingOptions:
     """Tokens per sequence. Source: our bench on 2 cores; raise it on a GPU."""
     learning_rate: Annotated[float, POSITIVE] = 2e-3
     """Learning rate, constant. Source: our bench on the demo; the few values of lora-xs want about 0.05."""
-    local_optimizer: Annotated[Literal["adamw", "sgd"], Role.METHOD] = "adamw"
+    local_optimizer: Annotated[LocalOptimizer, Role.METHOD] = "adamw"
     """What takes the local steps: adamw, or plain sgd, for methods whose theory assumes it. Source: LoRA paper."""
     proximal: Annotated[float, NOT_NEGATIVE, Role.METHOD] = 0.0
     """Pull toward where the round began: adds proximal * (x - x_start) to each gradient; 0 = none. Source:

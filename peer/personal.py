@@ -7,10 +7,11 @@ flatters it a little.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from gossip.adapter import AdapterState
 from peer.checkpoints import Home
+from peer.journal_events import Personalized
 from peer.training.frames import Evaluated, Export
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -25,19 +26,18 @@ class Evaluator(Protocol):
 
 async def personalize(
     evaluator: Evaluator, own: AdapterState, common: AdapterState, home: Home, export: Export
-) -> dict[str, Any]:
-    """Measure every candidate, write the best to ``HOME/personal``, and return the fields of the event ``personal``."""
-    states = {share: between(own, common, share) for share in SHARES}
-    losses = {share: (await evaluator.evaluate(state)).own for share, state in states.items()}
+) -> Personalized:
+    """Measure every candidate, write the best to ``HOME/personal``, and return what to tell of it."""
+    candidates = {share: between(own, common, share) for share in SHARES}
+    losses = {share: (await evaluator.evaluate(state)).own for share, state in candidates.items()}
     best = min(SHARES, key=lambda share: losses[share])
-    path = home.export_personal(states[best], export)
-    return {
-        "own_share": best,
-        "loss": losses[best],
-        "common_loss": losses[0.0],
-        "own_loss": losses[1.0],
-        "adapter": path,
-    }
+    return Personalized(
+        own_share=best,
+        loss=losses[best],
+        common_loss=losses[0.0],
+        own_loss=losses[1.0],
+        adapter=home.export_personal(candidates[best], export),
+    )
 
 
 def between(own: AdapterState, common: AdapterState, share: float) -> AdapterState:

@@ -26,7 +26,7 @@ def manifest_of(config: PeerConfig, ready: Ready, methods: MethodSet) -> RunMani
         dtype=told["base_dtype"],
         tokenizer=told["tokenizer_digest"],
         adapter=_adapter_text(config, told["adapter_frozen"], ranks_differ=ranks_differ),
-        layout=products.relayout(methods.spec, 1).fingerprint if ranks_differ else told["adapter_spec"],
+        layout=products.with_rank(methods.spec, 1).fingerprint if ranks_differ else told["adapter_spec"],
         seed=config.run.seed,
         initial="of any rank" if ranks_differ else told["adapter_digest"],
         factors=names.factors,
@@ -52,7 +52,7 @@ def _adapter_text(config: PeerConfig, frozen: str, *, ranks_differ: bool) -> str
     fields["target_modules"] = sorted(fields["target_modules"])
     if ranks_differ:
         fields["scale"] = fields.pop("alpha") / fields.pop("r")
-    return json.dumps({**fields, "frozen": frozen, "task": tasks.canonical(config)}, sort_keys=True)
+    return json.dumps({**fields, "frozen": frozen, "task": tasks.canonical(config.model)}, sort_keys=True)
 
 
 def join_line(config: PeerConfig, own_addresses: tuple[str, ...]) -> str:

@@ -29,8 +29,11 @@ from gossip.methods.optimizers import OPTIMIZERS
 from gossip.settings import NodeSettings
 from peer.config import MixingOptions, PeerConfig
 from peer.network.catalogue import check_listen, peer_of
-from peer.training import tasks
-from peer.training.data import DataError
+from peer.training import trainers
+from peer.training.classification import head_names
+from peer.training.frames import Ready
+from peer.training.readers import DataError
+from topology.announced import Announced
 from topology.errors import TopologyError
 from topology.links import Topology, parse_topology
 
@@ -73,15 +76,24 @@ class RunPlan:
         """
         names, budget_mb = self.names, self.config.mixing.budget_mb
         if self.config.model.private_head:
-            names = dataclasses.replace(names, private=tuple(sorted(tasks.head_names(spec))))
+            names = dataclasses.replace(names, private=tuple(sorted(head_names(spec))))
         if budget_mb:
             lossless = resolve(dataclasses.replace(names, codec="float32", feedback="none"), spec)
-            codec = choose_codec(round(budget_mb * 1e6), lossless.travels, self.reads_per_round())
+            codec = choose_codec(round(budget_mb * 1e6), lossless.wire_spec, self.reads_per_round())
             names = dataclasses.replace(names, codec=codec, feedback=default_feedback(codec))
         return resolve(names, spec)
 
-    def node_settings(self, methods: MethodSet) -> NodeSettings:
-        """Return what the node is run with."""
+    def announced(self, ready: Ready) -> Announced | None:
+        """Return what we announce of our data: only what the topology goes by, and nothing for most."""
+        wants = self.topology.wants
+        if not wants:
+            return None
+        return Announced(
+            rows=ready.rows if "rows" in wants else 0, labels=ready.label_rows if "labels" in wants else ()
+        )
+
+    def node_settings(self, methods: MethodSet, data: Announced | None = None) -> NodeSettings:
+        """Return what the node is run with; ``data``: what we announce of ours."""
         mixing = self.config.mixing
         return NodeSettings(
             topology=self.topology,
@@ -90,6 +102,7 @@ class RunPlan:
             collect_s=mixing.collect_s,
             norm_cap=mixing.norm_cap,
             overlap=mixing.overlap,
+            data=data,
         )
 
     def reads_per_round(self) -> int:
@@ -118,16 +131,22 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
         peers: how many take part, where it is known; else what the configuration lets one expect.
 
     Raises:
-        LocalError: an unknown topology or method (the known ones are named); methods and topology that do not go
-            together (a valid alternative is named).
+        LocalError: an unknown topology, method or trainer (the known ones are named); methods and topology that do not
+            go together (a valid alternative is named).
     """
     topology = _topology(config, peers)
+    trainers.entry_point(config.training.trainer)  # refuses what the training process could not start
     mixing, adapter = config.mixing, config.model.adapter
     names = _method_names(mixing)
     if find("factor rule", mixing.factors, FACTORS).core_only != (adapter == CORE_ADAPTER):
         raise LocalError(
             f"--factors r-only and --adapter {CORE_ADAPTER} go together: its tensors are the r x r cores; "
             f"this is --factors {mixing.factors} with --adapter {adapter}"
+        )
+    if "labels" in topology.wants and not config.model.labels:
+        raise LocalError(
+            f"--topology {mixing.topology} goes by how many rows of each label peers have, and only a classification "
+            "has labels: use --task classification --labels ..., or another topology"
         )
     expected = peers or _members_said(config) or MEMBERS_GUESSED
     compatibility.check(names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap)

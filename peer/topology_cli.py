@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import json as json_text
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from gossip.errors import LocalError
+
+if TYPE_CHECKING:
+    from topology.advice import Advice
 
 topology = App(name="topology", help="Choose a topology: advice for your own case, and the catalogue.")
 
@@ -39,12 +43,11 @@ def advise(
     if not 0 < tolerance < 1:
         raise LocalError(f"--tolerance must lie between 0 and 1 (both excluded), not {tolerance!r}")
     try:
-        link = LinkModel(latency_s, bandwidth_mbit, bandwidth_mbit)
-        advice = ranked(
+        ranking = ranked(
             peers,
             degree_max=degree_max,
             payload_bytes=payload_mb * 1e6,
-            link=link,
+            link=LinkModel(latency_s, bandwidth_mbit, bandwidth_mbit),
             loss=loss,
             churn=churn,
             tolerance=tolerance,
@@ -53,19 +56,32 @@ def advise(
     except TopologyError as error:
         raise LocalError(str(error)) from error
     if json:
-        print(json_text.dumps([dataclasses.asdict(each) for each in advice]))
-        return
+        print(json_text.dumps([dataclasses.asdict(advice) for advice in ranking]))
+    else:
+        _print_ranking(ranking)
+
+
+def _print_ranking(ranking: Sequence[Advice]) -> None:
+    """Print a table of the candidates, and then the reason for each."""
     row = "{:24} {:>6} {:>12} {:>14} {:>8} {:>10} {:>10}"
     print(
         row.format("topology", "rounds", "MB per peer", "MB of busiest", "seconds", "mean error", "connected")
     )
-    for each in advice:
-        megabytes = f"{each.bytes_per_peer / 1e6:.1f}", f"{each.bytes_busiest / 1e6:.1f}"
-        error, share = f"{each.mean_error:.2g}", f"{each.connected_share:.0%}"
-        print(row.format(each.name, each.rounds, *megabytes, f"{each.seconds:.1f}", error, share))
+    for advice in ranking:
+        print(
+            row.format(
+                advice.name,
+                advice.rounds,
+                f"{advice.bytes_per_peer / 1e6:.1f}",
+                f"{advice.bytes_busiest / 1e6:.1f}",
+                f"{advice.seconds:.1f}",
+                f"{advice.mean_error:.2g}",
+                f"{advice.connected_share:.0%}",
+            )
+        )
     print()
-    for each in advice:
-        print(f"- {each.reason}.")
+    for advice in ranking:
+        print(f"- {advice.reason}.")
 
 
 @topology.command(name="list")

@@ -1,1 +1,5 @@
-"""The catalogues of pure stages that a round's numbers pass through, and the pipeline made of them."""
+"""The catalogues of methods, the stages that a round's numbers pass through, and the pipeline made of them.
+
+Reading order: ``contribution`` (what is mixed), ``stage`` (the seam), ``method_set`` (names become a tuple of stages),
+``pipeline`` (runs it); then the catalogues, from ``optimizers`` to ``codecs`` in the order of the stages.
+"""

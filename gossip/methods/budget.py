@@ -19,12 +19,12 @@ order). Not on it: topk:0.1 and randomk:0.1, larger than sign and no better; ran
 only while all peers are in the same round; lowrank, whose size depends on the shapes."""
 
 
-def choose_codec(budget_bytes: int, layout: AdapterSpec, reads_per_round: int) -> str:
+def choose_codec(budget_bytes: int, spec: AdapterSpec, reads_per_round: int) -> str:
     """Return how the most exact codec is written with which a round's payloads stay within a budget.
 
     Args:
         budget_bytes: most bytes that a peer reads in a round.
-        layout: of the vectors that travel.
+        spec: of the vectors that travel.
         reads_per_round: neighbors read in a round, at least 1.
 
     Raises:
@@ -32,10 +32,10 @@ def choose_codec(budget_bytes: int, layout: AdapterSpec, reads_per_round: int) -
     """
     needed = 0
     for text in LADDER:
-        needed = reads_per_round * find("codec", text, CODECS).payload_bytes(layout)
+        needed = reads_per_round * find("codec", text, CODECS).payload_bytes(spec)
         if needed <= budget_bytes:
             return text
     raise LocalError(
         f"a budget of {budget_bytes:,} bytes a round is too small for {reads_per_round} neighbor(s) and "
-        f"{layout.size:,} values: give at least {needed:,} bytes ({LADDER[-1]}), or read fewer neighbors"
+        f"{spec.size:,} values: give at least {needed:,} bytes ({LADDER[-1]}), or read fewer neighbors"
     )

@@ -2,7 +2,7 @@
 
 A codec is a value with pure functions and no memory; what sender and readers remember of what it lost is
 ``feedback.py``'s. Lossy codecs are given differences from the adapter that all peers began with, so that what is small
-or zero there costs little. Payload sizes follow from the layout alone, so a reader knows the size before the first
+or zero there costs little. Payload sizes follow from the spec alone, so a reader knows the size before the first
 byte. To add a codec: write the functions and add one line to ``CODECS``; the laws in tests/laws/test_codecs.py then
 hold it to what it declares.
 """
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from gossip.adapter import AdapterSpec
 from gossip.errors import RemoteError
 from gossip.methods import lowrank, sparse
 from gossip.methods.catalogue import Entry
+from gossip.methods.requirements import State
+from gossip.methods.stage import Encoded, Incoming, RoundContext, Stage
 from topology.parameters import Parameter, fraction, whole
 
 INT8_BLOCK = 256
@@ -61,11 +64,11 @@ class Codec(NamedTuple):
     """Pure functions between vectors and bytes, and what they promise.
 
     Attributes:
-        encode: ``(values float32[P], layout, round) -> bytes``; the round seeds what all peers draw alike.
-        decode: ``(payload, layout, round) -> float32[P]``, which shares no memory with the payload. Raises
-            ``RemoteError("shape")`` if the length is not exactly ``payload_bytes(layout)``, ``("malformed")`` if the
+        encode: ``(values float32[P], spec, round) -> bytes``; the round seeds what all peers draw alike.
+        decode: ``(payload, spec, round) -> float32[P]``, which shares no memory with the payload. Raises
+            ``RemoteError("shape")`` if the length is not exactly ``payload_bytes(spec)``, ``("malformed")`` if the
             content cannot be. Values may come out as NaN or infinite: guards look at those.
-        payload_bytes: layout -> number of bytes, exact.
+        payload_bytes: spec -> number of bytes, exact.
         relative_error: bound on ``|decode(encode(x)) - x|`` relative to the largest magnitude in x; infinity if none.
         gamma: mixing step size where the user gives none, in (0, 1].
         doc: one line for ``--help`` and tables.
@@ -79,9 +82,38 @@ class Codec(NamedTuple):
     doc: str
 
 
+@dataclass(frozen=True, slots=True)
+class Encoding(Stage):
+    """The last stage: a vector becomes bytes with a codec."""
+
+    codec: Codec
+    spec: AdapterSpec
+    name: ClassVar[str] = "codec"
+
+    def publish(
+        self, vector: Tensor, context: RoundContext, encode: Callable[[Tensor], Encoded], state: State
+    ) -> tuple[Encoded, State]:
+        """Encode; nothing follows."""
+        payload = self.codec.encode(vector, self.spec, context.round)
+        if self.codec.relative_error == 0.0:
+            return Encoded(payload, vector), state
+        return Encoded(payload, self.codec.decode(payload, self.spec, context.round)), state
+
+    def read(
+        self, incoming: Incoming, decode: Callable[[Incoming], Tensor], state: State
+    ) -> tuple[Tensor, State]:
+        """Decode."""
+        published = incoming.published
+        return self.codec.decode(published.payload, incoming.spec, published.round), state
+
+    def payload_sizes(self, spec: AdapterSpec) -> tuple[int, ...]:
+        """The codec's."""
+        return (self.codec.payload_bytes(spec),)
+
+
 Encode = Callable[[Tensor, AdapterSpec, int], bytes]
 Decode = Callable[[Tensor, AdapterSpec, int], Tensor]
-"""``(uint8[payload_bytes], a copy of its own to write in; layout, round) -> float32[P]``."""
+"""``(uint8[payload_bytes], a copy of its own to write in; spec, round) -> float32[P]``."""
 
 
 def float32() -> Codec:
@@ -255,7 +287,7 @@ def _codec(
         expected = payload_bytes(spec)
         if len(payload) != expected:
             raise RemoteError("shape", f"{len(payload)} bytes for {spec.size} values, {expected} expected")
-        # A private, writable copy: the bytes are shared with whoever else holds the published.
+        # A private, writable copy: the bytes are shared with whoever else holds the published adapter.
         return decode(torch.from_numpy(np.frombuffer(payload, dtype=np.uint8).copy()), spec, round)
 
     return Codec(encode, decode_checked, payload_bytes, relative_error, gamma, doc)

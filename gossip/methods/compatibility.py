@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from gossip.errors import LocalError
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
+from gossip.methods.method_set import MethodNames
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.requirements import Requirements
@@ -85,7 +86,7 @@ class _OfSettings(NamedTuple):
     need: str
     wanted: str
     met: Callable[[Settings], bool]
-    found: Callable[[Settings], str]
+    given: Callable[[Settings], str]
     instead: str
 
 
@@ -164,26 +165,13 @@ def facts_of(topology: Topology, peers: int) -> TopologyFacts:
     )
 
 
-class MethodNames(Protocol):
-    """The methods of a run as the user wrote them, such as ``gossip.methods.method_set.MethodNames``."""
-
-    @property
-    def factors(self) -> str: ...
-    @property
-    def mixing(self) -> str: ...
-    @property
-    def optimizer(self) -> str: ...
-    @property
-    def codec(self) -> str: ...
-
-
 def check(
     names: MethodNames, topology: Topology, peers: int, *, collect_s: float, overlap: bool = False
 ) -> None:
     """Refuse methods that do not go together, or not with this topology.
 
     Args:
-        names: of its methods.
+        names: how the run's methods are written.
         peers: how many are expected, >= 1.
         collect_s, overlap: see ``Settings``.
 
@@ -229,7 +217,9 @@ def check_requirements(needs: Mapping[str, Requirements], facts: TopologyFacts, 
     for method, required in needs.items():
         clashes = []
         lacking = [
-            each.wanted for each in OF_TOPOLOGY if getattr(required, each.need) and not each.met(facts)
+            demand.wanted
+            for demand in OF_TOPOLOGY
+            if getattr(required, demand.need) and not demand.met(facts)
         ]
         if lacking:
             clashes.append(
@@ -237,9 +227,9 @@ def check_requirements(needs: Mapping[str, Requirements], facts: TopologyFacts, 
                 f"use {_topology_for(required, lacking)}"
             )
         clashes += [
-            f"{method} needs {each.wanted}, but {each.found(settings)}: use {each.instead}"
-            for each in OF_SETTINGS
-            if getattr(required, each.need) and not each.met(settings)
+            f"{method} needs {demand.wanted}, but {demand.given(settings)}: use {demand.instead}"
+            for demand in OF_SETTINGS
+            if getattr(required, demand.need) and not demand.met(settings)
         ]
         if clashes:
             raise LocalError(". ".join(clashes))
@@ -286,9 +276,9 @@ def check_outer(optimizer: str, outer: Outer, facts: TopologyFacts) -> None:
 
 def _topology_for(required: Requirements, lacking: Sequence[str]) -> str:
     """Return the least demanding suggestion that gives all a method needs of a topology."""
-    if lacking == [each.wanted for each in OF_TOPOLOGY if each.need == "positive"]:
+    if lacking == [demand.wanted for demand in OF_TOPOLOGY if demand.need == "positive"]:
         return "--weights lazy"
-    wanted = {each.need for each in OF_TOPOLOGY if getattr(required, each.need)}
+    wanted = {demand.need for demand in OF_TOPOLOGY if getattr(required, demand.need)}
     return next(written for written, given in SUGGESTED.items() if wanted <= given)
 
 

@@ -11,12 +11,12 @@ from gossip.adapter import AdapterState
 
 
 class Contribution(NamedTuple):
-    """One decoded adapter as a mixing rule sees it.
+    """One adapter of a row, from its arrival until it is mixed.
 
     Attributes:
         sender: peer id.
-        state: the adapter.
-        weight: its entry in my row of W, in [0, 1].
+        state: the adapter as decoded; of another spec than ours only where ranks may differ.
+        weight: its entry in our row of W, in [0, 1].
         age: local steps that went into it (a claim, except our own).
         round: the round in which it was published.
         confirmed: the sender is known to have our adapter of this round too.
@@ -30,17 +30,44 @@ class Contribution(NamedTuple):
     confirmed: bool = True
 
 
+class Objection(NamedTuple):
+    """Why a contribution was dropped or changed, in a stable word; ``is_fault`` = honest peers never do it."""
+
+    sender: str
+    reason: str
+    is_fault: bool
+
+
 class MixInput(NamedTuple):
-    """What is mixed in one round.
+    """What a mixing rule is given.
 
     Attributes:
         own: our adapter after local steps; its weight is what the others leave of 1.
-        seen: float32[P], our own adapter as readers decode it; ``own.state.flat`` itself if nothing is lost.
+        own_as_decoded: float32[P], the same as readers decode it; ``own.state.flat`` itself if nothing is lost.
         others: what was read, in sorted order of senders.
         gamma: mixing step size in (0, 1].
     """
 
     own: Contribution
-    seen: Tensor
+    own_as_decoded: Tensor
     others: Sequence[Contribution]
     gamma: float
+
+
+def reweighed(contributions: Sequence[Contribution], weights: Sequence[float]) -> list[Contribution]:
+    """Return the same contributions with other weights."""
+    pairs = zip(contributions, weights, strict=True)
+    return [contribution._replace(weight=weight) for contribution, weight in pairs]
+
+
+def scaled_to(neighbor_weight: float, contributions: Sequence[Contribution]) -> list[Contribution]:
+    """Scale weights down if late adapters of other rounds' rows make them exceed this row's share of neighbors.
+
+    Args:
+        neighbor_weight: what the row of W gives to neighbors, in [0, 1].
+    """
+    weights = [contribution.weight for contribution in contributions]
+    total, allowed = sum(weights), max([neighbor_weight, *weights])
+    if total <= allowed + 1e-9:
+        return list(contributions)
+    return reweighed(contributions, [weight * allowed / total for weight in weights])

@@ -2,7 +2,7 @@
 
 LoRA learns a change s B A of a matrix, B [d, r], A [r, k]. Averaging both factors is not averaging their product: the
 difference is sum_j w_j (B_j - Bbar)(A_j - Abar), which vanishes as soon as either factor is the same everywhere
-(algorithms.md section 3.1). The rules differ in how they keep it small. A rule is a value and knows layouts only: what
+(algorithms.md section 3.1). The rules differ in how they keep it small. A rule is a value and knows specs only: what
 trains is the trainer's business, how vectors are combined the mixing rule's, products are in ``products.py``.
 To add a rule: one function and one line in ``FACTORS``.
 """
@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from gossip.adapter import AdapterSpec
 from gossip.errors import LocalError
+from gossip.events import TrainableFactors
 from gossip.methods.catalogue import Entry
 from gossip.methods.requirements import Requirements
 from topology.parameters import Parameter, whole
@@ -29,17 +30,14 @@ FAST_CONTRACTION = 0.5
 """A round of mixing that removes more than this share of the disagreement lets the factors take turns every round.
 Source: algorithms.md section 3.3, a heuristic of ours."""
 
-Part = Literal["all", "a", "b"]
-"""Which tensors local steps change: everything, A alone, or all but A (B, and what goes with it)."""
-
 
 class FactorRule(NamedTuple):
     """What becomes of the two factors of every module.
 
     Attributes:
-        shared: layout of the adapter -> layout of what travels and is mixed, the same in every round; the rest stays
+        shared: spec of the adapter -> spec of what travels and is mixed, the same in every round; the rest stays
             private. Raises ``LocalError`` for an adapter that the rule cannot be used with.
-        trained: ``(round, interval)`` -> which tensors local steps change in that round. ``interval`` is the rule's
+        trainable: ``(round, interval)`` -> which tensors local steps change in that round. ``interval`` is the rule's
             own, or the measured one where the rule has none.
         interval: rounds until the other factor's turn; ``None`` = measured by the node (``switching_interval``).
         refactors: products are mixed and split into factors anew (``products.average_products``), not factors.
@@ -49,7 +47,7 @@ class FactorRule(NamedTuple):
     """
 
     shared: Callable[[AdapterSpec], AdapterSpec]
-    trained: Callable[[int, int], Part]
+    trainable: Callable[[int, int], TrainableFactors]
     interval: int | None
     refactors: bool
     core_only: bool
@@ -86,14 +84,9 @@ def factor_of(name: str) -> Literal["a", "b"] | None:
     return "a" if match[2] == "A" else "b"
 
 
-def is_trained(name: str, part: Part) -> bool:
-    """Return whether local steps of ``part`` change the tensor; what is neither A nor B is trained along with B."""
-    return part == "all" or (factor_of(name) == "a") == (part == "a")
-
-
 @lru_cache(maxsize=64)
 def factor_pairs(spec: AdapterSpec) -> tuple[FactorPair, ...]:
-    """Return the modules of a layout that have both factors, in order of their names; none if there is none.
+    """Return the modules of a spec that have both factors, in order of their names; none if there is none.
 
     A pair is two matrices, A [r, k] and B [d, r], called ``<module>.lora_A.weight`` and ``<module>.lora_B.weight``.
     """
@@ -110,7 +103,7 @@ def factor_pairs(spec: AdapterSpec) -> tuple[FactorPair, ...]:
 
 
 def has_factors(spec: AdapterSpec) -> bool:
-    """Return whether a layout has a module with both factors."""
+    """Return whether a spec has a module with both factors."""
     return bool(factor_pairs(spec))
 
 
@@ -141,17 +134,17 @@ def both() -> FactorRule:
 
 def ffa() -> FactorRule:
     """A stays as it began, the same everywhere; B is trained and averaged (FFA-LoRA, arXiv 2403.12313): exact."""
-    return _rule(ffa, shared=_without("a", "ffa"), trained="b")
+    return _rule(ffa, shared=_without("a", "ffa"), trainable="b")
 
 
 def alternate(interval: int | None = None) -> FactorRule:
     """Train B for T rounds, then A, average both (ADF-LoRA, arXiv 2511.18291); T is measured if not given."""
 
     # B first: it begins at zero, and while it is zero the gradient of A is zero too.
-    def trained(round: int, interval: int) -> Part:
+    def trainable(round: int, interval: int) -> TrainableFactors:
         return "a" if round // interval % 2 else "b"
 
-    return _rule(alternate, shared=_all_of("alternate"))._replace(trained=trained, interval=interval)
+    return _rule(alternate, shared=_all_of("alternate"))._replace(trainable=trainable, interval=interval)
 
 
 def share_a() -> FactorRule:
@@ -182,12 +175,12 @@ def tsvd() -> FactorRule:
 def _rule(
     make: Callable[..., FactorRule],
     shared: Callable[[AdapterSpec], AdapterSpec] = lambda spec: spec,
-    trained: Part = "all",
+    trainable: TrainableFactors = "all",
 ) -> FactorRule:
     """Return a rule that does the same in every round, with its maker's first line as description."""
     return FactorRule(
         shared=shared,
-        trained=lambda round, interval: trained,
+        trainable=lambda round, interval: trainable,
         interval=1,
         refactors=False,
         core_only=False,

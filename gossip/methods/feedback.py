@@ -1,24 +1,27 @@
-"""What sender and readers remember of what a lossy codec lost: the catalogue of feedback rules.
+"""What sender and readers remember of what a lossy codec lost: the catalogue of feedback rules, stages before a codec.
 
-A rule is a value with pure functions; ``publish`` returns what is sent, what every reader will make of it, and the
-sender's new memory. It knows no peers: who keeps whose replica, and at which round it stands, is the caller's.
-Vectors are differences from the adapter that all peers began with. To add a rule: one function and one line in
-``FEEDBACKS``.
+Vectors are differences from the adapter that all peers began with (``origin.py``). A rule is not used with an exact
+codec, which loses nothing. To add a rule: one stage and one line in ``FEEDBACKS``.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gossip.adapter import AdapterSpec
-from gossip.errors import RemoteError
 from gossip.methods.catalogue import Entry
-from gossip.methods.codecs import CODECS, Codec
+from gossip.methods.codecs import CODECS
 from gossip.methods.requirements import State
+from gossip.methods.stage import Encoded, Incoming, RoundContext, Stage
+from gossip.wire import BASE_BYTES
 
 WITHOUT_MEMORY = frozenset({"float32", "bfloat16", "int8"})
 """Codecs that lose too little to remember it. Source: their errors, below 0.5 %, are below the noise of a local step
@@ -27,81 +30,54 @@ WITHOUT_MEMORY = frozenset({"float32", "bfloat16", "int8"})
 _WHOLE = CODECS["float32"].make()
 
 
-class Published(NamedTuple):
-    """One round's vector on its way out.
-
-    Attributes:
-        payload: what readers that are up to date need.
-        base: round at which a reader's replica must stand to use ``payload``; -1 = it needs none.
-        whole: makes what the others need: the replica after this round, float32, to be read with base -1. ``None``
-            where nobody keeps replicas.
-        seen: float32[P], what every reader makes of it, bit for bit.
-    """
-
-    payload: bytes
-    base: int
-    whole: Callable[[], bytes] | None
-    seen: Tensor
-
-
 class Feedback(NamedTuple):
     """Memory around a codec, which has none.
 
     Attributes:
-        init: P -> S.
-        publish: ``(values float32[P], codec, layout, round, S) -> (Published, S)``; neither is written in place.
-        read: ``(payload, base, codec, layout, round, replica float32[P] or None) -> float32[P]``, a new tensor: the
-            sender's vector, and where ``keeps_replicas`` also the reader's replica from now on. ``base`` is that of
-            what was sent: the replica must stand there. Raises ``RemoteError`` as the codec does, and ``"gap"`` where
-            a replica is needed and there is none.
-        keeps_replicas: readers keep the last vector of each neighbor, 4 P bytes each.
+        stage: makes the stage for vectors of a spec.
+        equal_ranks: neighbors' vectors must have the size of ours.
         doc: one line.
     """
 
-    init: Callable[[int], State]
-    publish: Callable[[Tensor, Codec, AdapterSpec, int, State], tuple[Published, State]]
-    read: Callable[[bytes | bytearray, int, Codec, AdapterSpec, int, Tensor | None], Tensor]
-    keeps_replicas: bool
+    stage: Callable[[AdapterSpec], Stage]
+    equal_ranks: bool
     doc: str
 
 
-def none() -> Feedback:
+@dataclass(frozen=True, slots=True)
+class NoMemory(Stage):
     """Nothing is remembered: C(x) is sent."""
 
-    def publish(
-        values: Tensor, codec: Codec, spec: AdapterSpec, round: int, state: State
-    ) -> tuple[Published, State]:
-        payload = codec.encode(values, spec, round)
-        return Published(payload, -1, None, codec.decode(payload, spec, round)), state
-
-    return Feedback(lambda size: {}, publish, _read, keeps_replicas=False, doc=_first_line(none))
+    spec: AdapterSpec
+    name: ClassVar[str] = "feedback"
 
 
-def error() -> Feedback:
+@dataclass(frozen=True, slots=True)
+class ErrorMemory(Stage):
     """The sender adds what was lost to the next round's vector (DeepSqueeze, arXiv 1907.07346).
 
     v = x + e; C(v) is sent; e' = v - C(v). Nothing per neighbor, so that any graph will do. The price: what is sent is
     never nearer to x than the codec comes, and disagreement stops falling there.
     """
 
+    spec: AdapterSpec
+    name: ClassVar[str] = "feedback"
+
+    def init(self, initial: Tensor) -> State:
+        """``error`` float32[P]: what was lost so far."""
+        return {"error": torch.zeros(self.spec.size)}
+
     def publish(
-        values: Tensor, codec: Codec, spec: AdapterSpec, round: int, state: State
-    ) -> tuple[Published, State]:
-        wanted = values + state["error"]
-        payload = codec.encode(wanted, spec, round)
-        seen = codec.decode(payload, spec, round)
-        return Published(payload, -1, None, seen), {"error": wanted - seen}
-
-    return Feedback(
-        lambda size: {"error": torch.zeros(size)},
-        publish,
-        _read,
-        keeps_replicas=False,
-        doc=_first_line(error),
-    )
+        self, vector: Tensor, context: RoundContext, encode: Callable[[Tensor], Encoded], state: State
+    ) -> tuple[Encoded, State]:
+        """Hand on the vector and what was lost before."""
+        wanted = vector + state["error"]
+        encoded = encode(wanted)
+        return encoded, {"error": wanted - encoded.as_decoded}
 
 
-def replica() -> Feedback:
+@dataclass(frozen=True, slots=True)
+class Replicas(Stage):
     """Changes are sent, of a replica that all readers keep of the sender (CHOCO-SGD, arXiv 1902.00340).
 
     q = C(x - y); y' = y + q on both sides, where y is the replica. Changes shrink as peers agree, and the error with
@@ -109,36 +85,72 @@ def replica() -> Feedback:
     too, as nobody has a replica yet: y' = x, exactly (in the paper y begins at 0; the readers pay the same bytes).
     """
 
-    def init(size: int) -> State:
-        return {"replica": torch.zeros(size), "round": torch.tensor(-1)}
+    spec: AdapterSpec
+    name: ClassVar[str] = "feedback"
+
+    def init(self, initial: Tensor) -> State:
+        """``replica`` float32[P] of us and the ``round`` at which it stands, -1 = there is none yet.
+
+        Later: ``fingerprint`` of the replica, once a reader may have it from this life; ``of/PEER`` float32[P] and
+        ``fingerprint_of/PEER``, the replica that we keep of a peer, 4 P bytes each. These are not saved: whoever has
+        lost them reads and sends the whole.
+        """
+        return {"replica": torch.zeros(self.spec.size), "round": torch.tensor(-1)}
+
+    def saved(self, state: State) -> State:
+        """Our own replica."""
+        return {name: state[name] for name in ("replica", "round")}
 
     def publish(
-        values: Tensor, codec: Codec, spec: AdapterSpec, round: int, state: State
-    ) -> tuple[Published, State]:
-        base = int(state["round"])
-        if base < 0:
-            payload, seen = _WHOLE.encode(values, spec, round), values.clone()
-        else:
-            payload = codec.encode(values - state["replica"], spec, round)
-            seen = state["replica"] + codec.decode(payload, spec, round)
-        whole = lambda: _WHOLE.encode(seen, spec, round)  # noqa: E731 - made only if somebody asks
-        return Published(payload, base, whole, seen), {"replica": seen, "round": torch.tensor(round)}
+        self, vector: Tensor, context: RoundContext, encode: Callable[[Tensor], Encoded], state: State
+    ) -> tuple[Encoded, State]:
+        """Hand on the change; send the replica whole where readers cannot have the one before."""
+        payload = None
+        replica = vector.clone()
+        if int(state["round"]) >= 0:
+            change = encode(vector - state["replica"])
+            payload, replica = change.payload, state["replica"] + change.as_decoded
+        later = {
+            **state,
+            "replica": replica,
+            "round": torch.tensor(context.round),
+            "fingerprint": _fingerprint(replica),
+        }
+        make_whole = partial(_WHOLE.encode, replica, self.spec, context.round)  # made if somebody asks
+        if payload is None or "fingerprint" not in state:
+            return Encoded(make_whole(), replica), later
+        return Encoded(payload, replica, _bytes(state["fingerprint"]), make_whole), later
 
     def read(
-        payload: bytes | bytearray,
-        base: int,
-        codec: Codec,
-        spec: AdapterSpec,
-        round: int,
-        kept: Tensor | None,
-    ) -> Tensor:
-        if base < 0:
-            return _WHOLE.decode(payload, spec, round)
-        if kept is None:
-            raise RemoteError("gap", f"a change from round {base} came, but there is no replica to add it to")
-        return kept + codec.decode(payload, spec, round)
+        self, incoming: Incoming, decode: Callable[[Incoming], Tensor], state: State
+    ) -> tuple[Tensor, State]:
+        """Return the sender's replica, which from now on is ours of it."""
+        sender, published, spec = incoming
+        if published.base:
+            values = state[f"of/{sender}"] + decode(incoming)
+        else:
+            values = _WHOLE.decode(published.payload, spec, published.round)
+        if not math.isfinite(float(values.sum())):
+            return values, state  # guards refuse it; nothing is to be built on it
+        return values, {
+            **state,
+            f"of/{sender}": values,
+            f"fingerprint_of/{sender}": _fingerprint(values),
+        }
 
-    return Feedback(init, publish, read, keeps_replicas=True, doc=_first_line(replica))
+    def base_of(self, peer: str, state: State) -> bytes:
+        """The fingerprint of the replica that we keep of a peer."""
+        fingerprint = state.get(f"fingerprint_of/{peer}")
+        return b"" if fingerprint is None else _bytes(fingerprint)
+
+    def forget(self, peer: str, state: State) -> State:
+        """Drop the replica of a peer."""
+        dropped = (f"of/{peer}", f"fingerprint_of/{peer}")
+        return {name: tensor for name, tensor in state.items() if name not in dropped}
+
+    def payload_sizes(self, spec: AdapterSpec) -> tuple[int, ...]:
+        """The size of a whole replica."""
+        return (_WHOLE.payload_bytes(spec),)
 
 
 def default_feedback(codec: str) -> str:
@@ -146,18 +158,23 @@ def default_feedback(codec: str) -> str:
     return "none" if codec.strip().lower().partition(":")[0] in WITHOUT_MEMORY else "error"
 
 
-def _read(
-    payload: bytes | bytearray, base: int, codec: Codec, spec: AdapterSpec, round: int, kept: Tensor | None
-) -> Tensor:
-    return codec.decode(payload, spec, round)
+def _fingerprint(values: Tensor) -> Tensor:
+    """Return uint8[BASE_BYTES], a tensor so that it can stand in a state."""
+    digest = hashlib.sha256(values.numpy().data).digest()[:BASE_BYTES]
+    return torch.frombuffer(bytearray(digest), dtype=torch.uint8)
 
 
-def _first_line(make: Callable[[], Feedback]) -> str:
-    return (make.__doc__ or "").split("\n")[0]
+def _bytes(fingerprint: Tensor) -> bytes:
+    return fingerprint.numpy().tobytes()
+
+
+def _entry(stage: Callable[[AdapterSpec], Stage], *, equal_ranks: bool = False) -> Entry[Feedback]:
+    doc = (stage.__doc__ or "").split("\n")[0]
+    return Entry(lambda: Feedback(stage, equal_ranks, doc), doc)
 
 
 FEEDBACKS: dict[str, Entry[Feedback]] = {
-    "none": Entry(none, _first_line(none)),
-    "error": Entry(error, _first_line(error)),
-    "replica": Entry(replica, _first_line(replica)),
+    "none": _entry(NoMemory),
+    "error": _entry(ErrorMemory),
+    "replica": _entry(Replicas, equal_ranks=True),
 }

@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 
 from gossip.adapter import AdapterState
-from gossip.methods.contribution import Contribution
+from gossip.methods.contribution import Contribution, Objection
+from gossip.methods.stage import Combination
 
 REFUSE_RATIO = 100.0
 """A neighbor this many times beyond the cap is refused, not clipped (ux-reliability.md B3, case 16)."""
-
-
-class Objection(NamedTuple):
-    """Why a contribution was dropped or changed, in a stable word; ``is_fault`` = honest peers never do it."""
-
-    sender: str
-    reason: str
-    is_fault: bool
 
 
 Guarded = tuple[list[Contribution], list[Objection]]
@@ -32,15 +25,12 @@ Guard = Callable[[Contribution, Sequence[Contribution], float], Guarded]
 """``(own, others, norm_cap) -> (passed, objections)``; pure, keeps the order."""
 
 
-def shape(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:
-    """Drop adapters of another layout."""
-    return _keep(others, lambda part: part.state.spec == own.state.spec, "shape")
-
-
 def finite(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:
     """Drop adapters with a NaN or an infinity anywhere."""
     # The sum is finite only if every value is (values near the float32 limit are caught too, and rightly so).
-    return _keep(others, lambda part: math.isfinite(float(part.state.flat.sum())), "non-finite")
+    return _keep(
+        others, lambda contribution: math.isfinite(float(contribution.state.flat.sum())), "non-finite"
+    )
 
 
 def norm_clip(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:
@@ -51,26 +41,46 @@ def norm_clip(own: Contribution, others: Sequence[Contribution], norm_cap: float
     """
     radius = norm_cap * (float(torch.linalg.vector_norm(own.state.flat)) or 1.0)
     passed, objections = [], []
-    for part in others:
-        delta = part.state.flat - own.state.flat
+    for contribution in others:
+        delta = contribution.state.flat - own.state.flat
         distance = float(torch.linalg.vector_norm(delta))
         if distance <= radius:
-            passed.append(part)
+            passed.append(contribution)
         elif distance <= REFUSE_RATIO * radius:
             clipped = AdapterState(own.state.spec, torch.add(own.state.flat, delta, alpha=radius / distance))
-            passed.append(part._replace(state=clipped))
-            objections.append(Objection(part.sender, "clipped", is_fault=False))
+            passed.append(contribution._replace(state=clipped))
+            objections.append(Objection(contribution.sender, "clipped", is_fault=False))
         else:
-            objections.append(Objection(part.sender, "norm", is_fault=True))
+            objections.append(Objection(contribution.sender, "norm", is_fault=True))
     return passed, objections
+
+
+def guarded(row: Combination) -> Combination:
+    """Return a row with those that may pass; the weight of the others returns to self."""
+    own, norm_cap = row.own, row.norm_cap
+    of_our_rank = [contribution for contribution in row.others if contribution.state.spec == own.state.spec]
+    passed, objections = apply_all(own, of_our_rank, norm_cap)
+    if len(of_our_rank) < len(row.others):  # decoded with a spec of this run, hence of another rank
+        of_other_ranks = [
+            contribution for contribution in row.others if contribution.state.spec != own.state.spec
+        ]
+        more, more_objections = of_another_rank(own, of_other_ranks, norm_cap)
+        passed = sorted((*passed, *more), key=lambda contribution: contribution.sender)
+        objections = [*objections, *more_objections]
+    return replace(
+        row,
+        own=own._replace(weight=1.0 - sum(contribution.weight for contribution in passed)),
+        others=tuple(passed),
+        objections=(*row.objections, *objections),
+    )
 
 
 def apply_all(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:
     """Run every guard of the catalogue in order; return what passed all of them and all objections."""
     passed, objections = list(others), []
     for guard in GUARDS.values():
-        passed, found = guard(own, passed, norm_cap)
-        objections += found
+        passed, more_objections = guard(own, passed, norm_cap)
+        objections += more_objections
     return passed, objections
 
 
@@ -82,20 +92,25 @@ def of_another_rank(own: Contribution, others: Sequence[Contribution], norm_cap:
     """
     passed, objections = finite(own, others, norm_cap)
     largest = (1.0 + norm_cap) * (float(torch.linalg.vector_norm(own.state.flat)) or 1.0)
-    kept, found = _keep(
-        passed, lambda part: float(torch.linalg.vector_norm(part.state.flat)) <= largest, "norm"
-    )
-    return kept, [*objections, *found]
+
+    def is_small(contribution: Contribution) -> bool:
+        return float(torch.linalg.vector_norm(contribution.state.flat)) <= largest
+
+    small, more_objections = _keep(passed, is_small, "norm")
+    return small, [*objections, *more_objections]
 
 
 def _keep(others: Sequence[Contribution], test: Callable[[Contribution], bool], reason: str) -> Guarded:
-    verdicts = [(part, test(part)) for part in others]
-    objections = [Objection(part.sender, reason, is_fault=True) for part, good in verdicts if not good]
-    return [part for part, good in verdicts if good], objections
+    passed, objections = [], []
+    for contribution in others:
+        if test(contribution):
+            passed.append(contribution)
+        else:
+            objections.append(Objection(contribution.sender, reason, is_fault=True))
+    return passed, objections
 
 
 GUARDS: dict[str, Guard] = {
-    "shape": shape,
     "finite": finite,
     "norm": norm_clip,
 }

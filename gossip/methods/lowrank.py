@@ -1,7 +1,7 @@
 """Matrices by two thin factors: M of m x n as P Q^T, P of m x R with orthonormal columns, Q of n x R.
 
 Source: PowerSGD (arXiv 1905.13727), without its warm start: nothing is remembered between rounds, so that the start
-is random, another one in each round. It knows layouts and vectors, no bytes.
+is random, another one in each round. It knows specs and vectors, no bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def factors_pay(shape: Shape, rank: int) -> bool:
 
 
 def compact_size(spec: AdapterSpec, rank: int) -> int:
-    """Return the number of values that ``compact`` makes of a vector of this layout."""
+    """Return the number of values that ``compact`` makes of a vector of this spec."""
     return sum(_compact_count(shape, rank) for _, shape in spec.entries)
 
 
@@ -38,7 +38,7 @@ def compact(values: Tensor, spec: AdapterSpec, rank: int, round: int) -> Tensor:
 
     Args:
         values: float32[P].
-        spec: their layout.
+        spec: of the vector.
         rank: R >= 1.
         round: seeds the start of the iteration.
 
@@ -87,7 +87,7 @@ def _compact_count(shape: Shape, rank: int) -> int:
 
 
 def _by_shape(spec: AdapterSpec, rank: int) -> dict[Shape, list[int]]:
-    """Return where the matrices to be factored stand in the layout, those of one shape together."""
+    """Return where the matrices to be factored stand in the spec, those of one shape together."""
     indices: dict[Shape, list[int]] = defaultdict(list)
     for index, (_, shape) in enumerate(spec.entries):
         if factors_pay(shape, rank):

@@ -1,25 +1,25 @@
-"""The methods of a run, resolved from their names and fitted to an adapter: what travels, in which layout and size.
+"""The methods of a run, resolved from their names and fitted to an adapter: which stages its numbers pass through.
 
-One value for all rounds; many nodes of a simulation share it. The numbers that change stand in ``pipeline.py``.
+One value for all rounds; many nodes of a simulation share it. The states that change are kept by ``pipeline.py``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
-import torch
-from torch import Tensor
-
-from gossip.adapter import AdapterSpec, AdapterState
+from gossip.adapter import AdapterSpec
 from gossip.errors import LocalError
 from gossip.methods import products
 from gossip.methods.catalogue import find
-from gossip.methods.codecs import CODECS, Codec
+from gossip.methods.codecs import CODECS, Codec, Encoding
 from gossip.methods.factors import FACTORS, FactorRule, has_factors
 from gossip.methods.feedback import FEEDBACKS, Feedback, default_feedback
+from gossip.methods.merging import Merge, ProductMixing
 from gossip.methods.mixing import MIXERS, Mixer
-from gossip.methods.optimizers import OPTIMIZERS, Optimizer
+from gossip.methods.optimizers import OPTIMIZERS, OptimizerStage
+from gossip.methods.origin import Origin
+from gossip.methods.pipeline import MakeStage, PipelinePlan
 
 RANKS_MAX = 64
 """Highest LoRA rank that a neighbor may have where ranks may differ. Source: ours; beyond, adapters are not small."""
@@ -65,124 +65,96 @@ class MethodSet:
 
     Args:
         names: how they are written.
-        spec: layout of the whole adapter.
-        shared: layout of the part of it that travels.
-        mixed: layout of what is mixed: ``shared``, once for every vector that the optimizer sends.
-        travels: layout of what we send: ``mixed`` and what the mixing rule adds.
-        formats: payload bytes -> layout of what may come: ``travels``, of every rank allowed.
-        merge_formats: the same for the final merge.
-        factor_rule, mixer, optimizer, codec, feedback, merge_codec: the methods.
+        spec: of the whole adapter.
+        rounds: stages of a round's numbers.
+        merge: stages of the final merge's.
+        factor_rule, mixer: rules of which the node must know more than their stages.
         gamma: mixing step size.
+        merges_as_it_mixes: what is published in the final merge is encoded as all others.
     """
 
     names: MethodNames
     spec: AdapterSpec
-    shared: AdapterSpec
-    mixed: AdapterSpec
-    travels: AdapterSpec
-    formats: dict[int, AdapterSpec]
-    merge_formats: dict[int, AdapterSpec]
+    rounds: PipelinePlan
+    merge: PipelinePlan
     factor_rule: FactorRule
     mixer: Mixer
-    optimizer: Optimizer
-    codec: Codec
-    feedback: Feedback
-    merge_codec: Codec
-    merge_codec_name: str
     gamma: float
+    merges_as_it_mixes: bool
+
+    @property
+    def wire_spec(self) -> AdapterSpec:
+        """Of the vectors that travel."""
+        return self.rounds.wire_spec
 
     @property
     def lengths(self) -> frozenset[int]:
         """Payload sizes in bytes that any round may bring."""
-        return frozenset((*self.formats, *self.merge_formats))
+        return frozenset((*self.rounds.specs, *self.merge.specs))
 
     @property
     def sends_plain_adapters(self) -> bool:
         """What travels is the adapter and nothing else."""
-        return self.travels is self.shared
-
-    @property
-    def merges_as_it_mixes(self) -> bool:
-        """What is published in the final merge is encoded as all others."""
-        return self.merge_codec is self.codec
-
-    def origin(self, initial: AdapterState) -> Tensor:
-        """Return what codecs count from, float32[travelling size]: the adapter that all peers began with.
-
-        Where ranks may differ there is no common one, and codecs count from 0.
-        """
-        size = self.travels.size
-        if self.factor_rule.refactors:
-            return torch.zeros(size)
-        begin = initial.part(self.shared).flat
-        return torch.nn.functional.pad(begin, (0, size - begin.numel()))
+        return self.rounds.wire_spec == self.rounds.shared_spec
 
 
 @lru_cache(maxsize=8)
 def resolve(names: MethodNames, spec: AdapterSpec) -> MethodSet:
-    """Return the methods for an adapter of this layout.
+    """Return the methods for an adapter of this spec.
 
     Raises:
         LocalError: an unknown name, a bad parameter, or a rule that needs LoRA's factors where there are none.
     """
     rule = find("factor rule", names.factors, FACTORS)
-    mixer = find("mixing rule", names.mixing, MIXERS)
-    optimizer = find("optimizer", names.optimizer, OPTIMIZERS)
     codec = find("codec", names.codec, CODECS)
     feedback_name = default_feedback(names.codec) if names.feedback == "auto" else names.feedback
     feedback = find("feedback", feedback_name, FEEDBACKS)
     if names.merge not in MERGES:
         raise LocalError(f"unknown --merge {names.merge!r}; known: {', '.join(MERGES)}")
-    shared = rule.shared(spec)
+    shared_spec = rule.shared(spec)
     if names.private:
-        shared = shared.only(lambda name: name not in names.private)
-    mixed = _repeated(shared, optimizer.vectors)
-    travels = _extended(mixed, mixer.extra)
-    if rule.refactors and feedback.keeps_replicas:
+        shared_spec = shared_spec.only(lambda name: name not in names.private)
+    if rule.refactors and feedback.equal_ranks:
         raise LocalError(
             f"--feedback {feedback_name} needs neighbors' adapters of one size, but with --factors {names.factors} "
             "ranks may differ: use --feedback error, or --factors both"
         )
+    ranks = range(1, RANKS_MAX + 1) if rule.refactors else ()
+    other_ranks = [products.with_rank(shared_spec, rank) for rank in ranks]
+    gamma = names.gamma or codec.gamma
     one_round_does = codec.gamma == 1.0 and feedback_name == "none"
     merge_codec_name = names.codec if one_round_does else MERGE_CODEC
-    merge_codec = codec if one_round_does else find("codec", MERGE_CODEC, CODECS)
-    ranks = range(1, RANKS_MAX + 1) if rule.refactors else ()
-    layouts = [products.relayout(shared, rank) for rank in ranks] if ranks else [travels]
-    formats = {codec.payload_bytes(layout): layout for layout in layouts}
-    if feedback.keeps_replicas:
-        formats[4 * travels.size] = travels
-    merge_layouts = layouts if ranks else [shared]
+    merge_stages = (
+        partial(Merge, names.merge == "product" and has_factors(shared_spec)),
+        partial(Encoding, find("codec", merge_codec_name, CODECS)),
+    )
     return MethodSet(
         names=names,
         spec=spec,
-        shared=shared,
-        mixed=mixed,
-        travels=travels,
-        formats=formats,
-        merge_formats={merge_codec.payload_bytes(layout): layout for layout in merge_layouts},
+        rounds=PipelinePlan.of(
+            round_stages(names, rule, codec, feedback, gamma), shared_spec, names.codec, other_ranks
+        ),
+        merge=PipelinePlan.of(merge_stages, shared_spec, merge_codec_name, other_ranks),
         factor_rule=rule,
-        mixer=mixer,
-        optimizer=optimizer,
-        codec=codec,
-        feedback=feedback,
-        merge_codec=merge_codec,
-        merge_codec_name=merge_codec_name,
-        gamma=names.gamma or codec.gamma,
+        mixer=find("mixing rule", names.mixing, MIXERS),
+        gamma=gamma,
+        merges_as_it_mixes=one_round_does,
     )
 
 
-def merges_products(methods: MethodSet) -> bool:
-    """Tell whether the final merge averages products: asked for, and there are whole pairs of factors."""
-    return methods.names.merge == "product" and has_factors(methods.shared)
-
-
-def _repeated(layout: AdapterSpec, vectors: int) -> AdapterSpec:
-    if vectors == 1:
-        return layout
-    return AdapterSpec(
-        tuple((f"{index}/{name}", shape) for index in range(vectors) for name, shape in layout.entries)
+def round_stages(
+    names: MethodNames, rule: FactorRule, codec: Codec, feedback: Feedback, gamma: float
+) -> tuple[MakeStage, ...]:
+    """Return what a round's numbers pass through between local steps and the wire, in order."""
+    mixer = find("mixing rule", names.mixing, MIXERS)
+    remembers_losses = codec.relative_error > 0.0
+    return (
+        partial(OptimizerStage, find("optimizer", names.optimizer, OPTIMIZERS)),
+        ProductMixing if rule.refactors else partial(mixer.stage, gamma),
+        # A stage that changes what leaves this peer, such as privacy, has its place here.
+        *(
+            (Origin,) if remembers_losses and not rule.refactors else ()
+        ),  # no common origin where ranks may differ
+        *((feedback.stage,) if remembers_losses else ()),
+        partial(Encoding, codec),
     )
-
-
-def _extended(layout: AdapterSpec, extra: int) -> AdapterSpec:
-    return AdapterSpec((*layout.entries, ("extra", (extra,)))) if extra else layout

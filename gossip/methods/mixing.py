@@ -1,26 +1,30 @@
 """How a peer combines its own adapter with those it has read: the catalogue of mixing rules.
 
-A rule is a value: ``init`` makes its state, the rest is pure. Contributions come in sorted order of senders, because
-float sums must not depend on arrival; their weights and our own add up to 1 (a row of W, with the weight of whatever
-did not come returned to self). Rules act on the flat vector: averaging LoRA factors is not averaging their product
-(error bounded by the factors' disagreement, algorithms.md section 3.1), which stays small under a common start and
-frequent mixing. To add a rule: one function and one line in ``MIXERS``.
+A rule is a pure function of the row. Contributions come in sorted order of senders, because float sums must not depend
+on arrival; their weights and our own add up to 1 (a row of W, with the weight of whatever did not come returned to
+self). Rules act on the flat vector: averaging LoRA factors is not averaging their product (error bounded by the
+factors' disagreement, algorithms.md section 3.1), which stays small under a common start and frequent mixing. To add a
+rule: one function and one line in ``MIXERS``. A rule that remembers something, or sends something besides the adapter,
+is a stage of its own, as push-sum is (``push_sum.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gossip.adapter import AdapterState
-from gossip.methods import push_sum
+from gossip.adapter import AdapterSpec, AdapterState
+from gossip.methods import guards
 from gossip.methods.catalogue import Entry
-from gossip.methods.contribution import Contribution, MixInput
+from gossip.methods.contribution import Contribution, MixInput, reweighed
+from gossip.methods.push_sum import PushSum
 from gossip.methods.requirements import Requirements, State
+from gossip.methods.stage import Combination, Stage
 from topology.parameters import Parameter, fraction
 
 MIX_BLOCK = 256 * 1024
@@ -35,27 +39,42 @@ STALENESS_EXPONENT = 0.5
 
 
 class Mixer(NamedTuple):
-    """A mixing rule.
+    """A mixing rule, and what the run must know of it.
 
     Attributes:
-        init: the adapter that we begin with -> state.
-        publish: ``(own after local steps, number of readers, S) -> (vector that travels, S)``, once a round.
-        extra: values that travel besides the P of the adapter, after them.
-        read: ``(sender, vector as decoded, weight in my row, S) -> (adapter values float32[P], weight, S)``.
-        mix: ``(row, S) -> (adapter, S)``.
+        stage: ``(mixing step size in (0, 1], spec of what is mixed)`` -> the stage that mixes with it.
         requires: what it asks of the run.
         reweighs: contributions count otherwise than W says, even if all of them come in time.
         confirms: only exchanges that both sides know of count: the node waits for word that its own adapter has come.
+        newest_only: an adapter older than the last one mixed of its sender must not be mixed.
     """
 
-    init: Callable[[AdapterState], State]
-    publish: Callable[[AdapterState, int, State], tuple[Tensor, State]]
-    extra: int
-    read: Callable[[str, Tensor, float, State], tuple[Tensor, float, State]]
-    mix: Callable[[MixInput, State], tuple[AdapterState, State]]
+    stage: Callable[[float, AdapterSpec], Stage]
     requires: Requirements
-    reweighs: bool
+    reweighs: bool = False
     confirms: bool = False
+    newest_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mixing(Stage):
+    """The stage of a rule that remembers nothing; the adapter travels as it is.
+
+    Args:
+        rule: row -> adapter.
+        gamma: mixing step size in (0, 1].
+    """
+
+    rule: Callable[[MixInput], AdapterState]
+    gamma: float
+    spec: AdapterSpec
+    name: ClassVar[str] = "mixer"
+
+    def combine(self, row: Combination, state: State) -> tuple[Combination, State]:
+        """Let the rule mix what the guards let pass."""
+        row = guards.guarded(row)
+        mixed = self.rule(MixInput(row.own, row.own_as_decoded, row.others, self.gamma))
+        return replace(row, vector=mixed.flat), state
 
 
 def weighted_sum(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -80,19 +99,19 @@ def weighted_sum(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 def average(row: MixInput) -> AdapterState:
     """Weighted average with the row of W: D-PSGD, Dec-LoRA (arXiv 2501.15361).
 
-    x + gamma sum_j w_j (y_j - seen). Counting from what readers saw of us, not from x, keeps the mean whatever a codec
-    loses, if W is doubly stochastic (CHOCO, arXiv 1902.00340; DeepSqueeze).
+    x + gamma sum_j w_j (y_j - y), y = own as decoded. Counting from what readers see of us, not from x, keeps the mean
+    whatever a codec loses, if W is doubly stochastic (CHOCO, arXiv 1902.00340; DeepSqueeze).
     """
     if not row.others:
         return row.own.state
-    own, taken = row.own.state.flat, [part.weight for part in row.others]
-    if row.seen is own:
-        kept = row.own.weight if row.gamma == 1.0 else 1.0 - row.gamma * sum(taken)
-        vectors, weights = [own], [kept]
+    own, others_weights = row.own.state.flat, [contribution.weight for contribution in row.others]
+    if row.own_as_decoded is own:
+        own_weight = row.own.weight if row.gamma == 1.0 else 1.0 - row.gamma * sum(others_weights)
+        vectors, weights = [own], [own_weight]
     else:
-        vectors, weights = [own, row.seen], [1.0, -row.gamma * sum(taken)]
-    vectors += [part.state.flat for part in row.others]
-    weights += [row.gamma * weight for weight in taken]
+        vectors, weights = [own, row.own_as_decoded], [1.0, -row.gamma * sum(others_weights)]
+    vectors += [contribution.state.flat for contribution in row.others]
+    weights += [row.gamma * weight for weight in others_weights]
     return replace(row.own.state, flat=weighted_sum(vectors, weights))
 
 
@@ -103,12 +122,12 @@ def age_weighted(row: MixInput) -> AdapterState:
     ``AGE_RATIO_MAX`` times our own are cut to that, so that a lie does not replace us (a newcomer has nothing to lose).
     """
     cap = AGE_RATIO_MAX * row.own.age if row.own.age else float("inf")
-    masses = [part.weight * min(part.age, cap) for part in (row.own, *row.others)]
+    masses = [contribution.weight * min(contribution.age, cap) for contribution in (row.own, *row.others)]
     total = sum(masses)
     if total == 0:  # everybody is new
         return average(row)
     own = row.own._replace(weight=masses[0] / total)
-    others = [part._replace(weight=mass / total) for part, mass in zip(row.others, masses[1:], strict=True)]
+    others = reweighed(row.others, [mass / total for mass in masses[1:]])
     return average(row._replace(own=own, others=others))
 
 
@@ -116,17 +135,17 @@ def staleness(exponent: float = STALENESS_EXPONENT) -> Mixer:
     """Weight times (1 + rounds of delay)^-A, the rest to self (FedAsync, arXiv 1903.03934, on a row of W)."""
 
     def mix(row: MixInput) -> AdapterState:
-        delays = [max(0, row.own.round - part.round) for part in row.others]
+        delays = [max(0, row.own.round - contribution.round) for contribution in row.others]
         if not any(delays):
             return average(row)
-        pairs = zip(row.others, delays, strict=True)
-        return average(
-            _thinned(
-                row, [part._replace(weight=part.weight * (1 + late) ** -exponent) for part, late in pairs]
-            )
-        )
+        factors = [(1 + delay) ** -exponent for delay in delays]
+        weights = [
+            contribution.weight * factor for contribution, factor in zip(row.others, factors, strict=True)
+        ]
+        others = reweighed(row.others, weights)
+        return average(_thinned(row, others))
 
-    return _stateless(mix, Requirements(linear=True))
+    return of_rule(mix, Requirements(linear=True))
 
 
 def symmetric_drop(row: MixInput) -> AdapterState:
@@ -138,55 +157,46 @@ def symmetric_drop(row: MixInput) -> AdapterState:
     With a share q of confirmed exchanges E[W] = I - q (I - W) (algorithms.md section 7). An adapter of another round is
     not what its sender mixes now, and does not count.
     """
-    return average(
-        _thinned(row, [part for part in row.others if part.confirmed and part.round == row.own.round])
-    )
+    mutual = [
+        contribution
+        for contribution in row.others
+        if contribution.confirmed and contribution.round == row.own.round
+    ]
+    return average(_thinned(row, mutual))
 
 
 def _thinned(row: MixInput, others: Sequence[Contribution]) -> MixInput:
     """Return the row with these others, which weigh no more than its own did; what they leave goes to self."""
-    kept = sum(part.weight for part in others)
-    left = row.own.weight + sum(part.weight for part in row.others) - kept
-    return row._replace(own=row.own._replace(weight=left), others=others)
+    others_weight = sum(contribution.weight for contribution in others)
+    own_weight = row.own.weight + sum(contribution.weight for contribution in row.others) - others_weight
+    return row._replace(own=row.own._replace(weight=own_weight), others=others)
 
 
-def _stateless(
-    mix: Callable[[MixInput], AdapterState],
+def of_rule(
+    rule: Callable[[MixInput], AdapterState],
     requires: Requirements | None = None,
     *,
     reweighs: bool = False,
     confirms: bool = False,
 ) -> Mixer:
-    """Lift a plain function to a rule without state, for which the adapter travels as it is."""
-    return Mixer(
-        init=lambda own: {},
-        publish=lambda own, readers, state: (own.flat, state),
-        extra=0,
-        read=lambda sender, vector, weight, state: (vector, weight, state),
-        mix=lambda row, state: (mix(row), state),
-        requires=requires or Requirements(),
-        reweighs=reweighs,
-        confirms=confirms,
-    )
+    """Return the mixer of a rule that remembers nothing."""
+    return Mixer(partial(Mixing, rule), requires or Requirements(), reweighs, confirms)
 
 
 def _push_sum() -> Mixer:
     return Mixer(
-        init=push_sum.init,
-        publish=push_sum.publish,
-        extra=push_sum.EXTRA,
-        read=push_sum.read,
-        mix=push_sum.mix,
-        requires=Requirements(static=True, exact_codec=True, linear=True),
+        lambda gamma, spec: PushSum(spec),  # masses say how far to go
+        Requirements(static=True, exact_codec=True, linear=True),
         reweighs=True,
+        newest_only=True,  # an older running sum would look like one of a sender that began anew
     )
 
 
 # Rules for products (--factors tsvd) go by the weights of W alone: all but `average` would be ignored there.
 MIXERS: dict[str, Entry[Mixer]] = {
-    "average": Entry(lambda: _stateless(average), "weighted average with the row of W (D-PSGD)"),
+    "average": Entry(lambda: of_rule(average), "weighted average with the row of W (D-PSGD)"),
     "age": Entry(
-        lambda: _stateless(age_weighted, Requirements(linear=True), reweighs=True),
+        lambda: of_rule(age_weighted, Requirements(linear=True), reweighs=True),
         "row of W times age in local steps, renormalized: newcomers take over what others know",
     ),
     "staleness": Entry(
@@ -199,7 +209,7 @@ MIXERS: dict[str, Entry[Mixer]] = {
         "mass travels along and sums are running: the exact mean over one-way links, under any loss",
     ),
     "symmetric-drop": Entry(
-        lambda: _stateless(
+        lambda: of_rule(
             symmetric_drop, Requirements(symmetric=True, lock_step=True, linear=True), confirms=True
         ),
         "an exchange counts only if both sides know of it, so that a lost message does not move the mean",

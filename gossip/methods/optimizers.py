@@ -1,24 +1,27 @@
 """What a round does around local steps and mixing: the catalogue of optimizers for peers whose data differ.
 
 An optimizer sees vectors only: ``start`` (where the round began), ``trained`` (after ``steps`` local steps), ``mixed``
-(what came of mixing what it published). It acts in two places: ``drift`` is added to the adapter after every local
-step by the trainer, ``update`` makes the next start of what was mixed. States hold displacements, in the units of the
-adapter: learning rates, and whatever a local optimizer makes of gradients, stay the trainer's business. Rules work in
-the dtype that they are given, and an empty state stands for zeros. To add one: one function and a line in
+(what came of mixing what it published). It acts in two places: ``correction`` is added to the adapter after every
+local step by the trainer, ``update`` makes the next start of what was mixed. States hold displacements, in the units of
+the adapter: learning rates, and whatever a local optimizer makes of gradients, stay the trainer's business. Rules work
+in the dtype that they are given, and an empty state stands for zeros. To add one: one function and a line in
 ``OPTIMIZERS``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gossip.adapter import AdapterSpec, AdapterState
 from gossip.methods.catalogue import Entry
 from gossip.methods.requirements import Requirements, State
 from gossip.methods.stability import Outer
+from gossip.methods.stage import Combination, Encoded, RoundContext, Stage
 from topology.parameters import Parameter, Value, positive
 
 STEP_MAX = 4.0
@@ -30,7 +33,7 @@ class Optimizer(NamedTuple):
 
     Attributes:
         init: P -> state.
-        drift: state -> float32[P] to add after every local step of the next round, or None.
+        correction: state -> float32[P] to add after every local step of the next round, or None.
         publish: ``(start, trained, steps, S)`` -> the K vectors float32[P] that travel, the adapter first.
         update: ``(start, trained, K mixed vectors, steps, S) -> (next start, S)``; steps >= 1.
         vectors: K.
@@ -39,12 +42,60 @@ class Optimizer(NamedTuple):
     """
 
     init: Callable[[int], State]
-    drift: Callable[[State], Tensor | None]
+    correction: Callable[[State], Tensor | None]
     publish: Callable[[Tensor, Tensor, int, State], list[Tensor]]
     update: Callable[[Tensor, Tensor, list[Tensor], int, State], tuple[Tensor, State]]
     vectors: int
     requires: Requirements
     outer: Outer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerStage(Stage):
+    """The first stage: what an optimizer sends goes on as one vector, and what was mixed comes back to it."""
+
+    optimizer: Optimizer
+    spec: AdapterSpec
+    name: ClassVar[str] = "optimizer"
+
+    @property
+    def next_spec(self) -> AdapterSpec:
+        """The adapter's, once for every vector that travels."""
+        if self.optimizer.vectors == 1:
+            return self.spec
+        copies = range(self.optimizer.vectors)
+        return AdapterSpec(
+            tuple((f"{copy}/{name}", shape) for copy in copies for name, shape in self.spec.entries)
+        )
+
+    def init(self, initial: Tensor) -> State:
+        """The optimizer's."""
+        return self.optimizer.init(self.spec.size)
+
+    def correction(self, state: State) -> Tensor | None:
+        """The optimizer's."""
+        return self.optimizer.correction(state)
+
+    def publish(
+        self, vector: Tensor, context: RoundContext, encode: Callable[[Tensor], Encoded], state: State
+    ) -> tuple[Encoded, State]:
+        """Hand on all its vectors, one after the other."""
+        vectors = self.optimizer.publish(context.start.flat, vector, context.steps, state)
+        return encode(vectors[0] if len(vectors) == 1 else torch.cat(vectors)), state
+
+    def combine(self, row: Combination, state: State) -> tuple[Combination, State]:
+        """Make the next start of what was mixed; of the others, adapters are left."""
+        context, size = row.context, self.spec.size
+        mixed = [row.vector[begin : begin + size] for begin in range(0, row.vector.numel(), size)]
+        vector, state = self.optimizer.update(
+            context.start.flat, context.trained.flat, mixed, context.steps, state
+        )
+        others = row.others
+        if self.optimizer.vectors > 1:
+            adapters = [AdapterState(self.spec, contribution.state.flat[:size]) for contribution in others]
+            pairs = zip(others, adapters, strict=True)
+            others = tuple(contribution._replace(state=adapter) for contribution, adapter in pairs)
+        return replace(row, others=others, vector=vector), state
 
 
 def plain() -> Optimizer:
@@ -61,11 +112,11 @@ def plain() -> Optimizer:
 def quasi_global(mu: float = 0.9) -> Optimizer:
     """Local momentum along the path of the mixed adapter: QG-DSGDm (arXiv 2102.04761).
 
-    m is the backward displacement per local step: m' = mu m + (1 - mu) (start - mixed) / steps, drift -mu m. mu = 0 is
-    ``none``.
+    m is the backward displacement per local step: m' = mu m + (1 - mu) (start - mixed) / steps. Correction: -mu m. With
+    mu = 0 it is ``none``.
     """
 
-    def drift(state: State) -> Tensor | None:
+    def correction(state: State) -> Tensor | None:
         return -mu * state["m"] if mu and state else None
 
     def update(
@@ -74,23 +125,24 @@ def quasi_global(mu: float = 0.9) -> Optimizer:
         m = torch.mul(start - mixed[0], (1.0 - mu) / steps)
         return mixed[0], {"m": m.add_(state["m"], alpha=mu) if state else m}
 
-    return _one_vector(drift, update, Requirements(linear=True))
+    return _one_vector(correction, update, Requirements(linear=True))
 
 
 def d2() -> Optimizer:
     """D^2 (arXiv 1803.07068), also exact diffusion: x' = W (x + u + c), c' = x' - x - u, u the local displacement.
 
-    The correction c enters in equal parts after every local step, and is kept per step: c = steps * drift. If all take
-    equally many steps, corrections sum to 0, and in the limit each drift undoes the local step of its peer: all stand
-    still at the minimum of the summed losses. An eigenvalue of W of -1/3 or less makes it diverge; we ask for lazy
-    weights, which leave a margin for large steps. What a codec loses leaves the sum as it is (``mixing.average``).
+    c enters in equal parts, the corrections, after every local step, and one part is kept: c = steps * correction. If
+    all take equally many steps, corrections sum to 0, and in the limit each undoes the local step of its peer: all
+    stand still at the minimum of the summed losses. An eigenvalue of W of -1/3 or less makes it diverge; we ask for
+    lazy weights, which leave a margin for large steps. What a codec loses leaves the sum as it is (``mixing.average``).
     """
 
     def update(
         start: Tensor, trained: Tensor, mixed: list[Tensor], steps: int, state: State
     ) -> tuple[Tensor, State]:
-        drift = torch.div(mixed[0] - trained, steps)
-        return mixed[0], {"drift": drift.add_(state["drift"]) if state else drift}
+        correction = torch.div(mixed[0] - trained, steps)
+        # The tensor's name is older than the word: checkpoints have it.
+        return mixed[0], {"drift": correction.add_(state["drift"]) if state else correction}
 
     requires = Requirements(
         doubly_stochastic=True,
@@ -106,9 +158,9 @@ def d2() -> Optimizer:
 def tracking() -> Optimizer:
     """Gradient tracking over local steps: K-GT (arXiv 2301.01313). Twice the bytes.
 
-    D = (start - trained) / steps travels too; c' = c - D + mixed D, drift -c. Corrections sum to 0 as long as mixing
-    keeps the mean, whatever W is in a round: a lossy codec does not hurt that (``mixing.average``), single messages
-    that get lost do (but under ``--mixing symmetric-drop``).
+    D = (start - trained) / steps travels too; c' = c - D + mixed D, correction -c. Corrections sum to 0 as long as
+    mixing keeps the mean, whatever W is in a round: a lossy codec does not hurt that (``mixing.average``), single
+    messages that get lost do (but under ``--mixing symmetric-drop``).
     """
 
     def displacement(start: Tensor, trained: Tensor, steps: int) -> Tensor:
@@ -125,7 +177,7 @@ def tracking() -> Optimizer:
 
     return Optimizer(
         init=_empty,
-        drift=lambda state: -state["c"] if state else None,
+        correction=lambda state: -state["c"] if state else None,
         publish=publish,
         update=update,
         vectors=2,
@@ -168,7 +220,7 @@ def nesterov(mu: float = 0.9, gamma: float = 0.7) -> Optimizer:
 
 
 def _one_vector(
-    drift: Callable[[State], Tensor | None],
+    correction: Callable[[State], Tensor | None],
     update: Callable[[Tensor, Tensor, list[Tensor], int, State], tuple[Tensor, State]],
     requires: Requirements,
     outer: Outer | None = None,
@@ -176,7 +228,7 @@ def _one_vector(
     """Return an optimizer for which the adapter alone travels."""
     return Optimizer(
         init=_empty,
-        drift=drift,
+        correction=correction,
         publish=lambda start, trained, steps, state: [trained],
         update=update,
         vectors=1,

@@ -1,52 +1,91 @@
 """The numbers of one peer's rounds: from its trained adapter to bytes, and from its neighbors' bytes to the next start.
 
-optimizer -> mixing rule -> feedback -> codec -> bytes, and back: decode, guard, mix, optimizer. All methods are values
-(``method_set.py``); their states are kept here, and go into checkpoints as named tensors. It knows no events and no
-time.
+A pipeline takes vectors through the stages of a tuple (``stage.py``) and keeps their states; it knows none of them by
+name, and neither events nor time. A node has one for its rounds and one for the final merge (``method_set.py``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.errors import RemoteError
-from gossip.methods import guards, products
-from gossip.methods.contribution import Contribution, MixInput
+from gossip.errors import LocalError, RemoteError
+from gossip.methods import products
+from gossip.methods.contribution import Contribution, Objection, scaled_to
 from gossip.methods.factors import has_factors
-from gossip.methods.method_set import MethodSet, merges_products
-from gossip.methods.mixing import weighted_sum
 from gossip.methods.requirements import State
+from gossip.methods.stage import Combination, Encoded, Incoming, RoundContext, Stage
 from gossip.published import PublishedAdapter
-from gossip.wire import BASE_BYTES
+
+MakeStage = Callable[[AdapterSpec], Stage]
+"""``spec of the vectors that it is given to publish -> stage``."""
 
 
-class Arrived(NamedTuple):
-    """A neighbor's adapter, decoded, not yet guarded.
+@dataclass(frozen=True, slots=True, eq=False)
+class PipelinePlan:
+    """What a pipeline is made of: one value for all nodes of a run.
 
-    Attributes:
-        sender: peer id.
-        layout: of ``values``; another than ours only where ranks may differ.
-        values: float32[layout.size].
-        weight: its entry in the row of W for which it was asked.
-        age, round: what the sender says of it.
-        confirmed: the sender has our adapter of this round.
+    Args:
+        stages: in the order in which they publish; the last one makes bytes.
+        codec: how payloads are called in their headers.
+        specs: payload bytes -> spec of the vector that a payload of so many is.
     """
 
-    sender: str
-    layout: AdapterSpec
-    values: Tensor
-    weight: float
-    age: int
-    round: int
-    confirmed: bool = True
+    stages: tuple[Stage, ...]
+    codec: str
+    specs: Mapping[int, AdapterSpec]
+
+    @staticmethod
+    def of(
+        makers: Iterable[MakeStage], spec: AdapterSpec, codec: str, other_specs: Sequence[AdapterSpec] = ()
+    ) -> PipelinePlan:
+        """Make stages that fit one after the other.
+
+        Args:
+            spec: of what travels of the adapter.
+            codec: how payloads are called.
+            other_specs: what neighbors may send besides, such as adapters of other ranks.
+        """
+        stages = []
+        for make in makers:
+            stages.append(make(spec))
+            spec = stages[-1].next_spec
+        sizes = {
+            size: incoming
+            for incoming in (spec, *other_specs)
+            for stage in stages
+            for size in stage.payload_sizes(incoming)
+        }
+        return PipelinePlan(tuple(stages), codec, sizes)
+
+    @property
+    def shared_spec(self) -> AdapterSpec:
+        """Of what travels of the adapter."""
+        return self.stages[0].spec
+
+    @property
+    def wire_spec(self) -> AdapterSpec:
+        """Of the vectors that become bytes."""
+        return self.stages[-1].spec
+
+    def spec_of(self, published: PublishedAdapter) -> AdapterSpec:
+        """Return the spec of what a neighbor has published.
+
+        Raises:
+            RemoteError: ``"codec"`` or ``"shape"``: it cannot be of this run.
+        """
+        if published.codec != self.codec:
+            raise RemoteError("codec", f"{published.codec} came where {self.codec} was expected")
+        spec = self.specs.get(len(published.payload))
+        if spec is None:
+            raise RemoteError("shape", f"{len(published.payload)} bytes do not fit this run's adapters")
+        return spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,294 +94,199 @@ class Mixed:
 
     Args:
         state: the adapter to go on with.
-        parts: what was mixed in, after the guards.
+        own: our contribution as it was mixed; its weight is what the others left of 1.
+        others: what was mixed in, after the guards.
         objections: what guards dropped or clipped.
-        drift, cross_term: see ``RoundReport``.
+        mixing_change, cross_term: see ``RoundReport``.
     """
 
     state: AdapterState
-    parts: tuple[Contribution, ...]
-    objections: tuple[guards.Objection, ...]
-    drift: float
+    own: Contribution
+    others: tuple[Contribution, ...]
+    objections: tuple[Objection, ...]
+    mixing_change: float
     cross_term: float
 
 
-class _Replica(NamedTuple):
-    """What we think a neighbor's readers know of it, less the origin, and its fingerprint."""
-
-    values: Tensor
-    fingerprint: bytes
-
-
 class Pipeline:
-    """The states of a peer's methods.
+    """Stages with the states that they have at one peer.
 
     Args:
         me: our peer id.
-        methods: fitted to our adapter.
+        plan: the stages.
         initial: the adapter that all peers began with.
         norm_cap: see ``guards.norm_clip``.
         saved: ``tensors()`` of an earlier life.
     """
 
     def __init__(
-        self, me: str, methods: MethodSet, initial: AdapterState, norm_cap: float, saved: State | None = None
+        self,
+        me: str,
+        plan: PipelinePlan,
+        initial: AdapterState,
+        norm_cap: float,
+        saved: State | None = None,
     ) -> None:
         self._me = me
-        self._methods = methods
+        self._plan = plan
         self._norm_cap = norm_cap
-        self._is_exact = methods.codec.relative_error == 0.0
-        self._origin = None if self._is_exact else methods.origin(initial)
-        own = self._laid_out([initial.part(methods.shared).flat] * methods.optimizer.vectors)
-        self._optimizer = methods.optimizer.init(methods.shared.size)
-        self._mixer = methods.mixer.init(own)
-        self._feedback = methods.feedback.init(methods.travels.size)
-        for name, tensor in (saved or {}).items():
-            kind, _, rest = name.partition("/")
-            {"optimizer": self._optimizer, "mixer": self._mixer, "feedback": self._feedback}[kind][rest] = (
-                tensor
-            )
-        self._replicas: dict[str, _Replica] = {}  # not saved: whoever has lost one reads the whole
-        self._base = b""
-        self._own = own
-        self._begin = own.flat
-        self._seen = own.flat
+        self._initial = initial.select(plan.shared_spec)
+        self._states = [
+            {**stage.init(_padded(self._initial.flat, stage.spec.size)), **_of_stage(stage, saved or {})}
+            for stage in plan.stages
+        ]
+        self._given: dict[int, Tensor] = {}  # stage's place -> what it was given to publish in this round
+        self._as_decoded = self._initial.flat
 
     def tensors(self) -> State:
-        """Return all states, for a checkpoint."""
-        states = {"optimizer": self._optimizer, "mixer": self._mixer, "feedback": self._feedback}
-        return {f"{kind}/{name}": tensor for kind, state in states.items() for name, tensor in state.items()}
+        """Return what a checkpoint keeps of all states."""
+        return {
+            f"{stage.name}/{name}": tensor
+            for stage, state in zip(self._plan.stages, self._states, strict=True)
+            for name, tensor in stage.saved(state).items()
+        }
 
-    def drift(self) -> Tensor | None:
-        """Return what is to be added to the whole adapter after every local step, float32[P], or None."""
-        drift = self._methods.optimizer.drift(self._optimizer)
-        if drift is None or self._methods.shared == self._methods.spec:
-            return drift
-        rest = AdapterState(self._methods.spec, torch.zeros(self._methods.spec.size))
-        return rest.with_part(AdapterState(self._methods.shared, drift)).flat
+    def correction(self, spec: AdapterSpec) -> Tensor | None:
+        """Return float32[P] to add after every local step to an adapter of this spec, or None."""
+        per_stage = (
+            stage.correction(state) for stage, state in zip(self._plan.stages, self._states, strict=True)
+        )
+        corrections = [correction for correction in per_stage if correction is not None]
+        if not corrections:
+            return None
+        total = sum(corrections[1:], corrections[0])
+        nothing = AdapterState(spec, torch.zeros(spec.size))
+        return nothing.with_selected(AdapterState(self._plan.shared_spec, total)).flat
+
+    def base_of(self, peer: str) -> bytes:
+        """Return the fingerprint of what we keep of a peer that its next payload may build on; empty = nothing."""
+        pairs = zip(self._plan.stages, self._states, strict=True)
+        return next((base for stage, state in pairs if (base := stage.base_of(peer, state))), b"")
 
     def forget(self, peer: str) -> None:
-        """Drop what we know of a peer that has gone."""
-        self._replicas.pop(peer, None)
+        """Drop what is of no use once a peer has gone."""
+        pairs = zip(self._plan.stages, self._states, strict=True)
+        self._states = [stage.forget(peer, state) for stage, state in pairs]
 
-    def replica_of(self, peer: str) -> bytes:
-        """Return the fingerprint of the replica that we keep of a peer; empty if none."""
-        replica = self._replicas.get(peer)
-        return replica.fingerprint if replica else b""
-
-    def likeness(self, parts: Sequence[Contribution]) -> dict[str, float]:
+    def likeness(self, mixed: Mixed) -> dict[str, float]:
         """Return peer -> cosine between what it has learned since the common beginning and what we have, in [-1, 1]."""
-        own = self._own.flat - self._begin
-        found = {}
-        for part in parts:
-            theirs = part.state.flat - self._begin
+        own = mixed.own.state.flat - self._initial.flat
+        cosines = {}
+        for contribution in mixed.others:
+            theirs = contribution.state.flat - self._initial.flat
             scale = float(torch.linalg.vector_norm(own) * torch.linalg.vector_norm(theirs))
-            found[part.sender] = float(own @ theirs) / scale if scale else 0.0
-        return found
+            cosines[contribution.sender] = float(own @ theirs) / scale if scale else 0.0
+        return cosines
 
     # -- out
 
-    def publish(
-        self, start: AdapterState, trained: AdapterState, *, steps: int, round: int, age: int, readers: int
-    ) -> PublishedAdapter:
-        """Return this round's adapter: ``trained``, reached from ``start`` in ``steps`` local steps."""
-        methods = self._methods
-        begun, ended = start.part(methods.shared).flat, trained.part(methods.shared).flat
-        self._own = self._laid_out(methods.optimizer.publish(begun, ended, steps, self._optimizer))
-        vector, self._mixer = methods.mixer.publish(self._own, readers, self._mixer)
-        layout, name = methods.travels, methods.names.codec
-        if self._origin is None:
-            self._seen = self._own.flat
-            return PublishedAdapter(round, age, name, methods.codec.encode(vector, layout, round))
-        published, self._feedback = methods.feedback.publish(
-            vector - self._origin, methods.codec, layout, round, self._feedback
-        )
-        self._seen = published.seen + self._origin
-        if published.whole is None:
-            return PublishedAdapter(round, age, name, published.payload)
-        base, self._base = self._base, _fingerprint(published.seen)
-        make_whole = published.whole
-        if not base:  # the first of this life: whatever replicas readers keep are of another
-            return PublishedAdapter(round, age, name, make_whole())
-        return PublishedAdapter(
-            round,
-            age,
-            name,
-            published.payload,
-            base,
-            lambda: PublishedAdapter(round, age, name, make_whole()),
-        )
+    def publish(self, context: RoundContext) -> PublishedAdapter:
+        """Return this round's adapter: ``context.trained``, on its way through the stages."""
+        self._given = {}
+        context = self._narrowed(context)
+        encoded = self._encode(0, context, context.trained.flat)
+        self._as_decoded = encoded.as_decoded
+        make = partial(PublishedAdapter, context.round, context.age, self._plan.codec)
+        make_whole = encoded.whole
+        if make_whole is None:
+            return make(encoded.payload)
+        return make(encoded.payload, encoded.base, lambda: make(make_whole()))
 
-    def publish_merge(self, state: AdapterState, *, round: int, age: int) -> PublishedAdapter:
-        """Return the adapter of a round of the final merge."""
-        methods = self._methods
-        self._own = state.part(methods.shared)
-        payload = methods.merge_codec.encode(self._own.flat, methods.shared, round)
-        self._seen = methods.merge_codec.decode(payload, methods.shared, round)
-        return PublishedAdapter(round, age, methods.merge_codec_name, payload)
+    def _encode(self, place: int, context: RoundContext, vector: Tensor) -> Encoded:
+        """Return what becomes of a vector from the stage at this place on."""
+        if place == len(self._plan.stages):
+            raise LocalError("the last stage of a pipeline must make bytes, as a codec does")
+        self._given[place] = vector
+        encode = partial(self._encode, place + 1, context)
+        encoded, self._states[place] = self._plan.stages[place].publish(
+            vector, context, encode, self._states[place]
+        )
+        return encoded
 
     # -- in
 
-    def decode(self, sender: str, received: PublishedAdapter, *, merging: bool) -> tuple[AdapterSpec, Tensor]:
-        """Return layout and values of an adapter; a replica kept of the sender moves on.
+    def read(self, sender: str, published: PublishedAdapter, weight: float) -> Contribution:
+        """Return what a neighbor has published, of this weight in our row; what we remember of it moves on.
 
         Raises:
             RemoteError: ``"codec"``, ``"shape"``, ``"malformed"`` (the sender's fault), or ``"gap"``: it builds on
-                another replica than ours.
+                something that we do not have.
         """
-        methods = self._methods
-        expected = methods.merge_codec_name if merging else methods.names.codec
-        if received.codec != expected:
-            raise RemoteError("codec", f"{received.codec} came where {expected} was expected")
-        formats = methods.merge_formats if merging else methods.formats
-        layout = formats.get(len(received.payload))
-        if layout is None:
-            raise RemoteError("shape", f"{len(received.payload)} bytes do not fit this run's adapters")
-        if merging:
-            return layout, methods.merge_codec.decode(received.payload, layout, received.round)
-        if self._origin is None:
-            return layout, methods.codec.decode(received.payload, layout, received.round)
-        replica = self._replicas.get(sender)
-        if received.base and (replica is None or replica.fingerprint != received.base):
+        spec = self._plan.spec_of(published)
+        if published.base and published.base != self.base_of(sender):
             raise RemoteError("gap", "it builds on another replica than ours")
-        values = methods.feedback.read(
-            received.payload,
-            received.round if received.base else -1,
-            methods.codec,
-            layout,
-            received.round,
-            replica.values if replica else None,
-        )
-        if methods.feedback.keeps_replicas and math.isfinite(float(values.sum())):
-            self._replicas[sender] = _Replica(values, _fingerprint(values))
-        origin = self._origin if values.numel() == self._origin.numel() else 0.0
-        return layout, values + origin
+        values = self._decode(0, Incoming(sender, published, spec))
+        return Contribution(sender, AdapterState(spec, values), weight, published.age, published.round)
+
+    def _decode(self, place: int, incoming: Incoming) -> Tensor:
+        """Return what the stages from this place on make of what came, the last one first."""
+        if place == len(self._plan.stages):
+            raise LocalError("the last stage of a pipeline must read bytes, as a codec does")
+        decode = partial(self._decode, place + 1)
+        values, self._states[place] = self._plan.stages[place].read(incoming, decode, self._states[place])
+        return values
 
     # -- together
 
     def mix(
-        self,
-        start: AdapterState,
-        trained: AdapterState,
-        arrived: Sequence[Arrived],
-        *,
-        steps: int,
-        round: int,
-        age: int,
-        neighbor_weight: float,
+        self, context: RoundContext, contributions: Sequence[Contribution], neighbor_weight: float
     ) -> Mixed:
         """Guard and mix what has come, in the order given (sorted by sender); return the adapter to go on with.
 
         Args:
-            neighbor_weight: the share of the row that is not ours; late adapters of other rounds' rows are scaled
-                into it.
+            context: of the round; its ``trained`` is what was published.
+            neighbor_weight: the share of the row of W that is not ours.
         """
-        methods = self._methods
-        others = []
-        for each in _in_row(arrived, neighbor_weight):
-            values, weight, self._mixer = methods.mixer.read(
-                each.sender, each.values, each.weight, self._mixer
-            )
-            layout = methods.mixed if each.layout.size != values.numel() else each.layout
-            others.append(
-                Contribution(
-                    each.sender, AdapterState(layout, values), weight, each.age, each.round, each.confirmed
-                )
-            )
-        own, others, objections = self._guarded(others, round, age)
-        if methods.factor_rule.refactors:
-            mixed = _mean_product(own, others, reference=own.state)  # our gauge: AdamW's moments go on in it
-        else:
-            row = MixInput(own, self._seen, others, methods.gamma)
-            mixed, self._mixer = methods.mixer.mix(row, self._mixer)
-        size = methods.shared.size
-        vectors = [mixed.flat[begin : begin + size] for begin in range(0, mixed.flat.numel(), size)]
-        begun, ended = start.part(methods.shared).flat, trained.part(methods.shared).flat
-        shared, self._optimizer = methods.optimizer.update(begun, ended, vectors, steps, self._optimizer)
-        state = trained.with_part(AdapterState(methods.shared, shared))
-        return self._outcome(state, trained, own, others, objections)
-
-    def merge(
-        self, state: AdapterState, arrived: Sequence[Arrived], *, round: int, age: int, neighbor_weight: float
-    ) -> Mixed:
-        """Merge a round of published adapters, ours as our readers see it, so that all get the same."""
-        methods = self._methods
-        others = [
-            Contribution(
-                each.sender, AdapterState(each.layout, each.values), each.weight, each.age, each.round
-            )
-            for each in _in_row(arrived, neighbor_weight)
-        ]
-        own, others, objections = self._guarded(others, round, age)
-        own = own._replace(state=AdapterState(methods.shared, self._seen))
-        if merges_products(methods):
-            merged = _mean_product(own, others, reference=None)  # no gauge of ours: all get the same bytes
-        else:
-            parts = sorted((own, *others), key=lambda part: part.sender)  # the same float sum on every peer
-            merged = AdapterState(
-                methods.shared,
-                weighted_sum([part.state.flat for part in parts], [part.weight for part in parts]),
-            )
-        return self._outcome(state.with_part(merged), state, own, others, objections)
-
-    def _guarded(
-        self, others: list[Contribution], round: int, age: int
-    ) -> tuple[Contribution, list[Contribution], list[guards.Objection]]:
-        own = Contribution(self._me, self._own, 1.0, age, round)
-        alike = [part for part in others if part.state.spec == self._own.spec]
-        passed, objections = guards.apply_all(own, alike, self._norm_cap)
-        if len(alike) < len(others):  # decoded in a layout of this run, hence of another rank
-            others = [part for part in others if part.state.spec != self._own.spec]
-            more, found = guards.of_another_rank(own, others, self._norm_cap)
-            passed = sorted((*passed, *more), key=lambda part: part.sender)
-            objections = [*objections, *found]
-        return own._replace(weight=1.0 - sum(part.weight for part in passed)), passed, objections
-
-    def _outcome(
-        self,
-        state: AdapterState,
-        before: AdapterState,
-        own: Contribution,
-        others: Sequence[Contribution],
-        objections: Sequence[guards.Objection],
-    ) -> Mixed:
-        cross_term = math.nan
-        shared = self._methods.shared
-        if others and has_factors(shared) and all(part.state.spec == own.state.spec for part in others):
-            parts = (own, *others)
-            adapters = [AdapterState(shared, part.state.flat[: shared.size]) for part in parts]
-            cross_term = products.cross_term(adapters, [part.weight for part in parts])
-        drift = _relative_distance(state, before) if others else 0.0
-        return Mixed(state, tuple(others), tuple(objections), drift, cross_term)
-
-    def _laid_out(self, vectors: Sequence[Tensor]) -> AdapterState:
-        return AdapterState(
-            self._methods.mixed, vectors[0] if len(vectors) == 1 else torch.cat(list(vectors))
+        narrowed = self._narrowed(context)
+        row = Combination(
+            context=narrowed,
+            own=Contribution(self._me, narrowed.trained, 1.0, context.age, context.round),
+            own_as_decoded=self._as_decoded,
+            others=tuple(scaled_to(neighbor_weight, contributions)),
+            vector=narrowed.trained.flat,
+            norm_cap=self._norm_cap,
+        )
+        for place, stage in reversed(list(enumerate(self._plan.stages))):
+            if place in self._given:  # a stage may pass by those after it
+                own = row.own._replace(state=AdapterState(stage.spec, self._given[place]))
+                row = replace(row, own=own)
+            row, self._states[place] = stage.combine(row, self._states[place])
+        shared = AdapterState(self._plan.shared_spec, row.vector)
+        state = context.trained.with_selected(shared)
+        return Mixed(
+            state=state,
+            own=row.own,
+            others=row.others,
+            objections=row.objections,
+            mixing_change=_relative_distance(state, context.trained) if row.others else 0.0,
+            cross_term=self._cross_term(row),
         )
 
+    def _narrowed(self, context: RoundContext) -> RoundContext:
+        """Leave of the adapters what travels."""
+        shared = self._plan.shared_spec
+        return replace(context, start=context.start.select(shared), trained=context.trained.select(shared))
 
-def _in_row(arrived: Sequence[Arrived], neighbor_weight: float) -> Sequence[Arrived]:
-    """Scale weights down if late adapters of other rounds' rows make them exceed this round's share of neighbors."""
-    total = sum(each.weight for each in arrived)
-    allowed = max(neighbor_weight, max((each.weight for each in arrived), default=0.0))
-    if total <= allowed + 1e-9:
-        return arrived
-    return [each._replace(weight=each.weight * allowed / total) for each in arrived]
-
-
-def _mean_product(
-    own: Contribution, others: Sequence[Contribution], *, reference: AdapterState | None
-) -> AdapterState:
-    """Return the mean product in our layout; parts are summed in order of senders, the same on every peer."""
-    if not others:
-        return own.state
-    parts = sorted((own, *others), key=lambda part: part.sender)
-    states, weights = [part.state for part in parts], [part.weight for part in parts]
-    return products.average_products(states, weights, reference, own.state.spec)
+    def _cross_term(self, row: Combination) -> float:
+        """Return what averaging factors loses here; NaN where there are none, or none was mixed."""
+        shared, contributions = self._plan.shared_spec, (row.own, *row.others)
+        ranks_differ = any(contribution.state.spec != shared for contribution in row.others)
+        if not row.others or not has_factors(shared) or ranks_differ:
+            return math.nan
+        adapters = [contribution.state for contribution in contributions]
+        return products.cross_term(adapters, [contribution.weight for contribution in contributions])
 
 
-def _fingerprint(values: Tensor) -> bytes:
-    return hashlib.sha256(values.numpy().data).digest()[:BASE_BYTES]
+def _of_stage(stage: Stage, saved: State) -> State:
+    """Return the tensors that stand under a stage's name."""
+    prefix = f"{stage.name}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}
+
+
+def _padded(values: Tensor, size: int) -> Tensor:
+    """Return float32[size]: values, then zeros."""
+    missing = size - values.numel()
+    return torch.nn.functional.pad(values, (0, missing)) if missing else values
 
 
 def _relative_distance(a: AdapterState, b: AdapterState) -> float:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
-from gossip.methods.factors import FactorPair, factor_of, factor_pairs, has_factors
+from gossip.methods.factors import FactorPair, factor_of, factor_pairs
 
 BLOCK_VALUES = 1 << 18
 """Values of stacked factors worked on at a time, 2 MiB of float64: keeps memory small for large models, and is a little
@@ -32,18 +31,6 @@ WEIGHT_TOLERANCE = 1e-6
 """How far weights may be from summing to 1: rows of W come from float64 arithmetic. Source: guess."""
 
 
-class Truncated(NamedTuple):
-    """A mean of products cut back to a rank.
-
-    Attributes:
-        state: the adapter.
-        discarded: share of the squared norm of the mean product that the cut dropped, over all modules, in [0, 1].
-    """
-
-    state: AdapterState
-    discarded: float
-
-
 def cross_term(states: Sequence[AdapterState], weights: Sequence[float]) -> float:
     """Return how far the product of mean factors is from the mean product, relative to the mean product.
 
@@ -51,18 +38,18 @@ def cross_term(states: Sequence[AdapterState], weights: Sequence[float]) -> floa
     identity sum_j w_j (B_j - Bbar)(A_j - Abar), which is exactly 0 when one factor is the same everywhere.
 
     Args:
-        states: m >= 1 adapters of one layout.
+        states: m >= 1 adapters of one spec.
         weights: m numbers that sum to 1, of any sign.
 
     Returns:
         At least 0; 0 too where it is undefined: no factors, or a mean product of zero (at the start, when B is 0).
 
     Raises:
-        LocalError: layouts differ, or the weights do not sum to 1.
+        LocalError: specs differ, or the weights do not sum to 1.
     """
     _check_weights(states, weights)
     if any(state.spec != states[0].spec for state in states):
-        raise LocalError("the cross term is of adapters of one layout: their ranks or modules differ")
+        raise LocalError("the cross term is of adapters of one spec: their ranks or modules differ")
     excess = whole = 0.0
     for b_s, a_s in _stacks(states):
         rank = b_s[0].shape[2]
@@ -78,40 +65,13 @@ def cross_term(states: Sequence[AdapterState], weights: Sequence[float]) -> floa
     return math.sqrt(max(excess, 0.0) / whole) if whole > 0.0 else 0.0
 
 
-def product_distance(one: AdapterState, other: AdapterState) -> float:
-    """Return the Frobenius norm of the difference of two adapters' products over all modules; ranks may differ.
-
-    Raises:
-        LocalError: no factors, or the adapters are of other modules.
-    """
-    _demand_same_modules([one.spec, other.spec])
-    if not has_factors(one.spec):
-        raise LocalError("a product distance needs adapters with LoRA factors A and B: use one of kind lora")
-    total = 0.0
-    for (b, b_other), (a, a_other) in _stacks([one, other]):
-        left = torch.cat([b, -b_other], dim=2)
-        right = torch.cat([a, a_other], dim=1)
-        total += float(((left.mT @ left) * (right @ right.mT)).sum())
-    return math.sqrt(max(total, 0.0))
-
-
 def average_products(
     states: Sequence[AdapterState],
     weights: Sequence[float],
     reference: AdapterState | None = None,
-    layout: AdapterSpec | None = None,
+    spec: AdapterSpec | None = None,
 ) -> AdapterState:
-    """Return the adapter whose products are nearest to the weighted mean of products: see ``truncated_mean``."""
-    return truncated_mean(states, weights, reference, layout).state
-
-
-def truncated_mean(
-    states: Sequence[AdapterState],
-    weights: Sequence[float],
-    reference: AdapterState | None = None,
-    layout: AdapterSpec | None = None,
-) -> Truncated:
-    """Return the best approximation of the weighted mean of products by factors of a rank, per module, and its loss.
+    """Return the best approximation of the weighted mean of products by factors of a rank, per module.
 
     The mean of products is exact, the cut is not: sums of many rounds drift (DeCAF, arXiv 2505.21382). Singular values
     are split evenly, B = U sqrt(S), A = sqrt(S) V^T. What is not a factor is averaged plainly.
@@ -124,58 +84,37 @@ def truncated_mean(
             and directions in which the product is zero take A from it, because one with both factors at zero would
             never learn again. The product stays the same. Without a reference the largest entry of each column of B
             is made positive: the result then depends on ``states`` and ``weights`` alone, as a final merge should.
-        layout: layout of the result, ``relayout`` of theirs. If not given, the reference's, or else the first
-            adapter's. Where its rank exceeds that of the mean product, factors are filled with zeros (but see above).
+        spec: of the result, ``with_rank`` of theirs. If not given, the reference's, or else the first adapter's.
+            Where its rank exceeds that of the mean product, factors are filled with zeros (but see above).
 
     Raises:
-        LocalError: modules or other tensors differ, the weights do not sum to 1, or the reference has another layout.
+        LocalError: modules or other tensors differ, the weights do not sum to 1, or the reference has another spec.
     """
     _check_weights(states, weights)
-    if layout is None:
-        layout = states[0].spec if reference is None else reference.spec
-    if reference is not None and reference.spec != layout:
-        raise LocalError(
-            "the reference of a mean product must have the layout of the result: its rank differs"
-        )
-    _demand_same_modules([layout, *(state.spec for state in states)])
-    result = AdapterState(layout, torch.empty(layout.size))
+    if spec is None:
+        spec = states[0].spec if reference is None else reference.spec
+    if reference is not None and reference.spec != spec:
+        raise LocalError("the reference of a mean product must have the spec of the result: its rank differs")
+    _demand_same_modules([spec, *(state.spec for state in states)])
+    result = AdapterState(spec, torch.empty(spec.size))
     _average_others(result, states, weights)
-    kept = whole = 0.0
-    # The result's layout comes last, and is the reference's: one look-up serves both.
-    for pairs in _blocks([*(state.spec for state in states), layout]):
+    # The result's spec comes last, and is the reference's: one look-up serves both.
+    for pairs in _blocks([*(state.spec for state in states), spec]):
         targets = pairs[-1]
         stacked = [_stack(state, of) for state, of in zip(states, pairs[:-1], strict=True)]
-        b, a, energy = _truncate([b for b, _ in stacked], [a for _, a in stacked], weights, targets[0].rank)
-        whole += float(energy.sum())
-        kept += float(energy[:, : targets[0].rank].sum())
+        b, a = _truncate([b for b, _ in stacked], [a for _, a in stacked], weights, targets[0].rank)
         b, a = _sign(b, a) if reference is None else _align(b, a, *_stack(reference, targets))
         for index, pair in enumerate(targets):
             result.flat[pair.b].view(pair.outputs, pair.rank).copy_(b[index])
             result.flat[pair.a].view(pair.rank, pair.inputs).copy_(a[index])
-    return Truncated(result, max(1.0 - kept / whole, 0.0) if whole > 0.0 else 0.0)
+    return result
 
 
 # -- ranks
 
 
-def rank_of(spec: AdapterSpec) -> int:
-    """Return the rank r of a layout's factors.
-
-    Raises:
-        LocalError: it has no factors, or its modules differ in rank.
-    """
-    ranks = sorted({pair.rank for pair in factor_pairs(spec)})
-    if len(ranks) != 1:
-        raise LocalError(
-            f"the adapter's modules have ranks {', '.join(map(str, ranks))}: one rank was asked for"
-            if ranks
-            else "the adapter has no LoRA factors A and B, so it has no rank: use a kind of adapter that has"
-        )
-    return ranks[0]
-
-
-def relayout(spec: AdapterSpec, rank: int) -> AdapterSpec:
-    """Return the layout with ``rank`` rows in every A and columns in every B, and all else as it is.
+def with_rank(spec: AdapterSpec, rank: int) -> AdapterSpec:
+    """Return the spec with ``rank`` rows in every A and columns in every B, and all else as it is.
 
     Raises:
         LocalError: ``rank`` is below 1.
@@ -196,7 +135,7 @@ def relayout(spec: AdapterSpec, rank: int) -> AdapterSpec:
 
 
 def _blocks(specs: Sequence[AdapterSpec]) -> Iterator[list[list[FactorPair]]]:
-    """Yield modules that have the same shapes in every layout, some at a time: for each layout its pairs of them."""
+    """Yield modules that have the same shapes in every spec, some at a time: for each spec its pairs of them."""
     alike: dict[tuple[tuple[int, int, int], ...], list[tuple[FactorPair, ...]]] = {}
     for row in zip(*(factor_pairs(spec) for spec in specs), strict=True):
         alike.setdefault(tuple((pair.outputs, pair.rank, pair.inputs) for pair in row), []).append(row)
@@ -225,9 +164,9 @@ def _deviations(values: Sequence[Tensor], weights: Sequence[float]) -> tuple[Ten
     """Return the weighted mean and what each differs from it; taken from the first, so that equals give exactly 0."""
     off = [value - values[0] for value in values]
     shift = torch.zeros_like(values[0])
-    for weight, each in zip(weights, off, strict=True):
-        shift.add_(each, alpha=weight)
-    return values[0] + shift, [each - shift for each in off]
+    for weight, deviation in zip(weights, off, strict=True):
+        shift.add_(deviation, alpha=weight)
+    return values[0] + shift, [deviation - shift for deviation in off]
 
 
 # -- the mean of products
@@ -235,7 +174,7 @@ def _deviations(values: Sequence[Tensor], weights: Sequence[float]) -> tuple[Ten
 
 def _truncate(
     b_s: Sequence[Tensor], a_s: Sequence[Tensor], weights: Sequence[float], rank: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Return the best approximation of sum_j w_j B_j A_j of a rank, by QR of stacked factors and SVD of a small core.
 
     Args:
@@ -243,7 +182,7 @@ def _truncate(
 
     Returns:
         B float64[M, d, rank] and A [M, rank, k] with the singular values split evenly, zeros where the product's rank
-        is smaller; and all squared singular values [M, sum of r_j or fewer], largest first.
+        is smaller.
     """
     roots = [math.sqrt(abs(weight)) for weight in weights]
     signed = [math.copysign(root, weight) for root, weight in zip(roots, weights, strict=True)]
@@ -252,13 +191,13 @@ def _truncate(
     q_left, r_left = torch.linalg.qr(left)
     q_right, r_right = torch.linalg.qr(right.mT)
     u, values, v_t = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
-    kept = min(rank, values.shape[1])
-    root = torch.where(values > RANK_TOLERANCE * values[:, :1], values, 0.0)[:, :kept].sqrt()
+    count = min(rank, values.shape[1])
+    root = torch.where(values > RANK_TOLERANCE * values[:, :1], values, 0.0)[:, :count].sqrt()
     b = left.new_zeros(left.shape[0], left.shape[1], rank)
     a = right.new_zeros(right.shape[0], rank, right.shape[2])
-    b[:, :, :kept] = q_left @ (u[:, :, :kept] * root[:, None, :])
-    a[:, :kept] = (v_t[:, :kept] * root[:, :, None]) @ q_right.mT
-    return b, a, values.square()
+    b[:, :, :count] = q_left @ (u[:, :, :count] * root[:, None, :])
+    a[:, :count] = (v_t[:, :count] * root[:, :, None]) @ q_right.mT
+    return b, a
 
 
 def _align(b: Tensor, a: Tensor, b_reference: Tensor, a_reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,7 +241,7 @@ def _check_weights(states: Sequence[AdapterState], weights: Sequence[float]) -> 
 
 
 def _demand_same_modules(specs: Sequence[AdapterSpec]) -> None:
-    """Refuse layouts that differ in more than the rank of their factors."""
+    """Refuse specs that differ in more than the rank of their factors."""
     if all(spec == specs[0] for spec in specs):
         return
     shapes = {_rankless(spec) for spec in specs}
@@ -314,7 +253,7 @@ def _demand_same_modules(specs: Sequence[AdapterSpec]) -> None:
 
 
 def _rankless(spec: AdapterSpec) -> tuple[object, ...]:
-    """Return what a layout is without the ranks of its factors."""
+    """Return what a spec is without the ranks of its factors."""
     pairs = factor_pairs(spec)
     paired = {(place.start, place.stop) for pair in pairs for place in (pair.a, pair.b)}
     others = tuple(e for e, place in spec.places.items() if (place.start, place.stop) not in paired)

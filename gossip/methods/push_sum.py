@@ -13,14 +13,18 @@ reads believes the sender's mass, below ``MASS_MAX``: push-sum is for groups tha
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gossip.adapter import AdapterState
-from gossip.methods.contribution import MixInput
+from gossip.adapter import AdapterSpec, AdapterState
+from gossip.methods import guards
+from gossip.methods.contribution import Contribution
 from gossip.methods.requirements import State
+from gossip.methods.stage import Combination, Encoded, RoundContext, Stage
 
 EXTRA = 2
 """Values that travel after the adapter's: the mass given so far, and the rounds in which it was."""
@@ -31,28 +35,65 @@ MASS_MIN = 0.25
 of nobody, or runs ahead of those it reads, would give itself away, down to numbers that no ratio comes from, and x/w
 would take steps without bound. Source: ours; steps grow fourfold at most."""
 LEAD_MAX = 8
-"""Whoever is read for the first time and is so many rounds ahead gave before we came, and not to us: we count from
-there. Peers that begin together are not that far apart. Source: guess."""
+"""If a sender that we read for the first time is more than so many rounds ahead of us, its sums predate our first
+contact: they are the baseline, of which nothing is meant for us. Peers that begin together are not that far apart.
+Source: guess."""
 
 
-def init(own: AdapterState) -> State:
-    """Return the state of a peer that begins with this adapter and mass 1.
+@dataclass(frozen=True, slots=True)
+class PushSum(Stage):
+    """The stage that mixes by push-sum: running sums travel in the adapter's place."""
+
+    spec: AdapterSpec
+    name: ClassVar[str] = "mixer"
+
+    @property
+    def next_spec(self) -> AdapterSpec:
+        """The adapter's values, and ``EXTRA`` more."""
+        return AdapterSpec((*self.spec.entries, ("extra", (EXTRA,))))
+
+    def init(self, initial: Tensor) -> State:
+        """Begin with the adapter of all and mass 1."""
+        return init(initial)
+
+    def publish(
+        self, vector: Tensor, context: RoundContext, encode: Callable[[Tensor], Encoded], state: State
+    ) -> tuple[Encoded, State]:
+        """Give every reader its share, and send what each was given so far."""
+        sums, state = publish(vector, context.readers(), state)
+        return encode(sums), state
+
+    def combine(self, row: Combination, state: State) -> tuple[Combination, State]:
+        """Take up what has come since we read each sender last."""
+        others = []
+        for contribution in row.others:
+            values, weight, state = read(
+                contribution.sender, contribution.state.flat, contribution.weight, state
+            )
+            others.append(contribution._replace(state=AdapterState(self.spec, values), weight=weight))
+        row = guards.guarded(replace(row, others=tuple(others)))
+        vector, state = mix(row.others, state)
+        return replace(row, vector=vector), state
+
+
+def init(own: Tensor) -> State:
+    """Return the state of a peer that begins with this adapter [P] and mass 1.
 
     ``x`` float64[P] and ``w`` float64[1] are what it holds, ``given`` [P + 2] what each reader was given so far, in
     the adapter's dtype. Later: ``read/PEER`` the last ``given`` seen of a peer, ``mass/PEER`` what came in this round.
     """
     return {
-        "x": own.flat.double(),
+        "x": own.double(),
         "w": torch.ones(1, dtype=torch.float64),
-        "given": own.flat.new_zeros(own.flat.numel() + EXTRA),
+        "given": own.new_zeros(own.numel() + EXTRA),
     }
 
 
-def publish(own: AdapterState, readers: int, state: State) -> tuple[Tensor, State]:
+def publish(own: Tensor, readers: int, state: State) -> tuple[Tensor, State]:
     """Take up the local steps and give every reader its share of what we hold.
 
     Args:
-        own: our adapter after local steps from x/w.
+        own: our adapter [P] after local steps from x/w.
         readers: how many read us, 0 or more; all of them, and nobody else, in every round.
 
     Returns:
@@ -60,7 +101,7 @@ def publish(own: AdapterState, readers: int, state: State) -> tuple[Tensor, Stat
     """
     given = state["given"]
     mass = float(state["w"])
-    steps = own.flat.double() - _ratio(state, given.dtype).double()
+    steps = own.double() - _ratio(state).double()
     held = torch.cat([torch.add(state["x"], steps, alpha=min(1.0, mass / MASS_MIN)), state["w"]])
     before = given[:-1].double()
     share = 1.0 / (readers + 1) if mass >= MASS_MIN else 0.0
@@ -82,40 +123,40 @@ def read(sender: str, vector: Tensor, weight: float, state: State) -> tuple[Tens
         Values that no honest peer sends (a mass that is not above 0 or is beyond ``MASS_MAX``) become NaN, which the
         guards refuse.
     """
-    ours = _ratio(state, vector.dtype)
+    ours, rounds = _ratio(state), float(vector[-1])
+    later = {**state, f"read/{sender}": vector}
     last = state.get(f"read/{sender}")
-    if last is None and float(vector[-1]) > float(state["given"][-1]) + LEAD_MAX:
-        return ours, 0.0, {**state, f"read/{sender}": vector}
-    if last is None or float(vector[-1]) < float(
-        last[-1]
-    ):  # first contact, or it began anew without its state
+    if last is None and rounds > float(state["given"][-1]) + LEAD_MAX:
+        return ours, 0.0, later
+    if last is None or rounds < float(last[-1]):  # first contact, or it began anew without its state
         last = torch.zeros_like(vector)
-    elif float(vector[-1]) == float(last[-1]):
+    elif rounds == float(last[-1]):
         return ours, 0.0, state
     news = vector[:-1].double() - last[:-1].double()
     mass = news[-1:]
     if not news.any():  # it had too little to give
-        return ours, 0.0, {**state, f"read/{sender}": vector}
+        return ours, 0.0, later
     if not 0.0 < float(mass) <= MASS_MAX:
         return torch.full_like(ours, torch.nan), weight, state
-    return (
-        (news[:-1] / mass).to(vector.dtype),
-        weight,
-        {**state, f"read/{sender}": vector, f"mass/{sender}": mass},
-    )
+    return (news[:-1] / mass).to(vector.dtype), weight, {**later, f"mass/{sender}": mass}
 
 
-def mix(row: MixInput, state: State) -> tuple[AdapterState, State]:
-    """Add what has come, each adapter times its mass, to what we hold; whatever the guards dropped is lost."""
+def mix(others: Sequence[Contribution], state: State) -> tuple[Tensor, State]:
+    """Add what has come, each adapter times its mass, to what we hold; whatever the guards dropped is lost.
+
+    Returns:
+        Our adapter [P], and the state.
+    """
     x, w = state["x"], state["w"]
-    for part in row.others:
-        mass = state.get(f"mass/{part.sender}")
+    for contribution in others:
+        mass = state.get(f"mass/{contribution.sender}")
         if mass is not None:
-            x = torch.add(x, part.state.flat.double(), alpha=float(mass))
+            x = torch.add(x, contribution.state.flat.double(), alpha=float(mass))
             w = w + mass
     state = {name: value for name, value in state.items() if not name.startswith("mass/")} | {"x": x, "w": w}
-    return replace(row.own.state, flat=_ratio(state, row.own.state.flat.dtype)), state
+    return _ratio(state), state
 
 
-def _ratio(state: State, dtype: torch.dtype) -> Tensor:
-    return (state["x"] / state["w"]).to(dtype)
+def _ratio(state: State) -> Tensor:
+    """Return x/w [P], in the adapter's dtype."""
+    return (state["x"] / state["w"]).to(state["given"].dtype)

@@ -37,11 +37,6 @@ class Outer(NamedTuple):
         return self.gamma, self.mu, self.gamma, self.mu
 
 
-def outer_bound(mu: float) -> float:
-    """Return 2 (1 - mu^2): heavy ball over random pairs among many peers is stable for gamma below it."""
-    return 2.0 * (1.0 - mu * mu)
-
-
 def second_moments(outer: Outer, omega: float = PAIRS, kappa: float = PAIRS) -> NDArray[np.float64]:
     """Return float64[3, 3], one round of (E|z|^2, E z.m, E|m|^2) for W independent of the past.
 
@@ -65,18 +60,11 @@ def random_rate(outer: Outer, omega: float = PAIRS, kappa: float = PAIRS) -> flo
     return float(np.abs(np.linalg.eigvals(second_moments(outer, omega, kappa))).max())
 
 
-def static_rate(outer: Outer, eigenvalue: float) -> float:
-    """Return the factor of disagreement (not squared) per round in an eigenvector of a static W; stable below 1."""
-    p, q, r, s = outer.recursion
-    pull = eigenvalue - 1.0
-    return float(np.abs(np.linalg.eigvals(np.array([[1.0 + p * pull, q], [r * pull, s]]))).max())
-
-
 def static_bound(mu: float, eigenvalue: float, *, nesterov: bool = False) -> float:
     """Return the gamma below which outer momentum is stable in an eigenvector of a static W with eigenvalue < 1.
 
     Heavy ball: gamma (1 - l) < 2 (1 + mu). Nesterov: gamma (1 - l) < 2 (1 + mu) / (1 + 2 mu). From the Jury
-    conditions of the characteristic polynomial of ``static_rate``. The smallest eigenvalue decides.
+    conditions of the recursion's characteristic polynomial with d = (l - 1) z. The smallest eigenvalue decides.
     """
     return 2.0 * (1.0 + mu) / (1.0 + 2.0 * mu if nesterov else 1.0) / (1.0 - eigenvalue)
 

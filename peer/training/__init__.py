@@ -1,1 +1,29 @@
-"""The training process: models, data, local steps."""
+"""The training process: models, data, adapters, local steps. No file here knows of peers, rounds of gossip or mixing.
+
+Between the processes:
+- ``frames``: what a peer and its training process say to one another, and the frames it travels in.
+- ``process``: the peer's side: starts the training process and talks to it.
+- ``worker``: the training process itself: serves a trainer over its pipes.
+- ``trainers``: what a trainer is, and the catalogue of trainers.
+
+Our trainer:
+- ``local_trainer``: optimizer steps on the adapter of a frozen base, held-out losses, what resumes.
+- ``local_steps``: optimizers, and what is added to a step besides the gradient.
+- ``shard``: the sequences that a peer learns and measures.
+- ``adapted_model``: a frozen base model with one adapter on it.
+
+What is learned:
+- ``task``: what a task is, and measuring; ``tasks``: the catalogue of tasks.
+- ``causal_lm``, ``classification``: a task each.
+- ``readers``: files of rows; ``data``: rows, checked and split; ``sequences``: rows as tokens, batches and their order.
+
+Adapters:
+- ``adapter_kinds``: the catalogue of kinds; ``lora_xs``: the one that is ours.
+- ``adapter_modules``: which modules are adapted; ``adapter_tensors``: which tensors are trained and travel.
+- ``adapter_export``: the files that others load; ``export``: the line of Python that loads them.
+
+Base models:
+- ``base_models``: where a base model comes from; ``tiny_model``: one made on the spot.
+- ``packages``: files out of package indexes; ``libraries``: what we use of transformers and peft.
+- ``inference``: measuring a finished adapter, and talking to it.
+"""

@@ -8,32 +8,25 @@ peer's own (data, optimizer, generators) is ``local_trainer.py``'s; which tensor
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
-from peer.config import OPTIONS, PeerConfig
+from peer.config import OPTIONS, ModelOptions, PeerConfig
 from peer.options import Role, names_with
-from peer.training import adapter_kinds, base_models, tasks
+from peer.training import adapter_export, adapter_kinds, adapter_tensors, base_models, libraries, tasks
 from peer.training.frames import Export, Progress
+from peer.training.libraries import BaseModel, Tokenizer
 
 SHAPING = names_with(Role.MODEL, OPTIONS)
 """Options that a model is built from: peers that share one must agree on them. (max_length is one, because a prompt
 takes its positions from what is left of it.)"""
-
-AUTO_CLASSES: dict[str, Any] = {
-    "causal-lm": AutoModelForCausalLM,
-    "classification": AutoModelForSequenceClassification,
-}
-"""What loads a base, by task (``tasks.py``)."""
 
 
 class AdaptedModel:
@@ -56,37 +49,27 @@ class AdaptedModel:
         LocalError: the model, a target module, a layer or the device does not exist.
     """
 
-    def __init__(self, config: PeerConfig, progress: Progress | None = None, cache: Path | None = None):
+    def __init__(self, config: PeerConfig, progress: Progress | None = None):
         self.config = config
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
-        # transformers warns of its own deprecated attribute, which peft reads: nothing a user can act on
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-        adapter_kinds.ignore_remarks()
+        libraries.silence()
         torch.set_num_threads(config.model.threads or os.cpu_count() or 1)
-        self.device = _device(config)
-        self.source = base_models.resolve(config.model.model, cache, progress)
+        self.device = _device(config.model)
+        self.source = base_models.resolve(config.model.model, progress)
         if progress is not None:
             progress("load", None)
         self.tokenizer = _load_tokenizer(self.source)
         base = _load_base(self.source, config, self.device, self.tokenizer.pad_token_id or 0)
         self.base_parameters: int = base.num_parameters()
         torch.manual_seed(config.run.seed)  # right here: every peer then draws the same lora_A, on the CPU
-        try:
-            self.module = adapter_kinds.attach(config, base)
-        except ValueError as error:
-            raise LocalError(
-                f"adapter {config.model.adapter} does not fit {self.source.name}: {error}. The kind that fits most "
-                "models is lora."
-            ) from error
+        self.module = self._adapted(base)
         if not config.model.load_in_4bit:  # which bitsandbytes has put onto its device already
             self.module.to(self.device)
         self.generators = generators(self.device)
-        found = adapter_kinds.trained_parameters(self.module)
-        self.parameters = {name: found[name] for name in sorted(found)}
+        parameters = adapter_tensors.trained_parameters(self.module)
+        self.parameters = {name: parameters[name] for name in sorted(parameters)}
         self.spec = AdapterSpec.of(self.parameters)
         self.initial = self.state()
-        self.export: Export = adapter_kinds.export(self.module, self.source, config.model.labels)
+        self.export: Export = adapter_export.export(self.module, self.source, config.model.labels)
         stored = str(next(base.parameters()).dtype).removeprefix("torch.")
         self.manifest: Mapping[str, str] = {
             "base_digest": base_models.model_digest(self.source.folder),
@@ -94,8 +77,18 @@ class AdaptedModel:
             "tokenizer_digest": base_models.tokenizer_digest(self.tokenizer),
             "adapter_digest": self.initial.digest(),
             "adapter_spec": self.spec.fingerprint,
-            "adapter_frozen": adapter_kinds.frozen_digest(self.module),
+            "adapter_frozen": adapter_tensors.frozen_digest(self.module),
         }
+
+    def _adapted(self, base: BaseModel) -> BaseModel:
+        """Return the base with the adapter on it."""
+        try:
+            return adapter_kinds.attach(self.config, base)
+        except ValueError as error:
+            raise LocalError(
+                f"adapter {self.config.model.adapter} does not fit {self.source.name}: {error}. The kind that fits "
+                "most models is lora."
+            ) from error
 
     def check(self, config: PeerConfig) -> None:
         """Refuse to be lent to a peer whose settings want another model.
@@ -103,11 +96,11 @@ class AdaptedModel:
         Raises:
             LocalError: the first setting that differs.
         """
-        for field in SHAPING:
-            ours, theirs = self.config.option(field), config.option(field)
+        for name in SHAPING:
+            ours, theirs = self.config.option(name), config.option(name)
             if ours != theirs:
                 raise LocalError(
-                    f"{field} is {theirs!r}, but the model in memory was built with {ours!r}: peers that share one "
+                    f"{name} is {theirs!r}, but the model in memory was built with {ours!r}: peers that share one "
                     "must agree. Give this peer the same setting, or a model of its own."
                 )
 
@@ -128,7 +121,7 @@ class AdaptedModel:
             self.parameters[name].copy_(view)
 
 
-def generators(device: str) -> dict[str, torch.Tensor]:
+def generators(device: str) -> dict[str, Tensor]:
     """Return the states of torch's default generators that a step on ``device`` draws from, by device."""
     states = {"cpu": torch.get_rng_state()}
     if device in ("cuda", "mps"):
@@ -136,21 +129,21 @@ def generators(device: str) -> dict[str, torch.Tensor]:
     return states
 
 
-def set_generators(states: Mapping[str, torch.Tensor]) -> None:
+def set_generators(states: Mapping[str, Tensor]) -> None:
     """Inverse of ``generators``."""
     for device, state in states.items():
         (torch if device == "cpu" else getattr(torch, device)).set_rng_state(state)
 
 
-def _device(config: PeerConfig) -> str:
+def _device(model: ModelOptions) -> str:
     """Return the device to use; the one asked for must exist."""
     exists = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    device = config.model.device
+    device = model.device
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if exists[name])
     if not exists[device]:
         raise LocalError(f"no device {device!r} on this machine; use device cpu or auto")
-    if config.model.load_in_4bit:
+    if model.load_in_4bit:
         if device != "cuda":
             raise LocalError(
                 f"load_in_4bit needs a CUDA device; this run would use {device!r}. Leave it off."
@@ -164,48 +157,56 @@ def _device(config: PeerConfig) -> str:
     return device
 
 
-def _load_tokenizer(source: base_models.ModelSource) -> Any:
+def _load_tokenizer(source: base_models.ModelSource) -> Tokenizer:
     try:
-        return AutoTokenizer.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+        return libraries.load_tokenizer(source.folder)
     except (OSError, ValueError, KeyError) as error:
         raise LocalError(
             f"cannot load the tokenizer of {source.name} from {source.folder}: {error}"
         ) from error
 
 
-def _load_base(source: base_models.ModelSource, config: PeerConfig, device: str, pad: int) -> Any:
-    """Load the frozen base: with its dtype on disk, its weights stay a mapping of the file, shared by
-    peers."""
-    options: dict[str, Any] = {
-        "dtype": config.model.dtype if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
-    }
-    if config.model.load_in_4bit:
-        from transformers import BitsAndBytesConfig
+def _load_base(source: base_models.ModelSource, config: PeerConfig, device: str, pad: int) -> BaseModel:
+    """Load the frozen base: with its dtype on disk, its weights stay a mapping of the file, shared by peers."""
+    task = tasks.TASKS[config.model.task]
+    try:
+        base, loading = getattr(transformers, task.loader).from_pretrained(
+            source.folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_loading_options(config.model, device),
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise LocalError(
+            f"cannot load {source.name} from {source.folder} for {config.model.task}: {error}"
+        ) from error
+    task.check_base(config, base, loading["missing_keys"])
+    task.prepare_base(base, loading["missing_keys"], pad, config.run.seed)
+    base.config.use_cache = False  # a cache of keys is of no use in training
+    return base
 
-        options["quantization_config"] = BitsAndBytesConfig(
+
+def _loading_options(model: ModelOptions, device: str) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that our options decide."""
+    options: dict[str, Any] = {"dtype": model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)}
+    if model.load_in_4bit:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # untyped there
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
         options["device_map"] = {"": device}
-    if config.model.labels:
-        options["id2label"] = dict(enumerate(config.model.labels))
-        options["label2id"] = {label: index for index, label in enumerate(config.model.labels)}
-    try:
-        base, found = AUTO_CLASSES[config.model.task].from_pretrained(
-            source.folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise LocalError(
-            f"cannot load {source.name} from {source.folder} for {config.model.task}: {error}"
-        ) from error
-    tasks.check_base(config, base, found["missing_keys"])
-    tasks.draw_head(config, base, found["missing_keys"], pad)
-    base.config.use_cache = False  # a cache of keys is of no use in training
-    return base
+    return {**options, **label_options(model.labels)}
+
+
+def label_options(labels: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that name a head's outputs; none without labels."""
+    if not labels:
+        return {}
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }

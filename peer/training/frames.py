@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import msgpack
 
@@ -29,11 +29,6 @@ LABELS_FILE = "labels.json"
 
 Progress = Callable[[str, float | None], None]
 """Called with (stage, done): stage is "download", "convert", ...; done is 0 to 1, or None where not known."""
-
-
-Part = Literal["all", "a", "b"]
-"""Which tensors of an adapter local steps change: all, LoRA's input factors (lora_A in the name), or all the others
-(lora_B, magnitudes, heads)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +91,7 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """How a run's values become a folder that plain peft or transformers loads; see ``core_adapter.export_tensors``.
+    """How a run's values become a folder that plain peft or transformers loads; see ``lora_xs.export_tensors``.
 
     Attributes:
         weights: name of the file of tensors.
@@ -129,6 +124,7 @@ class Ready:
         base_parameters: parameters of the frozen base.
         seconds: from the start of the process until now.
         export: how the adapter is written for others to load.
+        label_rows: rows to learn from of each label, in the run's order of labels; empty but for a classification.
     """
 
     initial: AdapterState
@@ -142,29 +138,30 @@ class Ready:
     base_parameters: int
     seconds: float
     export: Export
+    label_rows: tuple[int, ...] = ()
 
 
 def encode(header: Mapping[str, Any], payload_bytes: int = 0) -> bytes:
     """Return prefix and header of a frame; the caller sends ``payload_bytes`` raw bytes after it."""
-    packed = msgpack.packb({**header, "payload_bytes": payload_bytes})
+    packed: bytes = msgpack.packb({**header, "payload_bytes": payload_bytes})
     if len(packed) > HEADER_BYTES_MAX:
         raise LocalError(f"a frame's header has {len(packed)} bytes, more than {HEADER_BYTES_MAX}")
     return struct.pack(">I", len(packed)) + packed
 
 
-def header_length(prefix: bytes) -> int:
+def header_length(prefix: bytes | bytearray) -> int:
     """Return the header's length in bytes.
 
     Raises:
         LocalError: beyond the limit: the pipe does not carry frames (something else wrote into it).
     """
-    (length,) = struct.unpack(">I", prefix)
+    length: int = struct.unpack(">I", prefix)[0]
     if not 0 < length <= HEADER_BYTES_MAX:
         raise LocalError(f"the pipe to the training process carries no frame (header of {length} bytes)")
     return length
 
 
-def decode_header(packed: bytes) -> dict[str, Any]:
+def decode_header(packed: bytes | bytearray) -> dict[str, Any]:
     """Return a frame's header; it holds ``kind`` and ``payload_bytes``."""
     header = msgpack.unpackb(packed)
     if not isinstance(header, dict) or "kind" not in header or "payload_bytes" not in header:

@@ -7,7 +7,6 @@ process.
 from __future__ import annotations
 
 import json
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -15,23 +14,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from gossip.errors import LocalError
 from peer.config import PeerConfig
-from peer.training import adapter_kinds, base_models, data, tasks
-from peer.training.adapted_model import AUTO_CLASSES
+from peer.training import base_models, data, libraries, tasks
+from peer.training.adapted_model import label_options
 from peer.training.export import load_line_of
 from peer.training.frames import LABELS_FILE
+from peer.training.libraries import BaseModel, Tokenizer
+from peer.training.readers import DataError
+from peer.training.sequences import Tokens
+from peer.training.task import Task
+from peer.training.task import measure as measure_sequences
 
 BATCH = 8
 """Sequences measured at a time. Source: guess; memory stays under 1 GB with the default model."""
 
 
-def load_adapter(folder: Path) -> tuple[Any, Any]:
+def load_adapter(folder: Path) -> tuple[BaseModel, Tokenizer]:
     """Return ``(model, tokenizer)`` of an exported folder: an adapter on its base, or a whole model.
 
     A classification's head says the labels' names (``config.id2label``).
@@ -39,11 +42,7 @@ def load_adapter(folder: Path) -> tuple[Any, Any]:
     Raises:
         LocalError: not an export, or its base model cannot be found.
     """
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    # transformers warns of its own deprecated attribute, which its own code reads; nothing a user can act on
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    adapter_kinds.ignore_remarks()
+    libraries.silence()
     labels = labels_of(folder)
     if _is_whole(folder):
         return _load_model(folder, labels)
@@ -110,19 +109,18 @@ def _base_name(folder: Path, name: str) -> str:
         raise LocalError(f"{folder}/{name} does not name the base model (base_model_name_or_path)") from None
 
 
-def _load_model(folder: Path, labels: tuple[str, ...]) -> tuple[Any, Any]:
-    options: dict[str, Any] = {}
-    if labels:
-        options["id2label"] = dict(enumerate(labels))
-        options["label2id"] = {label: index for index, label in enumerate(labels)}
-    kind = AUTO_CLASSES["classification" if labels else "causal-lm"]
+def _load_model(folder: Path, labels: tuple[str, ...]) -> tuple[BaseModel, Tokenizer]:
+    task = _task(labels)
     try:
-        model = kind.from_pretrained(folder, dtype="auto", local_files_only=True, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model: BaseModel = getattr(transformers, task.loader).from_pretrained(
+            folder, dtype="auto", local_files_only=True, **label_options(labels)
+        )
+        tokenizer = libraries.load_tokenizer(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise LocalError(f"cannot load a model from {folder}: {error}") from error
-    if labels:  # as in training: the head computes in float32, and knows padding
-        tasks.draw_head(_config_of(labels), model, (), tokenizer.pad_token_id or 0)
+    task.prepare_base(
+        model, (), tokenizer.pad_token_id or 0, 0
+    )  # as in training; nothing is drawn from the seed
     model.eval()
     return model, tokenizer
 
@@ -130,7 +128,7 @@ def _load_model(folder: Path, labels: tuple[str, ...]) -> tuple[Any, Any]:
 class Measurement(NamedTuple):
     """What one file says of an adapter, over all of its rows.
 
-    Args:
+    Attributes:
         file: the file.
         loss: nats per token; of a classification nats per text.
         base: the same of the base model alone; None of a classification, since the base has no head.
@@ -149,39 +147,58 @@ class Measurement(NamedTuple):
 def measure(adapter: Path, files: Sequence[Path], max_length: int) -> Iterator[Measurement]:
     """Yield what each file says of the exported folder ``adapter``.
 
+    Args:
+        max_length: tokens per sequence, at least 1.
+
     Raises:
         LocalError: the adapter or a file cannot be used.
     """
     labels = labels_of(adapter)
-    config = _config_of(labels, max_length=max_length)
-    task = tasks.TASKS[config.model.task]
+    config, task = _config(labels, max_length=max_length), _task(labels)
     loaded = [(file, data.load([file], labels=labels).rows) for file in files]
     model, tokenizer = load_adapter(adapter)
-    if labels:
-        tasks.check_base(config, model, ())
+    task.check_base(config, model, ())
     base = None
     if _is_whole(adapter) and not labels:
         base, _ = _load_model(base_models.resolve(_base_name(adapter, "config.json")).folder, ())
+    pad = tokenizer.pad_token_id or 0
     for file, rows in loaded:
         sequences, bad = task.tokenize(rows, tokenizer, config)
         if not sequences:
-            raise data.DataError(
-                f"{file} has nothing to measure: {bad[0] if bad else 'all of its rows are too short'}"
-            )
-        pad = tokenizer.pad_token_id or 0
-        found = tasks.measure(task, model, sequences, BATCH, pad)
-        loss = found.loss / found.targets
+            reason = bad[0] if bad else "all of its rows are too short"
+            raise DataError(f"{file} has nothing to measure: {reason}")
         if labels:
-            commonest = max(Counter(one.label for one in sequences).values())
-            yield Measurement(file, loss, None, found.correct / found.targets, commonest / found.targets)
-            continue
-        with model.disable_adapter() if base is None else nullcontext():
-            before = tasks.measure(task, base or model, sequences, BATCH, pad)
-        yield Measurement(file, loss, before.loss / before.targets)
+            yield _measured_labels(file, task, model, sequences, pad)
+        else:
+            yield _measured_text(file, task, model, base, sequences, pad)
 
 
-def _config_of(labels: tuple[str, ...], **settings: Any) -> PeerConfig:
-    return PeerConfig.of(task="classification" if labels else "causal-lm", labels=labels, **settings)
+def _measured_labels(
+    file: Path, task: Task, model: BaseModel, sequences: Sequence[Tokens], pad: int
+) -> Measurement:
+    sums = measure_sequences(task, model, sequences, BATCH, pad)
+    commonest = max(Counter(text.label for text in sequences).values())
+    return Measurement(
+        file, sums.loss / sums.targets, None, sums.correct / sums.targets, commonest / sums.targets
+    )
+
+
+def _measured_text(
+    file: Path, task: Task, model: BaseModel, base: BaseModel | None, sequences: Sequence[Tokens], pad: int
+) -> Measurement:
+    """Measure the model, and the base alone: ``base``, or without it the model with its adapter switched off."""
+    sums = measure_sequences(task, model, sequences, BATCH, pad)
+    with model.disable_adapter() if base is None else nullcontext():
+        before = measure_sequences(task, base or model, sequences, BATCH, pad)
+    return Measurement(file, sums.loss / sums.targets, before.loss / before.targets)
+
+
+def _config(labels: tuple[str, ...], **options: Any) -> PeerConfig:
+    return PeerConfig.of(task="classification" if labels else "causal-lm", labels=labels, **options)
+
+
+def _task(labels: tuple[str, ...]) -> Task:
+    return tasks.TASKS[_config(labels).model.task]
 
 
 class Conversation:
@@ -200,7 +217,7 @@ class Conversation:
             raise LocalError(
                 f"{adapter} gives texts a label ({', '.join(labels)}) and cannot chat. Measure it with peer eval "
                 f"--adapter {adapter} --data FILE, or load it in Python with\n"
-                f"    {load_line_of(adapter, _config_of(labels))}"
+                f"    {load_line_of(adapter, _config(labels).model)}"
             )
         self._model, self._tokenizer = load_adapter(adapter)
         self._max_new_tokens = max_new_tokens
@@ -223,8 +240,7 @@ class Conversation:
             do_sample=False,
             pad_token_id=self._tokenizer.pad_token_id,
         )
-        words = self._tokenizer.decode(
-            output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        ).strip()
+        answer = output[0, inputs["input_ids"].shape[1] :]
+        words = self._tokenizer.decode(answer, skip_special_tokens=True).strip()
         self._messages.append({"role": "assistant", "content": words})
         return words

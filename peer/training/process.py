@@ -1,9 +1,8 @@
 """The parent's side of the training process: start it, give it an adapter and a round, take the result.
 
-Training lives in a process of its own (``worker.py``) because importing peft takes seconds and
-a step
-holds the interpreter: either would stall the network loop. This file speaks frames over the child's pipes,
-all of it async; it knows nothing of models or data. A child that dies is not our bug but an event:
+Training lives in a process of its own (``worker.py``) because importing peft takes seconds and a step holds the
+interpreter: either would stall the network loop. This file speaks frames over the child's pipes, all of it async; it
+knows nothing of models or data, and of who trains there only the name. A child that dies is not our bug but an event:
 ``TrainerDied``.
 """
 
@@ -22,14 +21,15 @@ import trio
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
+from gossip.events import TrainableFactors
 from peer.child_python import child_environment, python_module
 from peer.config import PeerConfig
+from peer.training import trainers
 from peer.training.frames import (
     PREFIX_BYTES,
     Evaluated,
     Export,
     OnStep,
-    Part,
     Progress,
     Ready,
     Step,
@@ -49,7 +49,8 @@ STDERR_LINES = 12
 class TrainerDied(Exception):
     """The training process ended by itself: killed, out of memory, crashed.
 
-    ``reason`` says how, with its last words.
+    Attributes:
+        reason: how, with its last words.
     """
 
     def __init__(self, reason: str) -> None:
@@ -65,7 +66,9 @@ class TrainerProcess:
     """
 
     def __init__(self, process: trio.Process, stderr: IO[bytes]) -> None:
+        assert process.stdin is not None and process.stdout is not None  # noqa: PT018 - both are pipes
         self._process = process
+        self._commands, self._answers = process.stdin, process.stdout
         self._stderr = stderr
         self._received = bytearray()
         self._spec: AdapterSpec | None = None
@@ -85,7 +88,11 @@ class TrainerProcess:
             config: settings of the run; the child reads its data, model, adapter and training fields.
             resume: a file written through ``save_to``; optimizer, generators and sampler continue from it.
             on_progress: told of download, conversion and loading.
+
+        Raises:
+            LocalError: also for a trainer that does not exist.
         """
+        entry_point = trainers.entry_point(config.training.trainer)
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         process = await trio.lowlevel.open_process(
             python_module("peer.training.worker"),
@@ -96,17 +103,15 @@ class TrainerProcess:
             start_new_session=True,  # Ctrl-C in the terminal is the parent's to judge
         )
         trainer = TrainerProcess(process, stderr)
-        command = {"kind": "start", "config": config.to_json(), "resume": str(resume) if resume else None}
+        command: dict[str, str | None] = {"kind": "start", "trainer": entry_point}
+        command |= {"config": config.to_json(), "resume": str(resume) if resume else None}
         header, payload = await trainer._exchange(command, (), {"ready"}, on_progress=on_progress)
-        trainer._spec = _layout(header.pop("entries"))
-        written = header.pop("export")
-        frozen = None
-        if written["frozen"] is not None:
-            layout = _layout(written["frozen"])
-            frozen = _state(layout, payload[4 * trainer._spec.size :])
-            del payload[4 * trainer._spec.size :]
-        export = Export(written["weights"], written["files"], tuple(written["copies"]), frozen)
-        return trainer, Ready(initial=_state(trainer._spec, payload), export=export, **header)
+        trainer._spec = _spec(header.pop("entries"))
+        own_bytes = 4 * trainer._spec.size
+        initial = _state(trainer._spec, payload[:own_bytes])
+        export = _export(header.pop("export"), payload[own_bytes:])
+        label_rows = tuple(header.pop("label_rows"))
+        return trainer, Ready(initial=initial, export=export, label_rows=label_rows, **header)
 
     async def train(
         self,
@@ -114,18 +119,20 @@ class TrainerProcess:
         round: int,
         save_to: Path | None = None,
         on_step: OnStep | None = None,
-        part: Part = "all",
-        drift: torch.Tensor | None = None,
+        trainable: TrainableFactors = "all",
+        correction: torch.Tensor | None = None,
     ) -> Trained:
         """Take ``config.training.local_steps`` steps from ``state``; then save the trainer's own state to the file
         ``save_to``.
 
-        ``save_to`` is complete on disk (replaced atomically, fsynced) when this returns. ``part`` and ``drift``
-        (float32[P]): see ``LocalTrainer.train``.
+        ``save_to`` is complete on disk (replaced atomically, fsynced) when this returns. ``trainable`` and
+        ``correction`` (float32[P]): see ``Trainer.train``.
         """
         command = {"kind": "train", "round": round, "save_to": str(save_to) if save_to else None}
-        command |= {"part": part, "drift": drift is not None}
-        payload = [state.flat] if drift is None else [state.flat, AdapterState(state.spec, drift).flat]
+        command |= {"trainable": trainable, "correction": correction is not None}
+        payload = (
+            [state.flat] if correction is None else [state.flat, AdapterState(state.spec, correction).flat]
+        )
         header, answer = await self._exchange(command, payload, {"trained"}, on_step=on_step)
         return Trained(state=self._adapter(answer), **header)
 
@@ -142,16 +149,12 @@ class TrainerProcess:
         with trio.CancelScope(shield=True):
             with trio.move_on_after(STOP_S):
                 try:
-                    await self._process.stdin.send_all(encode({"kind": "stop"}))
-                    await self._process.stdin.aclose()
+                    await self._commands.send_all(encode({"kind": "stop"}))
+                    await self._commands.aclose()
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # it is gone, which is what we want
                 await self._process.wait()
             await self._kill()
-
-    def kill(self) -> None:
-        """Kill the child at once (for fault tests)."""
-        self._process.kill()
 
     async def _exchange(
         self,
@@ -167,9 +170,9 @@ class TrainerProcess:
         """
         try:
             try:
-                await self._process.stdin.send_all(encode(command, 4 * sum(map(len, vectors))))
+                await self._commands.send_all(encode(command, 4 * sum(map(len, vectors))))
                 for vector in vectors:
-                    await self._process.stdin.send_all(_bytes_of(vector))
+                    await self._commands.send_all(vector.numpy().data.cast("B"))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # the child may have left an error frame behind: read it below
             while True:
@@ -201,7 +204,7 @@ class TrainerProcess:
     async def _receive_exactly(self, count: int) -> bytearray:
         while len(self._received) < count:
             try:
-                piece = await self._process.stdout.receive_some(1 << 20)
+                piece = await self._answers.receive_some(1 << 20)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 piece = b""
             if not piece:
@@ -236,23 +239,24 @@ class TrainerProcess:
     async def _kill(self) -> None:
         self._process.kill()
         await self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._commands, self._answers):
             await pipe.aclose()
         self._stderr.close()
 
 
-def _layout(entries: Sequence[tuple[str, Sequence[int]]]) -> AdapterSpec:
+def _spec(entries: Sequence[tuple[str, Sequence[int]]]) -> AdapterSpec:
     return AdapterSpec(tuple((name, tuple(shape)) for name, shape in entries))
 
 
-def _state(layout: AdapterSpec, payload: bytearray) -> AdapterState:
+def _state(spec: AdapterSpec, payload: bytearray) -> AdapterState:
     """Read float32[P] out of a payload that nobody else holds."""
-    flat = torch.frombuffer(payload, dtype=torch.float32) if payload else torch.empty(0)
-    return AdapterState(layout, flat)
+    return AdapterState(spec, torch.frombuffer(payload, dtype=torch.float32) if payload else torch.empty(0))
 
 
-def _bytes_of(vector: torch.Tensor) -> memoryview:
-    return memoryview(vector.numpy()).cast("B")
+def _export(fields: dict[str, Any], payload: bytearray) -> Export:
+    """Return what a frame says of the export; ``payload`` holds its frozen factors, if it has any."""
+    frozen = None if fields["frozen"] is None else _state(_spec(fields["frozen"]), payload)
+    return Export(fields["weights"], fields["files"], tuple(fields["copies"]), frozen)
 
 
 def _environment(config: PeerConfig) -> dict[str, str]:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from gossip.errors import LocalError
 
@@ -35,7 +35,8 @@ class BadRow:
         return f"{self.file}:{self.line}: {self.reason}"
 
 
-Lines = Iterator[tuple[int, Any]]
+Lines: TypeAlias = Iterator[tuple[int, Any]]
+"""Rows of a file: (line from 1, the row as it stands in the file or ``BadRow``)."""
 
 
 def read(path: Path) -> Lines:
@@ -143,18 +144,18 @@ def _read_folder(path: Path) -> Lines:
     import datasets
 
     try:
-        found = datasets.load_from_disk(str(path))
+        dataset = datasets.load_from_disk(str(path))
     except (FileNotFoundError, ValueError) as error:
         raise DataError(
             f"folder {path} was not written by datasets' save_to_disk ({error}). Give the files in it instead."
         ) from error
-    if isinstance(found, datasets.DatasetDict):
-        if "train" not in found:
+    if isinstance(dataset, datasets.DatasetDict):
+        if "train" not in dataset:
             raise DataError(
-                f'folder {path} has no split "train"; it has {", ".join(found)}. Give one of these.'
+                f'folder {path} has no split "train"; it has {", ".join(dataset)}. Give one of these.'
             )
-        found = found["train"]
-    yield from enumerate(found, start=1)
+        dataset = dataset["train"]
+    yield from enumerate(dataset, start=1)
 
 
 READERS: dict[str, Callable[[Path], Lines]] = {

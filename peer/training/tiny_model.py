@@ -1,18 +1,18 @@
-"""The alias ``tiny``: a byte-level Llama of 0.1 million parameters, made on the spot for tests and first
-tries.
+"""The alias ``tiny``: a byte-level Llama of 0.1 million parameters, made on the spot for tests and first tries.
 
-It is briefly trained on English sentences drawn from the small grammar below, so that it knows what words
-and spaces are; adapters then have something to build on. Everything is seeded and runs on one thread: the
-same machine makes the same bytes. It knows nothing of where it is kept (``base_models.py``).
+It is briefly trained on English sentences drawn from the small grammar below, so that it knows what words and spaces
+are; adapters then have something to build on. Everything is seeded and runs on one thread: the same machine makes the
+same bytes. It knows nothing of where it is kept (``base_models.py``).
 """
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from peer.training.frames import Progress
+from peer.training.libraries import Tokenizer
 
 SUBJECTS = """
 the old sailor|my sister|a small dog|the teacher|our neighbor|the river|every student|a tired baker|the moon
@@ -81,27 +81,27 @@ def make(folder: Path, progress: Progress) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def byte_tokenizer() -> Any:
-    """Return a tokenizer of 256 bytes and the specials ``<end>`` (256) and ``<pad>`` (257);
-
-    no chat template.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def byte_tokenizer() -> Tokenizer:
+    """Return a tokenizer of 256 bytes and the specials ``<end>`` (256) and ``<pad>`` (257); no chat template."""
+    from tokenizers import Tokenizer as TokenizerBackend
+    from tokenizers import decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: code for code, letter in enumerate(alphabet)}, merges=[]))
+    vocabulary = {letter: code for code, letter in enumerate(alphabet)}
+    backend = TokenizerBackend(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no types there
         tokenizer_object=backend, eos_token="<end>", pad_token="<pad>", model_max_length=512
     )
+    return cast("Tokenizer", tokenizer)  # it gives most of its attributes at run time
 
 
 def english(length: int) -> str:
     """Return at least ``length`` letters of grammatical, meaningless English."""
     draw = random.Random(0)
-    sentence_parts = [phrases(part) for part in (SUBJECTS, VERBS, OBJECTS, ENDINGS)]
+    clauses = [phrases(words) for words in (SUBJECTS, VERBS, OBJECTS, ENDINGS)]
     questions = phrases(QUESTIONS)
     sentences: list[str] = []
     written = 0
@@ -109,7 +109,7 @@ def english(length: int) -> str:
         if draw.random() < 0.15:
             sentence = draw.choice(questions)
         else:
-            sentence = " ".join(draw.choice(part) for part in sentence_parts).capitalize() + "."
+            sentence = " ".join(draw.choice(clause) for clause in clauses).capitalize() + "."
         sentences.append(sentence)
         written += len(sentence) + 1
     return " ".join(sentences)

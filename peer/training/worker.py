@@ -1,15 +1,17 @@
 """The training process: ``python -m peer.training.worker`` serves framed commands on its stdin and stdout.
 
-Commands: start, train, evaluate, stop; answers: ready, progress, step, trained, evaluated, error. It ends
-when its parent closes the pipe or dies, whatever it is doing. Heavy imports happen after the pipes are
-safe, because a library that prints would corrupt them. It knows nothing of training itself (``local_trainer.py``).
+Commands: start, train, evaluate, stop; answers: ready, progress, step, trained, evaluated, error. It ends when its
+parent closes the pipe or dies, whatever it is doing. Heavy imports happen after the pipes are safe, because a library
+that prints would corrupt them. It knows nothing of training itself: the parent names who trains (``trainers.py``).
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import io
 import os
+import pkgutil
 import queue
 import signal
 import sys
@@ -19,39 +21,48 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
-    from gossip.adapter import AdapterState
-    from peer.training.local_trainer import LocalTrainer
+    from gossip.adapter import AdapterSpec, AdapterState
+    from peer.training.frames import Evaluated, Ready, Step, Trained
+    from peer.training.trainers import MakeTrainer, Trainer
 
 NICENESS = 5
 """Below the network loop, which must answer while we compute. Source: guess."""
 
 Command = tuple[dict[str, Any], bytearray]
+"""Header and payload of a frame."""
 
 
 class Server:
-    """Executes one command after another."""
+    """Executes one command after another.
+
+    Args:
+        answers: the pipe to the parent.
+        started: when this process began, by ``time.monotonic``.
+    """
 
     def __init__(self, answers: IO[bytes], started: float):
         self._answers = answers
         self._started = started
-        self._trainer: LocalTrainer | None = None
+        self._trainer: Trainer | None = None
+        self._spec: AdapterSpec | None = None
 
     def handle(self, command: dict[str, Any], payload: bytearray) -> None:
         """Execute one command and answer it.
 
         Raises:
-            LocalError: as said by ``LocalTrainer``.
+            LocalError: as said by ``Trainer``.
         """
         match command:
-            case {"kind": "start", "config": config, "resume": resume}:
-                self._start(config, resume)
-            case {"kind": "train", "save_to": save_to, "part": part, "drift": has_drift}:
-                state, drift = self._vectors(payload, 2 if has_drift else 1)
-                trained = self._running().train(state, part, drift, lambda step: self._say("step", step))
+            case {"kind": "start", "trainer": entry_point, "config": config, "resume": resume}:
+                self._start(entry_point, config, resume)
+            case {"kind": "train", "save_to": save_to, "trainable": trainable, "correction": is_corrected}:
+                trainer = self._running()
+                state, correction = self._vectors(payload, 2 if is_corrected else 1)
+                trained = trainer.train(state, trainable, correction, lambda step: self._say("step", step))
                 if save_to is not None:
-                    self._running().save(Path(save_to))
+                    trainer.save(Path(save_to))
                 give_back_memory()
                 self._say("trained", trained, trained.state)
             case {"kind": "evaluate"}:
@@ -65,59 +76,42 @@ class Server:
         """Tell the parent why we end."""
         self._send({"kind": "error", "message": message, "exit_code": exit_code})
 
-    def _start(self, config: str, resume: str | None) -> None:
+    def _start(self, entry_point: str, config: str, resume: str | None) -> None:
+        """Make the trainer that ``entry_point`` ("module:function") names, and tell the parent of it."""
         from peer.config import PeerConfig
-        from peer.training.local_trainer import LocalTrainer
 
         def progress(stage: str, done: float | None) -> None:
             self._send({"kind": "progress", "stage": stage, "done": done})
 
         progress("import", None)
-        trainer = LocalTrainer(PeerConfig.from_json(config), progress=progress)
+        make_trainer: MakeTrainer = pkgutil.resolve_name(entry_point)
+        trainer = make_trainer(PeerConfig.from_json(config), progress)
         if resume is not None:
             trainer.load(Path(resume))
         self._trainer = trainer
         gc.collect()
         gc.freeze()  # a million objects of imported libraries need no second look
         give_back_memory()
-        model = trainer.model
-        export, frozen = model.export, model.export.frozen
-        ready = {
-            "kind": "ready",
-            "entries": trainer.spec.entries,
-            "export": {
-                "weights": export.weights,
-                "files": export.files,
-                "copies": export.copies,
-                "frozen": frozen.spec.entries if frozen is not None else None,
-            },
-            "manifest": trainer.manifest,
-            "model_name": model.source.name,
-            "device": model.device,
-            "data_report": trainer.report,
-            "rows": trainer.rows,
-            "rows_held_out": trainer.rows_held_out,
-            "sequences": trainer.sequences,
-            "base_parameters": model.base_parameters,
-            "seconds": time.monotonic() - self._started,
-        }
-        self._send(ready, trainer.initial, *([frozen] if frozen is not None else []))
+        ready = trainer.ready(time.monotonic() - self._started)
+        self._spec = ready.initial.spec
+        frozen = ready.export.frozen
+        self._send(_ready_header(ready), ready.initial, *([frozen] if frozen is not None else []))
 
-    def _running(self) -> LocalTrainer:
+    def _running(self) -> Trainer:
         assert self._trainer is not None, "the first command must be start"
         return self._trainer
 
-    def _vectors(self, payload: bytearray, count: int) -> tuple[AdapterState, torch.Tensor | None]:
+    def _vectors(self, payload: bytearray, count: int) -> tuple[AdapterState, Tensor | None]:
         """Return the adapter in a payload of ``count`` vectors, and the second vector if there is one."""
         import torch
 
         from gossip.adapter import AdapterState
 
-        spec = self._running().spec
-        vectors = torch.frombuffer(payload, dtype=torch.float32).view(count, spec.size)
-        return AdapterState(spec, vectors[0]), vectors[1] if count == 2 else None
+        assert self._spec is not None, "the first command must be start"
+        vectors = torch.frombuffer(payload, dtype=torch.float32).view(count, self._spec.size)
+        return AdapterState(self._spec, vectors[0]), vectors[1] if count == 2 else None
 
-    def _say(self, kind: str, outcome: Any, state: AdapterState | None = None) -> None:
+    def _say(self, kind: str, outcome: Step | Trained | Evaluated, state: AdapterState | None = None) -> None:
         """Send a dataclass of ``frames.py``; its state, if it has one, goes as payload."""
         fields = {name: getattr(outcome, name) for name in outcome.__slots__ if name != "state"}
         self._send({"kind": kind, **fields}, *([state] if state is not None else []))
@@ -127,8 +121,17 @@ class Server:
 
         self._answers.write(encode(header, sum(4 * state.spec.size for state in states)))
         for state in states:
-            self._answers.write(memoryview(state.flat.numpy()).cast("B"))
+            self._answers.write(state.flat.numpy().data.cast("B"))
         self._answers.flush()
+
+
+def _ready_header(ready: Ready) -> dict[str, Any]:
+    """Return what a frame says of ``ready``; its initial adapter and its frozen factors go as payload."""
+    fields = {name: getattr(ready, name) for name in ready.__slots__ if name not in ("initial", "export")}
+    export = {name: getattr(ready.export, name) for name in ready.export.__slots__}
+    frozen = ready.export.frozen
+    export["frozen"] = frozen.spec.entries if frozen is not None else None
+    return {"kind": "ready", "entries": ready.initial.spec.entries, "export": export, **fields}
 
 
 def give_back_memory() -> None:
@@ -138,14 +141,14 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def read_commands(pipe: IO[bytes], commands: queue.SimpleQueue[Command]) -> None:
+def read_commands(pipe: io.BufferedReader, commands: queue.SimpleQueue[Command]) -> None:
     """Put each frame into the queue; at the pipe's end (our parent is gone) end the process at once."""
     from peer.training.frames import PREFIX_BYTES, decode_header, header_length
 
     while prefix := pipe.read(PREFIX_BYTES):
         header = decode_header(pipe.read(header_length(prefix)))
         payload = bytearray(header.pop("payload_bytes"))
-        if pipe.readinto(payload) != len(payload):  # type: ignore[attr-defined]
+        if pipe.readinto(payload) != len(payload):
             break
         commands.put((header, payload))
     os._exit(1)

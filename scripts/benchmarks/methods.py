@@ -6,26 +6,25 @@ adapter, decode three neighbors', guard and mix them, measure the cross term.
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gossip.adapter import AdapterState
 from gossip.methods.method_set import MethodNames, resolve
-from gossip.methods.pipeline import Arrived, Pipeline
+from gossip.methods.pipeline import Pipeline
+from gossip.methods.stage import RoundContext
 from peer.config import PeerConfig
 from peer.training.local_trainer import LocalTrainer
-from scripts.benchmarks.rows import Row, at_most, row
+from scripts.benchmarks.rows import Row, at_most, row, timed
 from scripts.lab import corpus
 
 NEIGHBORS = ("b", "c", "d")
-ROUNDS = 5
+TRAININGS, ROUNDS, QUICK_ROUNDS = 3, 5, 1
 VARIANTS: dict[str, MethodNames] = {
     "average": MethodNames(),
     "factors ffa": MethodNames(factors="ffa"),
@@ -46,51 +45,62 @@ VARIANTS: dict[str, MethodNames] = {
 """What is measured; everything else is as in the default run."""
 
 
-def rows() -> Iterator[Row]:
-    """Yield the seconds of local steps, and each method's round as a share of them."""
+def rows(quick: bool = False) -> Iterator[Row]:
+    """Yield the seconds of local steps, and each method's round as a share of them; quick: with the tiny model."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        local_s, initial, moved = _local_steps("tiny" if quick else "smollm2-135m")
+        yield row("methods: local steps of a round, default demo", local_s, "s")
+        for name, names in VARIANTS.items():
+            share = 100.0 * _round_s(names, initial, moved, QUICK_ROUNDS if quick else ROUNDS) / local_s
+            limit = 20.0 if "tsvd" in name else 5.0
+            yield at_most(f"methods: {name}, share of the local steps", share, "%", limit)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _local_steps(model: str) -> tuple[float, AdapterState, AdapterState]:
+    """Return the median seconds of a round's local steps, the seeded adapter, and what the steps made of it."""
     with tempfile.TemporaryDirectory() as folder:
         file = corpus.write(Path(folder))["spanish"]
-        trainer = LocalTrainer(PeerConfig.of(data=(file,), threads=1))
+        trainer = LocalTrainer(PeerConfig.of(data=(file,), model=model, threads=1))
         initial = trainer.model.initial
         times = []
-        for _ in range(3):
-            started = time.perf_counter()
-            moved = trainer.train(initial).state
-            times.append(time.perf_counter() - started)
-    local = statistics.median(times)
-    yield row("methods: local steps of a round, default demo", local, "s")
-    for name, names in VARIANTS.items():
-        share = 100.0 * _round_s(names, initial, moved) / local
-        yield at_most(
-            f"methods: {name}, share of the local steps", share, "%", 20.0 if "tsvd" in name else 5.0
-        )
+        for _ in range(TRAININGS):
+            elapsed_s, trained = timed(lambda: trainer.train(initial))
+            times.append(elapsed_s)
+    return statistics.median(times), initial, trained.state
 
 
-def _round_s(names: MethodNames, initial: AdapterState, moved: AdapterState) -> float:
-    """Return the median seconds of a round's numbers at one peer, with three neighbors."""
+def _round_s(names: MethodNames, initial: AdapterState, moved: AdapterState, rounds: int) -> float:
+    """Return the median seconds of a round's numbers at one peer, with three neighbors, after one to warm up."""
     methods = resolve(names, initial.spec)
-    pipelines = {peer: Pipeline(peer, methods, initial, 10.0) for peer in ("a", *NEIGHBORS)}
+    pipelines = {peer: Pipeline(peer, methods.rounds, initial, 10.0) for peer in ("a", *NEIGHBORS)}
     noise = torch.Generator().manual_seed(0)
     times = []
-    for round in range(ROUNDS + 1):
-        said: dict[str, Any] = {"steps": 2, "round": round, "age": 2 * round + 2}
-        trained = {
-            peer: dataclasses.replace(
-                moved, flat=moved.flat + 1e-3 * torch.randn(moved.flat.shape, generator=noise)
+    for round in range(rounds + 1):
+        contexts = {
+            peer: RoundContext(
+                round=round,
+                age=2 * round + 2,
+                steps=2,
+                start=initial,
+                trained=_disturbed(moved, noise),
+                readers=lambda: len(NEIGHBORS),
             )
             for peer in pipelines
         }
-        publications = {
-            peer: pipelines[peer].publish(initial, trained[peer], readers=3, **said) for peer in NEIGHBORS
-        }
+        publications = {peer: pipelines[peer].publish(contexts[peer]) for peer in NEIGHBORS}
         started = time.perf_counter()
         own = pipelines["a"]
-        own.publish(initial, trained["a"], readers=3, **said)
-        arrived = []
-        for peer, published in publications.items():
-            layout, values = own.decode(peer, published, merging=False)
-            arrived.append(Arrived(peer, layout, values, 0.25, published.age, published.round))
-        own.mix(initial, trained["a"], arrived, neighbor_weight=0.75, **said)
+        own.publish(contexts["a"])
+        contributions = [own.read(peer, published, 0.25) for peer, published in publications.items()]
+        own.mix(contexts["a"], contributions, neighbor_weight=0.75)
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
+
+
+def _disturbed(adapter: AdapterState, noise: torch.Generator) -> AdapterState:
+    flat = adapter.flat + 1e-3 * torch.randn(adapter.flat.shape, generator=noise)
+    return AdapterState(adapter.spec, flat)

@@ -2,7 +2,6 @@
 
 Everything else is real: node, wire, pulls, guards, mixing, checkpoints on disk. The trainer is an idle one that hands
 the adapter back moved a little. Then one peer is killed -9, and the others' rounds are measured again.
-``scripts/bench.py rounds`` prints the figures.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,24 @@ import torch
 import trio
 
 from gossip.adapter import AdapterSpec, AdapterState
+from gossip.events import TrainableFactors
 from peer.checkpoints import open_home
 from peer.child_python import child_environment, python_module
 from peer.config import PeerConfig
-from peer.journal import Journal
+from peer.journal import Journal, JsonPrinter
 from peer.network.identity import load_or_create_identity, peer_id
 from peer.run_plan import plan_run
 from peer.runtime import run_peer
 from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
-from scripts.lab.testnet import free_ports
+from scripts.benchmarks.rows import Row, at_most, row
+from scripts.lab.testnet.plan import free_ports
 
-VALUES = 1_100_000  # 4.4 MB of float32, what hivemind was measured with
-PEERS = 4
+PEERS, QUICK_PEERS = 4, 3
 WARM_UP, MEASURED = 3, 15
+BEFORE_RECOVERY = 2
+"""Rounds from the death of a neighbor until none waits for it any more."""
+VALUES, QUICK_VALUES = 1_100_000, 1_000
+"""Values of the adapter. Source: 4.4 MB of float32 is what hivemind was measured with."""
 
 
 class IdleTrainer:
@@ -48,8 +53,8 @@ class IdleTrainer:
         round: int,
         save_to: Path,
         on_step: OnStep,
-        part: str,
-        drift: torch.Tensor | None,
+        trainable: TrainableFactors,
+        correction: torch.Tensor | None,
     ) -> Trained:
         """Return the moved adapter; the state file is empty."""
         save_to.write_bytes(b"")
@@ -65,17 +70,18 @@ class IdleTrainer:
 
 
 async def start_idle(
-    config: PeerConfig, resume: Path | None, on_progress: Progress
+    values: int, config: PeerConfig, resume: Path | None, on_progress: Progress
 ) -> tuple[IdleTrainer, Ready]:
-    """Start at once."""
-    spec = AdapterSpec((("w", (VALUES,)),))
-    initial = AdapterState(spec, torch.randn(VALUES, generator=torch.Generator().manual_seed(0)))
+    """Start at once, with an adapter of so many values."""
+    spec = AdapterSpec((("w", (values,)),))
+    initial = AdapterState(spec, torch.randn(values, generator=torch.Generator().manual_seed(0)))
     manifest = {
         "base_digest": "none",
         "base_dtype": "none",
         "tokenizer_digest": "none",
         "adapter_digest": initial.digest(),
         "adapter_spec": spec.fingerprint,
+        "adapter_frozen": "",
     }
     adapter_config = json.dumps({"base_model_name_or_path": "none"})
     export = Export("adapter_model.safetensors", {"adapter_config.json": adapter_config})
@@ -83,8 +89,8 @@ async def start_idle(
     return IdleTrainer(), ready
 
 
-def serve(home: str, options: str) -> None:
-    """Be one peer."""
+def serve(home: str, options: str, values: str) -> None:
+    """Be one peer, with an adapter of so many values."""
     from peer.network.catalogue import transport_for
 
     torch.set_num_threads(1)
@@ -92,26 +98,26 @@ def serve(home: str, options: str) -> None:
     with open_home(Path(home)) as opened:
         key = load_or_create_identity(opened.path)
         factory = transport_for(config.network.listen, private_key=key)
-        journal = Journal(None, as_json=True)
-        trio.run(run_peer, plan_run(config), opened, key, factory, journal, start_idle)
+        journal = Journal(JsonPrinter(sys.stdout))
+        trio.run(run_peer, plan_run(config), opened, key, factory, journal, partial(start_idle, int(values)))
         journal.close()
 
 
-def rows() -> list[dict[str, Any]]:
-    """Run the network and return its figures."""
+def rows(quick: bool = False) -> Iterator[Row]:
+    """Run the network and yield its figures."""
+    peers, values = (QUICK_PEERS, QUICK_VALUES) if quick else (PEERS, VALUES)
     with tempfile.TemporaryDirectory() as folder:
-        homes = [Path(folder) / str(index) for index in range(PEERS)]
-        processes = list(_start(homes))
+        processes = list(_start([Path(folder) / str(index) for index in range(peers)], values))
         try:
-            return _measure(processes)
+            yield from _measure(processes)
         finally:
             for process in processes:
                 process.kill()
                 process.communicate()
 
 
-def _start(homes: list[Path]) -> Iterator[subprocess.Popen[str]]:
-    addresses = [f"/ip4/127.0.0.1/tcp/{port}" for port in free_ports(PEERS)]
+def _start(homes: list[Path], values: int) -> Iterator[subprocess.Popen[str]]:
+    addresses = [f"/ip4/127.0.0.1/tcp/{port}" for port in free_ports(len(homes))]
     first = ""
     for home, address in zip(homes, addresses, strict=True):
         home.mkdir()
@@ -122,13 +128,33 @@ def _start(homes: list[Path]) -> Iterator[subprocess.Popen[str]]:
             "listen": address,
             "join": [] if home == homes[0] else [first],
             "join_timeout_s": 60.0,
-            "wait_peers": PEERS - 1,
+            "wait_peers": len(homes) - 1,
             "eval_every": 1_000_000,
         }
-        command = python_module("scripts.benchmarks.rounds", str(home), json.dumps(options))
+        command = python_module("scripts.benchmarks.rounds", str(home), json.dumps(options), str(values))
         yield subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env=child_environment(OMP_NUM_THREADS="1")
         )
+
+
+def _measure(processes: list[subprocess.Popen[str]]) -> Iterator[Row]:
+    witness, victim = processes[0], _ring_neighbor_of_first(processes)
+    for process in processes:
+        if process not in (witness, victim):
+            threading.Thread(target=_drain, args=[process], daemon=True).start()
+    ends: Iterator[float] = (event["at"] for event in _events(witness) if event["event"] == "round")
+    usual_ends = list(itertools.islice(ends, WARM_UP + MEASURED))
+    before = _durations(usual_ends[WARM_UP - 1 :])
+    killed_at = time.time()
+    victim.send_signal(signal.SIGKILL)
+    ends = itertools.chain(usual_ends[-1:], ends)
+    after = _durations_after(killed_at, ends, MEASURED + BEFORE_RECOVERY)
+    usual = statistics.median(before)
+    recovered = statistics.median(after[BEFORE_RECOVERY:]) / usual
+    yield at_most("rounds: publish, fetch, mix, checkpoint (median)", usual, "s", 0.8)
+    yield row("rounds: the slowest of them", max(before), "s")
+    yield row("rounds: the one in which a neighbor was killed", after[0], "s")
+    yield at_most("rounds: from the second after it on / before", recovered, "x", 1.2)
 
 
 def _events(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
@@ -138,35 +164,18 @@ def _events(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
     raise RuntimeError("a peer of the bench ended early")
 
 
-def _round_ends(process: subprocess.Popen[str], count: int) -> list[float]:
-    """Return the times of the next reports of a peer."""
-    ends = (event["at"] for event in _events(process) if event["event"] == "round")
-    return list(itertools.islice(ends, count))
-
-
-def _measure(processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
-    witness, victim = processes[0], _ring_neighbor_of_first(processes)
-    for process in processes:
-        if process not in (witness, victim):
-            threading.Thread(target=_drain, args=[process], daemon=True).start()
-    _round_ends(witness, WARM_UP)
-    before = _durations(_round_ends(witness, MEASURED))
-    killed_at = time.time()
-    victim.send_signal(signal.SIGKILL)
-    ends = _round_ends(witness, 3 * MEASURED)  # some from before the kill may still have lain in the pipe
-    meeting = next(index for index, end in enumerate(ends) if end >= killed_at)
-    after = _durations(ends[max(0, meeting - 1) :])
-    usual = statistics.median(before)
-    return [
-        _row("rounds: publish, fetch, mix, checkpoint (median)", usual, "s", 0.8),
-        _row("rounds: the slowest of them", max(before), "s", None),
-        _row("rounds: the one in which a neighbor was killed", after[0], "s", None),
-        _row("rounds: from the second after it on / before", statistics.median(after[2:]) / usual, "x", 1.2),
-    ]
-
-
-def _durations(ends: list[float]) -> list[float]:
+def _durations(ends: Sequence[float]) -> list[float]:
     return [later - earlier for earlier, later in itertools.pairwise(ends)]
+
+
+def _durations_after(moment: float, ends: Iterator[float], count: int) -> list[float]:
+    """Return the durations of ``count`` rounds from the one that was going on at a moment, seconds.
+
+    Args:
+        ends: times of the ends of rounds; some from before the moment may still lie in the pipe.
+    """
+    begun, ended = next(pair for pair in itertools.pairwise(ends) if pair[1] >= moment)
+    return _durations([begun, ended, *itertools.islice(ends, count - 1)])
 
 
 def _drain(process: subprocess.Popen[str]) -> None:
@@ -181,11 +190,6 @@ def _ring_neighbor_of_first(processes: list[subprocess.Popen[str]]) -> subproces
     ids = [next(event["peer_id"] for event in _events(process)) for process in processes]
     order = sorted(range(len(ids)), key=lambda index: ids[index])
     return processes[order[(order.index(0) + 1) % len(order)]]
-
-
-def _row(name: str, value: float, unit: str, limit: float | None) -> dict[str, Any]:
-    met = None if limit is None else value <= limit
-    return {"name": name, "value": value, "unit": unit, "target": f"<= {limit}" if limit else "", "met": met}
 
 
 if __name__ == "__main__":

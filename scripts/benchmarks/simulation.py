@@ -1,29 +1,26 @@
-"""The simulator: its speed, and how its memory grows with the number of nodes. ``scripts/bench.py simulation``."""
+"""The simulator: its speed, and how its memory grows with the number of nodes."""
 
 from __future__ import annotations
 
 import gc
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Iterator
 
 from gossip.quadratic import Quadratic
 from peer.child_python import child_environment, python_module
-from scripts.benchmarks.rows import Row, at_most
+from scripts.benchmarks.rows import Row, at_most, timed
+
+PEERS, QUICK_PEERS = 1000, 10
 
 
-def rows() -> Iterator[Row]:
-    """Run a thousand nodes here, and 500 and 2,000 in processes of their own."""
-
-    def run(peers: int) -> None:
-        Quadratic(peers=peers).simulation().run()
-
-    started = time.perf_counter()
-    run(1000)
-    yield at_most("simulation: 1,000 nodes x 20 rounds", time.perf_counter() - started, "s", 10.0)
-    small, large = (_memory_of(peers) for peers in (500, 2000))
+def rows(quick: bool = False) -> Iterator[Row]:
+    """Run a thousand nodes here, and half and twice as many in processes of their own."""
+    peers = QUICK_PEERS if quick else PEERS
+    elapsed_s, _ = timed(Quadratic(peers=peers).simulation().run)
+    yield at_most("simulation: 1,000 nodes x 20 rounds", elapsed_s, "s", 10.0)
+    small, large = _memory_of(peers // 2), _memory_of(2 * peers)
     yield at_most("simulation: memory of 2,000 / 500 nodes", large / small, "x", 4.5)
 
 
@@ -33,7 +30,7 @@ def _memory_of(peers: int) -> float:
     return float(subprocess.check_output(command, env=child_environment(), text=True))
 
 
-def simulate(peers: int) -> None:
+def print_memory(peers: int) -> None:
     """Print the memory, in bytes, that a network of nodes takes beyond what was there before."""
     Quadratic(peers=8).simulation().run()
     gc.collect()
@@ -43,4 +40,4 @@ def simulate(peers: int) -> None:
 
 
 if __name__ == "__main__":
-    simulate(int(sys.argv[1]))
+    print_memory(int(sys.argv[1]))

@@ -7,8 +7,6 @@ remote end.
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import resource
 import ssl
@@ -29,6 +27,7 @@ import trio
 from peer.child_python import child_environment, python_module
 from peer.network.catalogue import transport_for
 from peer.network.transport import Handler, Stream, Transport
+from scripts.benchmarks.certificate import self_signed
 from scripts.benchmarks.rows import Row, at_least, at_most, row
 
 if TYPE_CHECKING:
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
     from libp2p.peer.id import ID
 
 MB = 1_000_000
-ROUNDS = 5
-BULK_BYTES = 64 * MB
-MEMORY_BYTES = 100 * MB
 CHUNK_BYTES = 256 * 1024
 LIBRARY_CHUNK_BYTES = 64 * 1024  # what a user of the library's own streams would write (libp2p.md section 2)
 SINK, ECHO = "/bench/sink/1", "/bench/echo/1"
@@ -46,6 +42,34 @@ _SIZE = struct.Struct(">Q")
 
 Send = Callable[[bytes | memoryview], Awaitable[None]]
 Receive = Callable[[int], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        bulk_bytes: of a large transfer.
+        turns: how often the three paths take turns.
+        memory_bytes: of the transfer whose memory is looked at.
+        parallel_bytes: of each of 8 transfers at once.
+        requests: small ones on an idle connection; beside bulk transfers, at least a tenth as many.
+        bulks: transfers beside small requests, at least.
+    """
+
+    bulk_bytes: int = 64 * MB
+    turns: int = 5
+    memory_bytes: int = 100 * MB
+    parallel_bytes: int = 16 * MB
+    requests: int = 200
+    bulks: int = 6
+
+
+FULL = Size()
+QUICK = Size(MB // 4, turns=1, memory_bytes=MB, parallel_bytes=MB // 16, requests=20, bulks=1)
+
+Send = Callable[[bytes | memoryview], Awaitable[None]]
+Receive = Callable[[int], Awaitable[bytes | bytearray]]
 
 
 async def receive_all(receive: Receive) -> bytes:
@@ -230,44 +254,13 @@ async def send_library(host: IHost, peer: ID, payload: memoryview) -> tuple[floa
     return result
 
 
-def self_signed(folder: str) -> str:
-    """Write a key and a certificate for 127.0.0.1 into one file and return its path."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "bench")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path = Path(folder) / "bench.pem"
-    encoding = serialization.Encoding.PEM
-    path.write_bytes(
-        key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + certificate.public_bytes(encoding)
-    )
-    return str(path)
-
-
-async def compare_paths() -> list[Row]:
+async def compare_paths(size: Size) -> list[Row]:
     """Rows for 64 MB over our stream, a TLS socket and the library's default stream, taking turns."""
     from libp2p import new_host
     from libp2p.peer.peerinfo import info_from_p2p_addr
     from multiaddr import Multiaddr
 
-    payload = memoryview(bytes(BULK_BYTES))
+    payload = memoryview(bytes(size.bulk_bytes))
     host = new_host()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -285,12 +278,12 @@ async def compare_paths() -> list[Row]:
             there = info_from_p2p_addr(Multiaddr(library.address))
             await host.connect(there)
             taken: dict[str, list[float]] = {"ours": [], "TLS": [], "library": []}
-            for _ in range(ROUNDS):
+            for _ in range(size.turns):
                 taken["ours"].append((await send_ours(transport, peer, payload))[0])
                 seconds, _ = await transfer(plain.send_all, plain.receive_some, payload, CHUNK_BYTES)
                 taken["TLS"].append(seconds)
                 taken["library"].append((await send_library(host, there.peer_id, payload))[0])
-    speed = {path: BULK_BYTES / MB / statistics.median(times) for path, times in taken.items()}
+    speed = {path: size.bulk_bytes / MB / statistics.median(times) for path, times in taken.items()}
     return [
         *(row(f"transport: 64 MB, {path}", value, "MB/s") for path, value in speed.items()),
         at_least("transport: 64 MB, ours / TLS", speed["ours"] / speed["TLS"], "x", 0.55),
@@ -298,20 +291,20 @@ async def compare_paths() -> list[Row]:
     ]
 
 
-async def measure_memory() -> list[Row]:
+async def measure_memory(size: Size) -> list[Row]:
     """A row for what 100 MB cost the receiver."""
     with child("ours") as ours:
         async with our_transport(2) as transport:
             peer = await transport.dial(ours.address)
-            _, peak_kib = await send_ours(transport, peer, memoryview(bytes(MEMORY_BYTES)))
+            _, peak_kib = await send_ours(transport, peer, memoryview(bytes(size.memory_bytes)))
     growth = (peak_kib - ours.memory_kib) * 1024 / MB
-    limit = 1.3 * MEMORY_BYTES / MB + 32
+    limit = 1.3 * size.memory_bytes / MB + 32
     return [at_most("transport: receiver's memory for 100 MB", growth, "MB", limit)]
 
 
-async def measure_many() -> list[Row]:
+async def measure_many(size: Size) -> list[Row]:
     """A row for 8 transfers at once."""
-    payload = memoryview(bytes(16 * MB))
+    payload = memoryview(bytes(size.parallel_bytes))
     with child("ours") as ours:
         async with our_transport(2) as transport:
             peer = await transport.dial(ours.address)
@@ -323,45 +316,54 @@ async def measure_many() -> list[Row]:
     return [row("transport: 8 x 16 MB at once, total", 8 * len(payload) / MB / seconds, "MB/s")]
 
 
-async def measure_small_beside_bulk() -> list[Row]:
+async def measure_small_beside_bulk(size: Size) -> list[Row]:
     """Rows for 32-byte requests, alone and beside bulk transfers."""
-    payload = memoryview(bytes(BULK_BYTES))
     with child("ours") as ours:
         async with our_transport(2) as transport:
             peer = await transport.dial(ours.address)
             stream = await transport.open(peer, ECHO)
-
-            async def ask() -> float:
-                begun = time.perf_counter()
-                await stream.send(bytes(32))
-                await receive_count(stream.receive, 32)
-                return (time.perf_counter() - begun) * 1000
-
-            idle = [await ask() for _ in range(200)]
-            busy: list[float] = []
-            async with trio.open_nursery() as nursery:
-
-                async def bulk() -> None:
-                    for _ in range(6):
-                        await send_ours(transport, peer, payload)
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(bulk)
-                while True:
-                    busy.append(await ask())
-                    await trio.sleep(0.005)
+            alone = [await ask_ms(stream) for _ in range(size.requests)]
+            beside = await _ask_beside_bulk(transport, peer, stream, size)
     figures = []
-    for name, times in (("alone", idle), ("beside 64 MB", busy)):
+    for name, times in (("alone", alone), ("beside 64 MB", beside)):
         twentieths = statistics.quantiles(times, n=20)
         figures.append(row(f"transport: 32 bytes and back {name}, median", statistics.median(times), "ms"))
         figures.append(at_most(f"transport: 32 bytes and back {name}, 95 %", twentieths[18], "ms", 100.0))
     return figures
 
 
-def rows() -> list[Row]:
+async def ask_ms(stream: Stream) -> float:
+    """Return how long a small request takes, milliseconds."""
+    begun = time.perf_counter()
+    await stream.send(bytes(32))
+    await receive_count(stream.receive, 32)
+    return (time.perf_counter() - begun) * 1000
+
+
+async def _ask_beside_bulk(transport: Transport, peer: str, stream: Stream, size: Size) -> list[float]:
+    """Return how long small requests take while large transfers to the same peer are under way, milliseconds."""
+    payload = memoryview(bytes(size.bulk_bytes))
+    times: list[float] = []
+    async with trio.open_nursery() as nursery:
+
+        async def send_bulk() -> None:
+            sent = 0
+            while sent < size.bulks or len(times) < size.requests // 10:
+                await send_ours(transport, peer, payload)
+                sent += 1
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(send_bulk)
+        while True:
+            times.append(await ask_ms(stream))
+            await trio.sleep(0.005)
+    return times
+
+
+def rows(quick: bool = False) -> Iterator[Row]:
     """Measure everything (about half a minute)."""
-    measures = (compare_paths, measure_memory, measure_many, measure_small_beside_bulk)
-    return [figure for measure in measures for figure in trio.run(measure)]
+    for measure in (compare_paths, measure_memory, measure_many, measure_small_beside_bulk):
+        yield from trio.run(measure, QUICK if quick else FULL)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from gossip.errors import LocalError
 
@@ -15,8 +14,12 @@ def note(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def exit_code_of(command: Callable[[Sequence[str] | None], Any], words: Sequence[str] | None) -> int:
-    """Run one command; return the exit code of docs/exit-codes.md, refusals being one line on stderr."""
+def exit_code_of(command: Callable[[Sequence[str] | None], object], words: Sequence[str] | None) -> int:
+    """Run one command; return the exit code of docs/exit-codes.md, refusals being one line on stderr.
+
+    Args:
+        words: the command line; None = that of this process.
+    """
     try:
         command(words)
     except LocalError as error:

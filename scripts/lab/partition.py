@@ -20,18 +20,18 @@ from gossip.methods.catalogue import Entry, find
 from topology.draws import Draws
 from topology.parameters import Parameter, Value, whole
 
-Part = NDArray[np.int64]
-"""Row numbers of one peer, int64[rows], ascending."""
+Rows = NDArray[np.int64]
+"""Row numbers, int64[rows]; those of one peer ascend."""
 
-Partitioner = Callable[[Sequence[str], int, int], list[Part]]
-"""(label or group of each row, number of peers, seed) -> one part per peer."""
+Partitioner = Callable[[Sequence[str], int, int], list[Rows]]
+"""(label or group of each row, number of peers, seed) -> rows of each peer."""
 
 ROWS_MIN = 4
 """Fewest rows a peer is left with. Source: guess; a peer holds out one of them, and one row is not a batch."""
 
 REDRAWS_MAX = 20
-"""So often a Dirichlet split with too small a part is drawn anew before rows are moved. Source: guess; redrawing keeps
-the law (among splits that are large enough), moving does not."""
+"""So often a Dirichlet split that leaves a peer too few rows is drawn anew before rows are moved. Source: guess;
+redrawing keeps the law (among splits that are large enough), moving does not."""
 
 
 def parse_partitioner(text: str) -> Partitioner:
@@ -47,27 +47,27 @@ def parse_partitioner(text: str) -> Partitioner:
 
 
 def iid() -> Partitioner:
-    """All rows shuffled and dealt out: parts differ in size by at most one."""
-    return lambda labels, peers, seed: _cut(
-        _order(len(labels), "iid", seed), np.full(_check(len(labels), peers), 1 / peers)
+    """All rows shuffled and dealt out: peers' rows differ in number by at most one."""
+    return lambda labels, peers, seed: _cut_evenly(
+        _order(len(labels), "iid", seed), _check(len(labels), peers)
     )
 
 
 def quantity(sigma: float = 1.0) -> Partitioner:
-    """Shuffled rows in parts of log-normal size: exp(sigma z), z normal. The label mix stays alike.
+    """Shuffled rows in log-normal numbers: exp(sigma z), z normal. The label mix stays alike.
 
     Args:
-        sigma: standard deviation of the logarithm of the size, above 0; at 1, one peer in six has more than e times the
-            median.
+        sigma: standard deviation of the logarithm of the number, above 0; at 1, one peer in six has more than e times
+            the median.
     """
 
-    def share(labels: Sequence[str], peers: int, seed: int) -> list[Part]:
+    def partition(labels: Sequence[str], peers: int, seed: int) -> list[Rows]:
         rows = len(labels)
         _check(rows, peers)
         sizes = np.exp(sigma * ndtri(_open(Draws("quantity", seed, rows, peers).uniform(peers))))
         return _repaired(_cut(_order(rows, "quantity", seed), sizes / sizes.sum()), labels)
 
-    return share
+    return partition
 
 
 def dirichlet(alpha: float = 0.3) -> Partitioner:
@@ -77,24 +77,24 @@ def dirichlet(alpha: float = 0.3) -> Partitioner:
         alpha: above 0; large = every peer has the global mix, near 0 = each class lies at one peer.
     """
 
-    def draw(labels: Sequence[str], peers: int, seed: int, attempt: int) -> list[Part]:
-        parts: list[list[Part]] = [[] for _ in range(peers)]
+    def draw(labels: Sequence[str], peers: int, seed: int, attempt: int) -> list[Rows]:
+        pieces: list[list[Rows]] = [[] for _ in range(peers)]
         for label, rows in _by_label(labels).items():
             draws = Draws("dirichlet", seed, attempt, label, len(labels), peers)
-            pieces = _cut(rows[draws.permutation(len(rows))], dirichlet_shares(draws, alpha, peers))
-            for part, piece in zip(parts, pieces, strict=True):
-                part.append(piece)
-        return [np.sort(np.concatenate(part)) for part in parts]
+            shuffled = rows[draws.permutation(len(rows))]
+            for peer, piece in enumerate(_cut(shuffled, dirichlet_shares(draws, alpha, peers))):
+                pieces[peer].append(piece)
+        return _joined(pieces)
 
-    def share(labels: Sequence[str], peers: int, seed: int) -> list[Part]:
+    def partition(labels: Sequence[str], peers: int, seed: int) -> list[Rows]:
         _check(len(labels), peers)
         for attempt in range(REDRAWS_MAX):
-            parts = draw(labels, peers, seed, attempt)
-            if min(map(len, parts)) >= ROWS_MIN:
-                return parts
-        return _repaired(parts, labels)
+            drawn = draw(labels, peers, seed, attempt)
+            if min(map(len, drawn)) >= ROWS_MIN:
+                return drawn
+        return _repaired(drawn, labels)
 
-    return share
+    return partition
 
 
 def pathological(classes: int = 2) -> Partitioner:
@@ -106,54 +106,51 @@ def pathological(classes: int = 2) -> Partitioner:
         LocalError: peers times ``classes`` is below the number of classes: some would be nobody's.
     """
 
-    def share(labels: Sequence[str], peers: int, seed: int) -> list[Part]:
+    def partition(labels: Sequence[str], peers: int, seed: int) -> list[Rows]:
         _check(len(labels), peers)
         groups = _by_label(labels)
         names = list(groups)
-        each = min(classes, len(names))
-        if peers * each < len(names):
+        per_peer = min(classes, len(names))
+        if peers * per_peer < len(names):
             raise LocalError(
                 f"partition pathological:{classes}: {peers} peers with {classes} of {len(names)} classes each leave "
                 f"some to nobody. Give at least {-(-len(names) // peers)} classes to a peer, or more peers."
             )
         cycle = _order(len(names), "pathological classes", seed)
         owners: dict[str, list[int]] = {name: [] for name in names}
-        for slot in range(peers * each):
-            owners[names[cycle[slot % len(names)]]].append(slot // each)
-        parts: list[list[Part]] = [[] for _ in range(peers)]
+        for slot in range(peers * per_peer):
+            owners[names[cycle[slot % len(names)]]].append(slot // per_peer)
+        pieces: list[list[Rows]] = [[] for _ in range(peers)]
         for name, rows in groups.items():
-            own = owners[name]
             shuffled = rows[_order(len(rows), f"pathological {name}", seed)]
-            for peer, piece in zip(own, _cut(shuffled, np.full(len(own), 1 / len(own))), strict=True):
-                parts[peer].append(piece)
-        return _repaired([np.sort(np.concatenate(part)) for part in parts], labels)
+            for peer, piece in zip(owners[name], _cut_evenly(shuffled, len(owners[name])), strict=True):
+                pieces[peer].append(piece)
+        return _repaired(_joined(pieces), labels)
 
-    return share
+    return partition
 
 
 def natural() -> Partitioner:
     """Groups stay whole: peer i has groups i, i + n, ... in sorted order; with fewer groups than peers, the peers i,
     i + G, ... share group i evenly."""
 
-    def share(labels: Sequence[str], peers: int, seed: int) -> list[Part]:
+    def partition(labels: Sequence[str], peers: int, seed: int) -> list[Rows]:
         _check(len(labels), peers)
         groups = list(_by_label(labels).values())
-        parts: list[list[Part]] = [[] for _ in range(peers)]
+        pieces: list[list[Rows]] = [[] for _ in range(peers)]
         for index, rows in enumerate(groups):
-            own = list(range(index, peers, len(groups))) or [index % peers]
+            owners = list(range(index, peers, len(groups))) or [index % peers]
             shuffled = rows[_order(len(rows), f"natural {index}", seed)]
-            for peer, piece in zip(own, _cut(shuffled, np.full(len(own), 1 / len(own))), strict=True):
-                parts[peer].append(piece)
-        return _repaired([np.sort(np.concatenate(part)) for part in parts], labels)
+            for peer, piece in zip(owners, _cut_evenly(shuffled, len(owners)), strict=True):
+                pieces[peer].append(piece)
+        return _repaired(_joined(pieces), labels)
 
-    return share
+    return partition
 
 
 def temporal() -> Partitioner:
-    """Rows in their own order, cut into windows: peer i has the i-th, so what it learned ages as the text drifts."""
-    return lambda labels, peers, seed: _cut(
-        np.arange(len(labels)), np.full(_check(len(labels), peers), 1 / peers)
-    )
+    """Rows in their own order, cut into windows: peer i has the i-th, so what it learned ages as the text changes."""
+    return lambda labels, peers, seed: _cut_evenly(np.arange(len(labels)), _check(len(labels), peers))
 
 
 # -- how uneven a split is
@@ -173,12 +170,17 @@ class Heterogeneity(NamedTuple):
     sizes: tuple[int, ...]
 
 
-def heterogeneity(labels: Sequence[str], parts: Sequence[Part]) -> Heterogeneity:
-    """Measure ``parts`` of the rows with ``labels``; peers count alike, whatever their size. No part may be empty."""
+def heterogeneity(labels: Sequence[str], rows_of_peers: Sequence[Rows]) -> Heterogeneity:
+    """Measure a split of rows with ``labels``; peers count alike, however many rows they have, but none may have none.
+
+    Args:
+        labels: of all rows.
+        rows_of_peers: the rows of each peer.
+    """
     _, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     classes = int(codes.max()) + 1
     mixes = np.stack(
-        [np.bincount(codes[part], minlength=classes) / len(part) for part in parts]
+        [np.bincount(codes[rows], minlength=classes) / len(rows) for rows in rows_of_peers]
     )  # [n, classes]
     whole_mix = np.bincount(codes, minlength=classes) / len(codes)
     middle = (mixes + whole_mix) / 2
@@ -186,13 +188,15 @@ def heterogeneity(labels: Sequence[str], parts: Sequence[Part]) -> Heterogeneity
     return Heterogeneity(
         total_variation=float(np.abs(mixes - whole_mix).sum(axis=-1).mean() / 2),
         jensen_shannon=float(np.sqrt(np.maximum(divergence, 0.0)).mean()),
-        sizes=tuple(len(part) for part in parts),
+        sizes=tuple(len(rows) for rows in rows_of_peers),
     )
 
 
 def _entropy(mix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the entropy along the last axis, bits."""
-    return -np.where(mix > 0, mix * np.log2(np.where(mix > 0, mix, 1.0)), 0.0).sum(axis=-1)
+    terms: NDArray[np.float64] = np.where(mix > 0, mix * np.log2(np.where(mix > 0, mix, 1.0)), 0.0)
+    entropy: NDArray[np.float64] = -terms.sum(axis=-1)
+    return entropy
 
 
 # -- what they are made of
@@ -208,11 +212,12 @@ def dirichlet_shares(draws: Draws, alpha: float, count: int) -> NDArray[np.float
         np.log(gammaincinv(alpha + 1, _open(draws.uniform(count))))
         + np.log(_open(draws.uniform(count))) / alpha
     )
-    shares = np.exp(logs - logs.max())
-    return shares / shares.sum()
+    weights = np.exp(logs - logs.max())
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
-def _order(count: int, purpose: str, seed: int) -> Part:
+def _order(count: int, purpose: str, seed: int) -> Rows:
     return Draws(purpose, seed, count).permutation(count)
 
 
@@ -221,16 +226,26 @@ def _open(uniform: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.maximum(uniform, 2.0**-54)
 
 
-def _by_label(labels: Sequence[str]) -> dict[str, Part]:
+def _by_label(labels: Sequence[str]) -> dict[str, Rows]:
     """Return the rows of each label, labels in sorted order."""
     names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     return {str(name): np.flatnonzero(codes == code) for code, name in enumerate(names)}
 
 
-def _cut(rows: Part, shares: NDArray[np.float64]) -> list[Part]:
+def _cut(rows: Rows, shares: NDArray[np.float64]) -> list[Rows]:
     """Cut ``rows`` into pieces of the given shares (which sum to 1), each within one row of its share."""
     ends = np.rint(np.cumsum(shares) * len(rows)).astype(np.int64)
     return [np.sort(piece) for piece in np.split(rows, ends[:-1])]
+
+
+def _cut_evenly(rows: Rows, count: int) -> list[Rows]:
+    """Cut ``rows`` into so many pieces, which differ in size by at most one."""
+    return _cut(rows, np.full(count, 1 / count))
+
+
+def _joined(pieces: Sequence[Sequence[Rows]]) -> list[Rows]:
+    """Return the rows of each peer, of which it has at least one piece."""
+    return [np.sort(np.concatenate(pieces_of_peer)) for pieces_of_peer in pieces]
 
 
 def _check(rows: int, peers: int) -> int:
@@ -242,16 +257,16 @@ def _check(rows: int, peers: int) -> int:
     return peers
 
 
-def _repaired(parts: list[Part], labels: Sequence[str]) -> list[Part]:
-    """Move rows from the largest part to those below ``ROWS_MIN``: each time its last row of its commonest label."""
-    own = [list(map(int, part)) for part in parts]
-    for short in own:
+def _repaired(rows_of_peers: Sequence[Rows], labels: Sequence[str]) -> list[Rows]:
+    """Move rows from who has most to who has too few, each time the last row of the giver's commonest label."""
+    repaired = [list(map(int, rows)) for rows in rows_of_peers]
+    for short in repaired:
         while len(short) < ROWS_MIN:
-            giver = max(own, key=len)
-            found = [labels[row] for row in giver]
-            commonest = max(sorted(set(found)), key=found.count)
-            short.append(giver.pop(len(found) - 1 - found[::-1].index(commonest)))
-    return [np.sort(np.asarray(part, dtype=np.int64)) for part in own]
+            giver = max(repaired, key=len)
+            held = [labels[row] for row in giver]
+            commonest = max(sorted(set(held)), key=held.count)
+            short.append(giver.pop(len(held) - 1 - held[::-1].index(commonest)))
+    return [np.sort(np.asarray(rows, dtype=np.int64)) for rows in repaired]
 
 
 def _above_zero(text: str) -> Value:

@@ -1,4 +1,4 @@
-"""Runs many specs (cells, trials): in a process pool of one machine, or on a Ray cluster. What is finished stays so.
+"""Runs many specs: in a process pool of one machine, or on a Ray cluster. What is finished stays so.
 
 Engines only carry specs out and results back; the one process that was started writes them down, so workers need no
 shared disk and a killed sweep loses what was under way and nothing else. No scheduler of our own.
@@ -10,120 +10,116 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gossip.errors import LocalError
+from scripts.lab.spec import AnySpec, Spec
+from scripts.lab.threads import ONE_THREAD_ENVIRONMENT
 
 if TYPE_CHECKING:
-    from scripts.lab.convergence.cell import Cell
-    from scripts.lab.convergence.run import CellResult
     from scripts.lab.results import Result, ResultLayout
 
-
-class Spec(Protocol):
-    """A frozen spec: a cell, or a trial of a comparison."""
-
-    @property
-    def seed(self) -> int:
-        """Root of everything random."""
-
-    def name(self) -> str:
-        """Return what its result is kept under: a hash of all that it depends on."""
-
-    def fields(self) -> dict[str, Any]:
-        """Return name -> value."""
-
-    def check(self) -> None:
-        """Refuse what cannot run, with a ``LocalError``."""
-
-
-Run = Callable[[Any], Any]
-"""Spec -> result; a function at the top of a module, since processes find it by its name."""
-Finished = tuple[Any, "Result"]
-OnCell = Callable[[int, int, Any], None]
+OnProgress = Callable[[int, int, Spec | None], None]
 """``(finished, of all, the last one)``; called once at the beginning with None, then after each spec."""
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
+class Engine(Protocol):
+    """Where specs are run.
 
-def work(cell: Cell) -> CellResult:
-    """Run one cell, importing only then what that takes."""
-    from scripts.lab.convergence.run import run_cell
+    Args:
+        specs: to run; may be none.
+        workers: at most so many at a time, at least 1.
+        run: a function at the top of a module, since processes find it by its name.
+    """
 
-    return run_cell(cell)
+    def __call__(
+        self, specs: Sequence[AnySpec], workers: int, run: Callable[[AnySpec], Result]
+    ) -> Iterator[tuple[AnySpec, Result]]:
+        """Yield each spec with its result, in the order in which they are finished."""
 
 
 def run_sweep(
-    cells: Sequence[Spec],
+    specs: Sequence[AnySpec],
     out: Path,
     *,
+    run: Callable[[AnySpec], Result],
+    layout: ResultLayout,
     engine: str = "pool",
     workers: int = 0,
-    spec: dict[str, Any] | None = None,
-    on_cell: OnCell = lambda done, total, cell: None,
-    run: Run = work,
-    layout: ResultLayout | None = None,
+    request: dict[str, Any] | None = None,
+    on_progress: OnProgress = lambda finished, total, spec: None,
 ) -> int:
-    """Run the cells that are not finished yet, then join all results.
+    """Run the specs that are not finished yet, then join all results.
 
     Args:
-        cells: without duplicates.
-        out: the folder; results of other cells in it are left alone.
+        specs: without duplicates.
+        out: the folder; results of other specs in it are left alone.
+        run: what makes a result of a spec; a function at the top of a module.
+        layout: how results lie on disk.
         engine: a name of ``ENGINES``.
         workers: processes; 0 = one per core.
-        spec: what the user asked for, for the manifest.
-        run: what makes a result of a spec.
-        layout: how results lie on disk; default: those of cells.
+        request: what the user asked for, for the manifest.
 
     Returns:
         How many were finished before.
 
     Raises:
-        LocalError: a cell cannot run (all are checked first), the engine is not there, or the folder is in use.
+        LocalError: a spec cannot run (all are checked first), the engine is not there, or the folder is in use.
     """
-    from scripts.lab.results import CELL_LAYOUT, ResultFolder
+    from scripts.lab.results import (
+        ResultFolder,  # late: workers import this file before their one thread is set
+    )
 
+    _check(specs, engine, workers)
+    folder = ResultFolder(out, layout)
+    with folder.locked():
+        missing = [spec for spec in specs if not folder.is_finished(spec)]
+        before = len(specs) - len(missing)
+        on_progress(before, len(specs), None)
+        try:
+            finished = before
+            for spec, result in ENGINES[engine](missing, workers or os.cpu_count() or 1, run):
+                folder.add(spec, result)
+                finished += 1
+                on_progress(finished, len(specs), spec)
+        finally:
+            folder.collect(specs, request or {})
+    return before
+
+
+def _check(specs: Sequence[Spec], engine: str, workers: int) -> None:
+    """Refuse what cannot run, before anything is written."""
     if engine not in ENGINES:
         raise LocalError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
     if workers < 0:
         raise LocalError(f"workers must be at least 1 (0 = one per core), not {workers}")
-    for cell in cells:
-        cell.check()
-    folder = ResultFolder(out, layout or CELL_LAYOUT)
-    with folder.locked():
-        missing = [cell for cell in cells if not folder.is_finished(cell.name())]
-        done = before = len(cells) - len(missing)
-        on_cell(done, len(cells), None)
-        try:
-            if missing:
-                for cell, result in ENGINES[engine](
-                    missing, min(workers or os.cpu_count() or 1, len(missing)), run
-                ):
-                    folder.add(cell, result)
-                    done += 1
-                    on_cell(done, len(cells), cell)
-        finally:
-            folder.collect(cells, spec or {})
-    return before
+    for spec in specs:
+        spec.check()
 
 
-def in_process(cells: Sequence[Spec], workers: int, run: Run) -> Iterator[Finished]:
+def in_process(
+    specs: Sequence[AnySpec], workers: int, run: Callable[[AnySpec], Result]
+) -> Iterator[tuple[AnySpec, Result]]:
     """One after the other, here."""
-    for cell in cells:
-        yield cell, run(cell)
+    for spec in specs:
+        yield spec, run(spec)
 
 
-def process_pool(cells: Sequence[Spec], workers: int, run: Run) -> Iterator[Finished]:
+def process_pool(
+    specs: Sequence[AnySpec], workers: int, run: Callable[[AnySpec], Result]
+) -> Iterator[tuple[AnySpec, Result]]:
     """Processes of this machine, one thread each; they end with the one that started them."""
+    if not specs:
+        return
     # spawn: torch's threads do not survive a fork, and a forked worker would hold the folder's lock
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
+    pool = ProcessPoolExecutor(min(workers, len(specs)), mp_context=context, initializer=_begin_worker)
     try:
-        futures = {pool.submit(run, cell): cell for cell in cells}
+        futures = {pool.submit(run, spec): spec for spec in specs}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool as error:
@@ -135,8 +131,12 @@ def process_pool(cells: Sequence[Spec], workers: int, run: Run) -> Iterator[Fini
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def ray_cluster(cells: Sequence[Spec], workers: int, run: Run) -> Iterator[Finished]:
+def ray_cluster(
+    specs: Sequence[AnySpec], workers: int, run: Callable[[AnySpec], Result]
+) -> Iterator[tuple[AnySpec, Result]]:
     """A Ray cluster: the one of RAY_ADDRESS or of this machine, else a local one with so many workers."""
+    if not specs:
+        return
     try:
         import ray
     except ImportError as error:
@@ -146,12 +146,14 @@ def ray_cluster(cells: Sequence[Spec], workers: int, run: Run) -> Iterator[Finis
     owned = not ray.is_initialized()
     if owned:
         address = os.environ.get("RAY_ADDRESS")
-        sizes: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
-        environment = {"env_vars": dict.fromkeys(THREADS, "1")}
+        sizes: dict[str, Any] = (
+            {} if address else {"num_cpus": min(workers, len(specs)), "include_dashboard": False}
+        )
+        environment = {"env_vars": dict(ONE_THREAD_ENVIRONMENT)}
         ray.init(address=address, runtime_env=environment, log_to_driver=False, **sizes)
     try:
         task = ray.remote(num_cpus=1, max_retries=3)(run)
-        under_way = {task.remote(cell): cell for cell in cells}
+        under_way = {task.remote(spec): spec for spec in specs}
         while under_way:
             (ready,), _ = ray.wait(list(under_way), num_returns=1)
             yield under_way.pop(ready), ray.get(ready)
@@ -161,8 +163,7 @@ def ray_cluster(cells: Sequence[Spec], workers: int, run: Run) -> Iterator[Finis
 
 
 def _begin_worker() -> None:
-    for name in THREADS:  # before numpy is imported, which is in the first cell
-        os.environ[name] = "1"
+    os.environ.update(ONE_THREAD_ENVIRONMENT)  # before numpy is imported, which is with the first spec
     # Ctrl-C reaches us too; the parent says what it means
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     parent = multiprocessing.parent_process()
@@ -175,8 +176,5 @@ def _begin_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-ENGINES: dict[str, Callable[[Sequence[Spec], int, Run], Iterator[Finished]]] = {
-    "pool": process_pool,
-    "here": in_process,
-    "ray": ray_cluster,
-}
+ENGINES: Mapping[str, Engine] = {"pool": process_pool, "here": in_process, "ray": ray_cluster}
+"""Engines by name. To add one: a function, and a line here."""

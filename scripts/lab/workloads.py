@@ -20,7 +20,7 @@ from peer.durable import write_atomically
 from peer.training import base_models, data, readers
 from peer.training.frames import Progress
 from scripts.lab import corpus
-from scripts.lab.partition import Heterogeneity, Part, heterogeneity, parse_partitioner
+from scripts.lab.partition import Heterogeneity, heterogeneity, parse_partitioner
 
 SOURCE_ROWS = 1000
 """Snippets taken of each source. Source: ours; equal classes, so that chance is 1 in 4, and more than 100 steps."""
@@ -113,30 +113,35 @@ def lay_out(
     Raises:
         LocalError: a text cannot be had, the partition is unknown, or there are too few rows for so many peers.
     """
-    share = parse_partitioner(partition or workload.partition)
+    divide = parse_partitioner(partition or workload.partition)
     samples = _distinct(workload.samples(progress))
     settings = dict(workload.settings)
-    labels: tuple[str, ...] = ()
     if settings.get("task") == "classification":
-        labels = tuple(sorted({sample.group for sample in samples}))
-        settings["labels"] = labels
+        settings["labels"] = tuple(sorted({sample.group for sample in samples}))
     folder.mkdir(parents=True, exist_ok=True)
-    held_out = settings.get("held_out", PeerConfig().data.held_out)
-    files = _measured_groups(samples, together=bool(labels))
-    measured: list[Path] = []
-    kept: list[int] = []
-    for name, indices in files.items():
-        measured.append(_write(folder / f"measured-{name}.jsonl", samples, indices, seed))
-        rows, _ = data.split(data.load([measured[-1]], labels=labels).rows, held_out, seed)
-        kept += [_shuffled(indices, seed)[row.line - 1] for row in rows]
-    kept.sort()  # the rows' own order again: some partitions cut along it
+    measured, kept = _write_measured(samples, folder, settings, seed)
     groups = [samples[index].group for index in kept]
-    parts: list[Part] = share(groups, peers, seed)
+    rows_of_peers = divide(groups, peers, seed)
     train = [
-        _write(folder / f"peer-{peer}.jsonl", samples, [kept[place] for place in part], seed)
-        for peer, part in enumerate(parts)
+        _write(folder / f"peer-{peer}.jsonl", samples, [kept[row] for row in rows], seed)
+        for peer, rows in enumerate(rows_of_peers)
     ]
-    return Layout(tuple(train), tuple(measured), settings, heterogeneity(groups, parts))
+    return Layout(tuple(train), tuple(measured), settings, heterogeneity(groups, rows_of_peers))
+
+
+def _write_measured(
+    samples: Sequence[Sample], folder: Path, settings: Mapping[str, Any], seed: int
+) -> tuple[list[Path], list[int]]:
+    """Write the files that all are measured on; return them, and the samples of theirs that are not held out."""
+    labels: tuple[str, ...] = settings.get("labels", ())
+    held_out = settings.get("held_out", PeerConfig().data.held_out)
+    files: list[Path] = []
+    kept: list[int] = []
+    for name, indices in _measured_groups(samples, together=bool(labels)).items():
+        files.append(_write(folder / f"measured-{name}.jsonl", samples, indices, seed))
+        rows, _ = data.split(data.load([files[-1]], labels=labels).rows, held_out, seed)
+        kept += [_shuffled(indices, seed)[row.line - 1] for row in rows]
+    return files, sorted(kept)  # the samples' own order again: some partitions cut along it
 
 
 def _measured_groups(samples: Sequence[Sample], together: bool) -> dict[str, list[int]]:
@@ -191,10 +196,10 @@ def _topics(report: Progress) -> list[Sample]:
 
 
 def _sources(report: Progress) -> list[Sample]:
-    found = corpus.sources(base_models.cache_folder(), report)
+    snippets = corpus.sources(base_models.cache_folder(), report)
     return [
         Sample({"text": text, "label": source}, source)
-        for source, texts in found.items()
+        for source, texts in snippets.items()
         for text in random.Random(f"snippets of {source}").sample(sorted(set(texts)), SOURCE_ROWS)
     ]
 

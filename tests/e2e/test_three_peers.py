@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from scripts.lab import testnet
-from scripts.lab.testnet import TestnetConfig, run_testnet
+from scripts.lab.testnet import plan
+from scripts.lab.testnet.config import TestnetConfig
+from scripts.lab.testnet.run import run_testnet
 
 LANGUAGES = ("german", "french", "italian")
 
@@ -48,8 +49,8 @@ def test_gossip_beats_alone_and_all_end_with_one_adapter_near_the_central_one(
 ) -> None:
     # Central training would take all cores, and its threads wait for one another where others want the cores too: with
     # them this test was seen to take 185 s and 339 s on busy cores, with one thread 43 s.
-    flags = testnet._shared_flags
-    monkeypatch.setattr(testnet, "_shared_flags", lambda config, threads: flags(config, 1))
+    flags = plan.shared_flags
+    monkeypatch.setattr(plan, "shared_flags", lambda config, threads: flags(config, 1))
     matrix = tmp_path / "w.csv"
     matrix.write_text(SLOW_MIXING)
     config = TestnetConfig(
@@ -62,7 +63,8 @@ def test_gossip_beats_alone_and_all_end_with_one_adapter_near_the_central_one(
         codec="int8",
         options=("--local-steps", "10", "--learning-rate", "0.01", "--batch-size", "8", *MEASURE),
     )
-    summary, _ = run_testnet(config, lambda view, event: None)
+    outcome, _ = run_testnet(config, lambda view, happened: None)
+    summary = outcome.record()
     with capsys.disabled():
         print(
             {name: value for name, value in summary.items() if name.endswith("_loss") or "gossip" in name},

@@ -17,7 +17,7 @@ from peer.config import PeerConfig
 from peer.run_manifest import join_line, manifest_of
 from peer.run_plan import plan_run
 from peer.training.frames import Export, Ready
-from scripts.lab.comparison.trial import read_comparison
+from scripts.lab.comparison.design import read_comparison
 from scripts.lab.convergence.cell import Cell
 from scripts.lab.convergence.run import run_cell
 

@@ -19,7 +19,7 @@ import torch
 from gossip.events import RoundReport
 from gossip.methods.method_set import MethodNames
 from gossip.quadratic import Quadratic, positions
-from gossip.simulation import LinkModel
+from gossip.simulated_network import LinkModel
 
 GOLDEN = Path(__file__).with_name("simulations.json")
 LOSSY = LinkModel(loss=0.1)

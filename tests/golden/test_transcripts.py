@@ -80,7 +80,7 @@ def values_of(adapter: AdapterState) -> str:
 def told(action: events.Action) -> str:
     match action:
         case events.Train():
-            return f"train round={action.round} part={action.part} from {values_of(action.state)}"
+            return f"train round={action.round} part={action.trainable} from {values_of(action.state)}"
         case events.Publish(published):
             return (
                 f"publish round={published.round} age={published.age} codec={published.codec} "

@@ -107,7 +107,7 @@ def test_mixing_happens_when_the_last_neighbor_has_come_and_uses_the_row_of_w() 
     torch.testing.assert_close(report.state.flat, torch.full((4,), 3.0))  # (3 + 0 + 6) / 3
     assert [(peer, round) for peer, round, _ in report.mixed] == [("a", 0), ("c", 0)]
     assert report.collect_s == pytest.approx(0.5)
-    assert report.drift == 0.0
+    assert report.mixing_change == 0.0
     assert node.round == 1
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.methods import push_sum
-from gossip.methods.contribution import Contribution, MixInput
+from gossip.methods.contribution import Contribution
 from gossip.methods.requirements import State
 from topology.links import parse_topology
 
@@ -39,26 +39,25 @@ class Network:
     def __init__(self, reads: dict[int, list[int]], start: Tensor, seed: int = 0) -> None:
         self.reads, self.x, self.random = reads, start.clone(), random.Random(seed)
         self.readers = [sum(j in read for read in reads.values()) for j in reads]
-        self.states: list[State] = [push_sum.init(adapter(each)) for each in start]
+        self.states: list[State] = [push_sum.init(own) for own in start]
         self.last: list[Tensor] = []
 
     def round(self, loss: float = 0.0, moved: Tensor | None = None) -> None:
         trained = self.x if moved is None else self.x + moved
         self.last = []
         for i in self.reads:
-            vector, self.states[i] = push_sum.publish(adapter(trained[i]), self.readers[i], self.states[i])
+            vector, self.states[i] = push_sum.publish(trained[i], self.readers[i], self.states[i])
             self.last.append(vector)
-        self.x = torch.stack([self._mix(i, trained[i], loss) for i in self.reads])
+        self.x = torch.stack([self._mix(i, loss) for i in self.reads])
 
-    def _mix(self, i: int, trained: Tensor, loss: float) -> Tensor:
+    def _mix(self, i: int, loss: float) -> Tensor:
         others = []
         for j in self.reads[i]:
             if self.random.random() >= loss:
                 values, weight, self.states[i] = push_sum.read(f"p{j}", self.last[j], 0.3, self.states[i])
                 others.append(Contribution(f"p{j}", adapter(values), weight, 0, 0))
-        row = MixInput(Contribution(f"p{i}", adapter(trained), 0.5, 0, 0), trained, others, 1.0)
-        mixed, self.states[i] = push_sum.mix(row, self.states[i])
-        return mixed.flat
+        mixed, self.states[i] = push_sum.mix(others, self.states[i])
+        return mixed
 
     def totals(self) -> tuple[Tensor, float]:
         """Return all of x and w: what peers hold, and what was given and not yet read."""
@@ -176,23 +175,22 @@ def test_a_mass_that_no_honest_peer_sends_becomes_nan_for_the_guards(mass: float
 def test_what_the_guards_drop_is_not_mixed_later() -> None:
     network = Network(IRREGULAR, normal(7))
     network.round()
-    own = adapter(network.x[1])
+    own = network.x[1]
     vector, state = push_sum.publish(own, 1, network.states[1])
-    _, sender = push_sum.publish(adapter(network.x[0]), network.readers[0], network.states[0])
+    _, sender = push_sum.publish(network.x[0], network.readers[0], network.states[0])
     _, _, state = push_sum.read("p0", sender["given"], 0.3, state)
-    row = MixInput(Contribution("p1", own, 1.0, 0, 0), own.flat, [], 1.0)
     for _ in range(2):
-        mixed, state = push_sum.mix(row, state)
-        torch.testing.assert_close(mixed.flat, network.x[1])
+        mixed, state = push_sum.mix([], state)
+        torch.testing.assert_close(mixed, network.x[1])
     assert not any(name.startswith("mass/") for name in state)
-    assert vector.numel() == own.flat.numel() + push_sum.EXTRA
+    assert vector.numel() == own.numel() + push_sum.EXTRA
 
 
 def test_a_newcomer_does_not_take_what_was_given_before_it_came() -> None:
     network = Network(IRREGULAR, normal(7))
     for _ in range(push_sum.LEAD_MAX + 2):
         network.round()
-    own = adapter(torch.zeros(3, dtype=torch.float64))
+    own = torch.zeros(3, dtype=torch.float64)
     _, state = push_sum.publish(own, 1, push_sum.init(own))
     _, weight, state = push_sum.read("p0", network.last[0], 0.3, state)
     assert weight == 0.0
@@ -207,8 +205,8 @@ def test_a_sender_that_lost_its_state_is_counted_from_zero() -> None:
     network = Network(IRREGULAR, normal(7))
     for _ in range(5):
         network.round()
-    again = adapter(torch.ones(3, dtype=torch.float64))
+    again = torch.ones(3, dtype=torch.float64)
     vector, _ = push_sum.publish(again, network.readers[0], push_sum.init(again))
     values, _, state = push_sum.read("p0", vector, 0.3, network.states[1])
-    torch.testing.assert_close(values, again.flat)
+    torch.testing.assert_close(values, again)
     assert float(state["mass/p0"]) == pytest.approx(1 / (network.readers[0] + 1))

@@ -9,7 +9,7 @@ from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from gossip.events import Train
 from gossip.methods.method_set import MethodNames, resolve
-from gossip.methods.products import product_distance
+from gossip.methods.stage import RoundContext
 from gossip.node import GossipNode
 from gossip.published import PublishedAdapter
 from gossip.settings import NodeSettings
@@ -20,12 +20,23 @@ OUT, IN = 6, 8
 RANKS = {"a": 2, "b": 3, "c": 4}
 
 
-def layout(rank: int) -> AdapterSpec:
+def spec_of(rank: int) -> AdapterSpec:
     return AdapterSpec((("m.lora_A.weight", (rank, IN)), ("m.lora_B.weight", (OUT, rank))))
 
 
+def product(state: AdapterState) -> torch.Tensor:
+    """Return B A, dense, float64."""
+    rank = state.spec.size // (OUT + IN)
+    a, b = state.flat.double().split([rank * IN, OUT * rank])
+    return b.view(OUT, rank) @ a.view(rank, IN)
+
+
+def product_distance(one: AdapterState, other: AdapterState) -> float:
+    return float((product(one) - product(other)).norm())
+
+
 def drawn(rank: int, seed: int) -> AdapterState:
-    spec = layout(rank)
+    spec = spec_of(rank)
     return AdapterState(spec, torch.randn(spec.size, generator=torch.Generator().manual_seed(seed)))
 
 
@@ -61,7 +72,7 @@ def test_each_gets_the_best_of_its_own_rank_of_the_mean_product() -> None:
     assert simulation.penalties == []
     for name, rank in RANKS.items():
         state = simulation.node(name).state
-        assert state.spec == layout(rank)
+        assert state.spec == spec_of(rank)
         product = state.flat[rank * IN :].view(OUT, rank) @ state.flat[: rank * IN].view(rank, IN)
         best = left[:, :rank] @ torch.diag(values[:rank]) @ right[:rank]
         torch.testing.assert_close(product, best, atol=1e-4, rtol=1e-4)
@@ -77,14 +88,14 @@ def test_after_the_merge_equal_ranks_would_hold_the_same_and_others_what_fits() 
 
 def test_a_payload_of_no_possible_rank_is_the_sender_s_fault() -> None:
     simulation = network(rounds=1, merge="none")
-    pipeline = simulation.node("b")._pipeline
-    publish = pipeline.publish
+    pipelines = simulation.node("b")._pipelines
+    publish = pipelines.publish
 
-    def cut(*states: AdapterState, **said: int) -> PublishedAdapter:
-        published = publish(*states, **said)
+    def cut(context: RoundContext) -> PublishedAdapter:
+        published = publish(context)
         return PublishedAdapter(published.round, published.age, published.codec, published.payload[:-4])
 
-    pipeline.publish = cut
+    pipelines.publish = cut
     simulation.run()
     assert {(victim, culprit) for victim, culprit, _ in simulation.penalties} == {("a", "b"), ("c", "b")}
 
@@ -102,4 +113,4 @@ def test_adapters_of_other_ranks_also_come_through_lossy_codecs(codec: str, boun
 
 def test_replicas_are_refused_where_ranks_may_differ() -> None:
     with pytest.raises(LocalError, match="use --feedback error"):
-        resolve(MethodNames(factors="tsvd", codec="int8", feedback="replica"), layout(2))
+        resolve(MethodNames(factors="tsvd", codec="int8", feedback="replica"), spec_of(2))

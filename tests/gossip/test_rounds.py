@@ -8,7 +8,8 @@ import torch
 
 from gossip.methods.method_set import MethodNames
 from gossip.quadratic import Quadratic, positions
-from gossip.simulation import LinkModel, Simulation
+from gossip.simulated_network import LinkModel
+from gossip.simulation import Simulation
 from topology.links import parse_topology
 
 EPS = 2e-6  # float32 on the wire

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.methods.method_set import MethodNames
+from gossip.methods.stage import RoundContext
+from gossip.published import PublishedAdapter
 from gossip.quadratic import Quadratic, positions
-from gossip.simulation import LinkModel, Simulation
+from gossip.simulated_network import LinkModel
+from gossip.simulation import Simulation
 
 
 def run(network: Quadratic) -> Simulation:
@@ -60,7 +62,7 @@ def test_more_mixing_is_more_agreement() -> None:
 SCRIPT = """
 from gossip.methods.method_set import MethodNames
 from gossip.quadratic import Quadratic
-from gossip.simulation import LinkModel
+from gossip.simulated_network import LinkModel
 links = LinkModel(loss=0.1)
 names = MethodNames(codec="int8")
 network = Quadratic(peers=12, topology="epidemic:3", rounds=8, methods=names, links=links, seed={seed})
@@ -144,6 +146,17 @@ def test_a_peer_that_comes_back_from_a_snapshot_catches_up() -> None:
     assert spread[2] < 0.05 * from_its_own_optimum  # alone it would have gone there
 
 
+def test_one_that_leaves_is_not_waited_for() -> None:
+    network = Quadratic(peers=4, topology="complete", rounds=10)
+    simulation = network.simulation()
+    simulation.run(until_s=3.0)
+    simulation.leave("p0003")
+    simulation.run()
+    for name in network.names[:3]:
+        assert simulation.node(name).round == 10
+        assert "p0003" not in simulation.node(name).members
+
+
 def test_a_partition_heals() -> None:
     """Two halves that lost each other converge apart, then together again."""
     network = Quadratic(peers=8, topology="complete", rounds=60, collect_s=5.0)
@@ -170,14 +183,14 @@ def test_a_partition_heals() -> None:
 def test_poison_never_reaches_an_honest_adapter(poison: float) -> None:
     network = Quadratic(peers=5, topology="complete", rounds=6)
     simulation = network.simulation()
-    pipeline = simulation.node("p0001")._pipeline
-    publish = pipeline.publish
+    pipelines = simulation.node("p0001")._pipelines
+    publish = pipelines.publish
 
-    def publish_poison(*states: AdapterState, **said: int):
+    def publish_poison(context: RoundContext) -> PublishedAdapter:
         payload = struct.pack("<8f", *[poison] * 8)
-        return dataclasses.replace(publish(*states, **said), payload=payload)
+        return dataclasses.replace(publish(context), payload=payload)
 
-    pipeline.publish = publish_poison
+    pipelines.publish = publish_poison
     simulation.run()
     honest = [name for name in network.names if name != "p0001"]
     assert all(torch.isfinite(simulation.node(name).state.flat).all() for name in honest)

@@ -38,11 +38,11 @@ def tiny_cache(tiny_folder: Path) -> Iterator[None]:
 @pytest.fixture
 def convergence(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """Return the command: words -> exit code and what was printed."""
-    found = importlib.util.spec_from_file_location("convergence", SCRIPT)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    script = importlib.util.spec_from_file_location("convergence", SCRIPT)
+    assert script is not None
+    assert script.loader is not None
+    module = importlib.util.module_from_spec(script)
+    script.loader.exec_module(module)
 
     def run(*words: object) -> Said:
         capsys.readouterr()

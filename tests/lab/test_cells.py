@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from gossip.errors import LocalError
-from scripts.lab.convergence.cell import Cell, product, read_grid
-from scripts.lab.convergence.run import COLUMNS, OUTCOMES, CellResult, run_cell
+from scripts.lab.convergence.cell import Cell
+from scripts.lab.convergence.result import COLUMNS, OUTCOMES, CellResult
+from scripts.lab.convergence.run import run_cell
+from scripts.lab.spec import expand, read_grid
 
 
-def same(one: CellResult, other: CellResult) -> bool:
-    return one.outcome == other.outcome and all(
-        np.array_equal(one.rounds[name], other.rounds[name], equal_nan=True) for name in COLUMNS
+def same(first: CellResult, second: CellResult) -> bool:
+    return first.outcome == second.outcome and all(
+        np.array_equal(first.rounds[name], second.rounds[name], equal_nan=True) for name in COLUMNS
     )
 
 
@@ -126,10 +128,10 @@ def test_grids(tmp_path: Path) -> None:
     file.write_text(
         'peers = [8, 16]\nseeds = 3\n[[grid]]\ntopology = ["ring", "star"]\n[[grid]]\nloss = 0.1\n'
     )
-    cells = read_grid(file)
+    cells = read_grid(file, Cell())
     assert len(cells) == 2 * 3 * 2 + 2 * 3
     assert [cell.seed for cell in cells[:3]] == [0, 1, 2]
-    assert len(product({"peers": 4})) == 1
+    assert len(expand({"peers": 4}, Cell())) == 1
 
 
 @pytest.mark.parametrize(
@@ -155,5 +157,5 @@ def test_bad_grids_are_refused(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "grid.toml"
     file.write_text(text)
     with pytest.raises(LocalError, match=says) as refused:
-        read_grid(file)
+        read_grid(file, Cell())
     assert "grid.toml" in str(refused.value)

@@ -18,20 +18,20 @@ from scipy import stats
 
 from gossip.errors import LocalError
 from scripts.lab.comparison import command
+from scripts.lab.comparison.design import TUNING_SEED, Comparison, read_comparison
 from scripts.lab.comparison.method import Method
-from scripts.lab.comparison.report import tables
 from scripts.lab.comparison.run import run_trial
 from scripts.lab.comparison.statistics import (
-    Found,
+    ComparisonResults,
     MethodResults,
     budgets,
     gap_closed,
     loss_within,
     on_edge,
-    paired,
-    read_found,
+    read_comparison_results,
 )
-from scripts.lab.comparison.trial import TUNING_SEED, Comparison, Trial, read_comparison
+from scripts.lab.comparison.tables import tables
+from scripts.lab.comparison.trial import Trial
 from scripts.lab.comparison.tuning import choose_rates, run_comparison
 
 WORDS = {
@@ -202,8 +202,8 @@ def test_names_follow_the_content_of_files(tmp_path: Path) -> None:
 
 
 def test_methods_meet_on_equal_terms(done: Path) -> None:
-    found = read_found(done)
-    runs = {one.method: one.runs for one in found.methods}
+    comparison = read_comparison_results(done)
+    runs = {method.name: method.runs for method in comparison.methods}
     for seed in range(2):
         tokens = {runs[method][seed]["tokens_per_peer"] for method in runs}
         assert len({round(value, 6) for value in tokens}) == 1
@@ -213,7 +213,7 @@ def test_methods_meet_on_equal_terms(done: Path) -> None:
         assert (
             whole["bytes_per_peer"] == server["bytes_per_peer"] > 0
         )  # of three peers, both others; one up, one down
-        if found.rates["complete merge=none"] == found.rates["fedavg"]:
+        if comparison.rates["complete merge=none"] == comparison.rates["fedavg"]:
             assert whole["final_loss"] == pytest.approx(server["final_loss"], abs=1e-4)
         assert whole["consensus_distance"] == pytest.approx(0, abs=1e-5)
         assert runs["local"][seed]["consensus_distance"] > 0.1
@@ -224,9 +224,9 @@ def test_methods_meet_on_equal_terms(done: Path) -> None:
 
 
 def test_rounds_are_counted_from_the_start(done: Path) -> None:
-    one = read_found(done).named("ring codec=int8 local_steps=1")
-    assert one is not None
-    rounds = one.rounds[0]
+    ring = read_comparison_results(done).named("ring codec=int8 local_steps=1")
+    assert ring is not None
+    rounds = ring.rounds[0]
     assert rounds["round"].tolist() == [0, 1, 2, 3, 4, 5]  # four of one step each, and the merge
     assert rounds["merging"].tolist() == [0, 0, 0, 0, 0, 1]
     assert rounds["steps"].tolist() == [0, 1, 2, 3, 4, 4]
@@ -237,7 +237,7 @@ def test_rounds_are_counted_from_the_start(done: Path) -> None:
     assert rounds["loss"][5] < rounds["loss"][0]
     assert rounds["cross_term"][1] == 0  # lora_B begins at 0, so that the first step leaves lora_A alike
     assert rounds["cross_term"][2] > 0
-    peers = one.peers[0]
+    peers = ring.peers[0]
     assert peers["round"].tolist() == [4, 4, 4, 5, 5, 5]
     assert peers["loss"][:3].mean() == pytest.approx(rounds["loss"][4])
     assert np.ptp(peers["loss_own"]) > 0
@@ -291,11 +291,11 @@ def test_what_is_finished_is_not_run_again(done: Path, tmp_path: Path, small: Co
     shutil.copytree(done, out)
     before = {file.name: file.read_bytes() for file in out.glob("*.parquet")}
     assert set(before) == {"rounds.parquet", "peers.parquet", "runs.parquet"}
-    gone = small.evaluation(read_found(out).rates)[3]
+    gone = small.evaluation(read_comparison_results(out).rates)[3]
     shutil.rmtree(out / "cells" / gone.name())
     rates, left = compare(out, small)
     assert left == [0, 1]
-    assert rates == read_found(done).rates
+    assert rates == read_comparison_results(done).rates
     assert before == {file.name: file.read_bytes() for file in out.glob("*.parquet")}
     grown = dataclasses.replace(small, methods=(*small.methods, "epidemic:1"))
     _, left = compare(out, grown)
@@ -345,15 +345,15 @@ def results(method: str, finals: list[float | None], rounds: dict[str, Any] | No
 def test_the_gap_closed_is_paired() -> None:
     local, central = results("local", [4.0, 5.0, 3.0]), results("centralized", [3.0, 3.0, 2.0])
     ring = results("ring", [3.25, 4.0, 2.0])
-    found = Found({}, (local, central, ring), {}, {})
+    comparison = ComparisonResults({}, (local, central, ring), {}, {})
     shares = [0.75, 0.5, 1.0]
-    made = gap_closed(found, ring)
-    assert made.mean == pytest.approx(0.75)
-    assert made.half == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(shares))
-    assert gap_closed(found, local).mean == 0
-    assert gap_closed(found, central).mean == 1
-    assert gap_closed(found, results("ring", [3.0, None, 2.0])).mean is None
-    difference = paired(ring, local, lambda run: run["final_loss"])
+    closed = gap_closed(comparison, ring)
+    assert closed.mean == pytest.approx(0.75)
+    assert closed.half == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(shares))
+    assert gap_closed(comparison, local).mean == 0
+    assert gap_closed(comparison, central).mean == 1
+    assert gap_closed(comparison, results("ring", [3.0, None, 2.0])).mean is None
+    difference = ring.minus(local, "final_loss")
     by_hand = [-0.75, -1.0, -1.0]
     assert difference.mean == pytest.approx(np.mean(by_hand))
     assert difference.half == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(by_hand))
@@ -361,10 +361,10 @@ def test_the_gap_closed_is_paired() -> None:
 
 def test_losses_are_interpolated_at_equal_bytes() -> None:
     curve = {"loss": [4.0, np.nan, 3.0, 3.5], "bytes_per_peer": [0.0, 1e6, 2e6, 4e6], "round": [0, 1, 2, 3]}
-    one = results("ring", [3.5], curve)
+    ring = results("ring", [3.5], curve)
     for budget, loss in ((0.0, 4.0), (5e5, 3.75), (2e6, 3.0), (3e6, 3.0), (1e9, 3.0)):
-        assert loss_within(one, budget).mean == pytest.approx(loss)
-    limits = budgets(Found({}, (one,), {}, {}))
+        assert loss_within(ring, budget).mean == pytest.approx(loss)
+    limits = budgets(ComparisonResults({}, (ring,), {}, {}))
     assert limits == pytest.approx([2e6, 5e6])
 
 
@@ -379,15 +379,14 @@ def test_rates_are_chosen_by_the_mean_over_seeds(small: Comparison) -> None:
     rates = choose_rates(finals)
     assert rates == {trial.method: 0.1}  # of equal means the smaller; one that diverges once is out
     grid = {trial.method: {0.1: 2.0, 0.3: 2.0, 0.9: np.inf}}
-    assert on_edge(Found({}, (), grid, rates), trial.method)
-    assert not on_edge(Found({}, (), grid, {trial.method: 0.3}), trial.method)
+    assert on_edge(ComparisonResults({}, (), grid, rates), trial.method)
+    assert not on_edge(ComparisonResults({}, (), grid, {trial.method: 0.3}), trial.method)
     with pytest.raises(LocalError, match="diverges at every learning rate"):
         choose_rates(finals[-2:])
 
 
 def test_tables_name_the_edge_of_the_grid(done: Path, small: Comparison) -> None:
-    found = read_found(done)
-    made = {table.title: table.rows for table in tables(found)}
-    assert all("(edge of the grid)" in row[-1] for row in made["Learning rates"][1:])
-    assert [row[0] for row in made["Results"][1:]] == list(small.all_methods())
-    assert made["Paired differences"][0][1:4] == ["minus local", "minus centralized", "minus fedavg"]
+    rows = {table.title: table.rows for table in tables(read_comparison_results(done))}
+    assert all("(edge of the grid)" in row[-1] for row in rows["Learning rates"][1:])
+    assert [row[0] for row in rows["Results"][1:]] == list(small.all_methods())
+    assert rows["Paired differences"][0][1:4] == ["minus local", "minus centralized", "minus fedavg"]

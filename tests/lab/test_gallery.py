@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.lab.convergence.gallery import BEGIN, END, TOPOLOGIES
-from scripts.lab.results import ROUNDS_SCHEMA
+from scripts.lab.convergence.sweep import CELL_LAYOUT
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -23,7 +23,7 @@ def test_the_page_shows_all_ten_and_its_pictures_are_small() -> None:
 
 def test_the_page_explains_every_column() -> None:
     page = (DOCS / "topology.md").read_text()
-    for name in ROUNDS_SCHEMA.names:
+    for name in CELL_LAYOUT.tables["rounds"].names:
         assert f"`{name}`" in page, name
 
 

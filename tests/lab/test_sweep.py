@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gossip.errors import LocalError
-from scripts.lab.convergence.cell import Cell, product
-from scripts.lab.sweep import run_sweep
+from scripts.lab.convergence.cell import Cell
+from scripts.lab.convergence.sweep import CELL_LAYOUT, sweep_cells
+from scripts.lab.results import ResultFolder
+from scripts.lab.spec import expand
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., Any]
@@ -28,6 +30,10 @@ rounds = 3000
 tolerance = 1e-14
 seeds = 6
 """
+
+
+def cells_of(fields: dict[str, Any]) -> list[Cell]:
+    return expand(fields, Cell())
 
 
 def start(spec: Path, out: Path) -> subprocess.Popen[str]:
@@ -83,10 +89,10 @@ def test_a_sweep_killed_in_the_middle_goes_on_without_redoing_anything(tmp_path:
 
 
 def test_equal_specs_give_equal_bytes_in_one_process_and_in_many(tmp_path: Path) -> None:
-    cells = product({"topology": ["ring", "epidemic:2"], "peers": 8, "seeds": 2, "loss": 0.1})
-    cells += product({"kind": "quadratic", "peers": 5, "rounds": 6, "codec": "int8", "loss": 0.1})
+    cells = cells_of({"topology": ["ring", "epidemic:2"], "peers": 8, "seeds": 2, "loss": 0.1})
+    cells += cells_of({"kind": "quadratic", "peers": 5, "rounds": 6, "codec": "int8", "loss": 0.1})
     for engine in ("here", "pool"):
-        assert run_sweep(cells, tmp_path / engine, engine=engine, workers=2) == 0
+        assert sweep_cells(cells, tmp_path / engine, engine=engine, workers=2) == 0
     files = sorted(
         file.relative_to(tmp_path / "here") for file in (tmp_path / "here").rglob("*") if file.is_file()
     )
@@ -96,10 +102,10 @@ def test_equal_specs_give_equal_bytes_in_one_process_and_in_many(tmp_path: Path)
 
 
 def test_a_grid_that_grows_keeps_what_it_has(tmp_path: Path) -> None:
-    small = product({"peers": 6, "seeds": 2})
-    large = product({"peers": [6, 8], "seeds": 2})
-    assert run_sweep(small, tmp_path, engine="here") == 0
-    assert run_sweep(large, tmp_path, engine="here") == 2
+    small = cells_of({"peers": 6, "seeds": 2})
+    large = cells_of({"peers": [6, 8], "seeds": 2})
+    assert sweep_cells(small, tmp_path, engine="here") == 0
+    assert sweep_cells(large, tmp_path, engine="here") == 2
     assert pq.read_table(tmp_path / "runs.parquet").column("peers").to_pylist() == [6, 6, 8, 8]
     rounds = pq.read_table(tmp_path / "rounds.parquet")
     assert rounds.column("round").null_count == 0
@@ -109,30 +115,31 @@ def test_a_grid_that_grows_keeps_what_it_has(tmp_path: Path) -> None:
 def test_all_cells_are_checked_before_the_first_runs(tmp_path: Path) -> None:
     cells = [Cell(peers=8), Cell(topology="hypercube", peers=12)]
     with pytest.raises(LocalError, match="power of two"):
-        run_sweep(cells, tmp_path, engine="here")
+        sweep_cells(cells, tmp_path, engine="here")
     assert not list(tmp_path.iterdir())
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
-    from scripts.lab.results import ResultFolder
-
-    with ResultFolder(tmp_path).locked(), pytest.raises(LocalError, match="another sweep is writing"):
-        run_sweep([Cell(peers=4)], tmp_path, engine="here")
+    with (
+        ResultFolder(tmp_path, CELL_LAYOUT).locked(),
+        pytest.raises(LocalError, match="another sweep is writing"),
+    ):
+        sweep_cells([Cell(peers=4)], tmp_path, engine="here")
 
 
 def test_unknown_and_absent_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LocalError, match="unknown engine 'slurm'; known: pool, here, ray"):
-        run_sweep([Cell()], tmp_path, engine="slurm")
+        sweep_cells([Cell()], tmp_path, engine="slurm")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(LocalError, match="pip install 'gossip-peer\\[ray\\]'"):
-        run_sweep([Cell(peers=4)], tmp_path, engine="ray")
+        sweep_cells([Cell(peers=4)], tmp_path, engine="ray")
 
 
 def test_ray_in_local_mode_with_two_workers(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    cells = product({"topology": ["ring", "star"], "peers": 8, "seeds": 2})
-    run_sweep(cells, tmp_path / "ray", engine="ray", workers=2)
-    run_sweep(cells, tmp_path / "here", engine="here")
+    cells = cells_of({"topology": ["ring", "star"], "peers": 8, "seeds": 2})
+    sweep_cells(cells, tmp_path / "ray", engine="ray", workers=2)
+    sweep_cells(cells, tmp_path / "here", engine="here")
     for name in ("rounds.parquet", "runs.parquet"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
 

@@ -13,7 +13,7 @@ from gossip.errors import LocalError
 from scripts.lab import corpus
 from scripts.lab.convergence.cell import Cell
 from scripts.lab.convergence.run import run_cell
-from scripts.lab.convergence.tiny import _texts
+from scripts.lab.convergence.tiny import share_texts
 
 CELL = Cell(kind="tiny", topology="complete", peers=3, rounds=3, local_steps=2, codec="int8", seed=1)
 
@@ -36,15 +36,15 @@ def test_text_is_shared_out_and_none_of_it_measured(tmp_path: Path) -> None:
         return [json.loads(line)["text"] for line in file.read_text().splitlines()]
 
     cell = dataclasses.replace(CELL, peers=6)
-    texts = _texts(cell, tmp_path)
+    texts = share_texts(cell, tmp_path)
     languages = [set(rows(file)) for file in corpus.write(tmp_path / "again", seed=cell.seed).values()]
-    for index, text in enumerate(texts):
-        assert set(rows(text.train)) <= languages[index % 4]
-    first, fifth = (set(rows(texts[index].train)) for index in (0, 4))
+    for index, file in enumerate(texts.train):
+        assert set(rows(file)) <= languages[index % 4]
+    first, fifth = (set(rows(texts.train[index])) for index in (0, 4))
     assert not first & fifth  # both Spanish, no row twice
-    mixed = _texts(dataclasses.replace(cell, heterogeneity=0.0), tmp_path / "mixed")
-    assert len(rows(mixed[0].train)) == len(rows(texts[0].train))
-    assert all(languages_of & set(rows(mixed[0].train)) for languages_of in languages)
+    mixed = share_texts(dataclasses.replace(cell, heterogeneity=0.0), tmp_path / "mixed")
+    assert len(rows(mixed.train[0])) == len(rows(texts.train[0]))
+    assert all(language & set(rows(mixed.train[0])) for language in languages)
 
 
 def test_too_many_peers_are_refused() -> None:

@@ -30,8 +30,8 @@ def test_importing_it_is_light() -> None:
 def test_advice(capsys: pytest.CaptureFixture[str]) -> None:
     command("advise", *CASE, "--churn", "0.2", "--json")
     ranked = json.loads(capsys.readouterr().out)
-    assert [each["seconds"] for each in ranked] == sorted(each["seconds"] for each in ranked)
-    names = {each["name"] for each in ranked}
+    assert [advised["seconds"] for advised in ranked] == sorted(advised["seconds"] for advised in ranked)
+    names = {advised["name"] for advised in ranked}
     assert {"ring", "base:1", "epidemic:3"} <= names
     assert not {"complete", "star"} & names  # wider than 3
     command("advise", *CASE)

@@ -15,7 +15,7 @@ from gossip.errors import LocalError
 from gossip.methods.catalogue import find
 from gossip.methods.optimizers import OPTIMIZERS, Optimizer
 from gossip.methods.requirements import State
-from gossip.methods.stability import Outer, outer_bound, random_bound, random_rate, static_bound, static_rate
+from gossip.methods.stability import Outer, random_bound, random_rate, static_bound
 from topology.links import parse_topology
 from topology.quadratic import fixed_point
 
@@ -52,13 +52,15 @@ def run(
     curvature = torch.as_tensor(curvature, dtype=torch.float64).expand(len(optima))[:, None]
     state = method.init(x.numel())
     for round in range(rounds):
-        drift = method.drift(state)
+        correction = method.correction(state)
         trained = x
         for _ in range(steps):
-            trained = trained - eta * curvature * (trained - optima) + (0.0 if drift is None else drift)
+            trained = (
+                trained - eta * curvature * (trained - optima) + (0.0 if correction is None else correction)
+            )
         own = torch.stack(method.publish(x, trained, steps, state))
-        seen = lossy(own)
-        mixed = own + w(round) @ seen - seen
+        decoded = lossy(own)
+        mixed = own + w(round) @ decoded - decoded
         x, state = method.update(x, trained, list(mixed), steps, state)
     return x, state
 
@@ -77,7 +79,7 @@ def test_the_first_vector_is_the_adapter_and_all_are_as_many_as_declared(name: s
     sent = method.publish(start, trained, 3, method.init(P))
     assert torch.equal(sent[0], trained)
     assert [tuple(each.shape) for each in sent] == [(P,)] * method.vectors
-    assert method.drift(method.init(P)) is None
+    assert method.correction(method.init(P)) is None
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -87,7 +89,7 @@ def test_inputs_and_states_are_never_written(name: str) -> None:
     for seed in range(3):
         start, trained, mixed = normal(P, seed=seed), normal(P, seed=9), normal(method.vectors, P, seed=8)
         before = [each.clone() for each in (start, trained, mixed, *state.values())]
-        method.drift(state)
+        method.correction(state)
         method.publish(start, trained, 2, state)
         _, after = method.update(start, trained, list(mixed), 2, state)
         for old, new in zip(before, (start, trained, mixed, *state.values()), strict=True):
@@ -277,6 +279,18 @@ def test_parameters_out_of_range_are_refused(text: str) -> None:
 
 
 # -- stability of outer momentum
+
+
+def outer_bound(mu: float) -> float:
+    """Heavy ball over random pairs among many peers is stable below it (algorithms.md section 2)."""
+    return 2.0 * (1.0 - mu * mu)
+
+
+def static_rate(outer: Outer, eigenvalue: float) -> float:
+    """Return the factor of disagreement per round in an eigenvector of a static W: the oracle of its bound."""
+    p, q, r, s = outer.recursion
+    pull = eigenvalue - 1.0
+    return float(np.abs(np.linalg.eigvals(np.array([[1.0 + p * pull, q], [r * pull, s]]))).max())
 
 
 def test_plain_averaging_of_pairs_halves_disagreement() -> None:

@@ -88,9 +88,9 @@ def test_peers_start_alike_learn_mix_export_and_resume(
     assert first.evaluate(own).own != found != before
     assert torch.equal(first.model.state().flat, own.flat), "what is given is written into the model"
     first.evaluate(mixed)
-    batch, _ = first._batch(first._train[:4])
+    batch, _ = first._batch(first.shard.train[:4])
     with torch.no_grad():
-        ours = float(first._model(**batch).loss)
+        ours = float(first.model.module(**batch).loss)
     assert plain_loss(export(first, mixed, tmp_path / "adapter"), batch) == pytest.approx(ours, abs=1e-4)
 
     first.save(tmp_path / "trainer.safetensors")
@@ -110,10 +110,10 @@ def test_layers_and_modules_can_be_chosen(quick: Quick, tmp_path: Path, kind: st
     assert all(".layers.1." in name for name in names)
     assert kind == "layernorm" or all(any(target in name for target in targets) for name in names)
     state = trainer.train(trainer.initial).state
-    batch, _ = trainer._batch(trainer._train[:4])
+    batch, _ = trainer._batch(trainer.shard.train[:4])
     trainer.evaluate(state)
     with torch.no_grad():
-        ours = float(trainer._model(**batch).loss)
+        ours = float(trainer.model.module(**batch).loss)
     assert plain_loss(export(trainer, state, tmp_path / "adapter"), batch) == pytest.approx(ours, abs=1e-4)
 
 
@@ -155,10 +155,10 @@ def test_a_prompt_is_measured_on_the_same_tokens_as_other_kinds(quick: Quick) ->
     trainer = LocalTrainer(of_kind(quick, "prompt-tuning", virtual_tokens=5))
     found = trainer.evaluate(trainer.initial).own
     total, tokens = 0.0, 0
-    for one in next(iter(trainer._shards.values())):
+    for one in next(iter(trainer.shard.held_out.values())):
         ids = torch.tensor([one.ids])
         with torch.no_grad():
-            logits = trainer._model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 5:-1]
+            logits = trainer.model.module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 5:-1]
         total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
         tokens += len(one.ids) - 1
     assert found == pytest.approx(total / tokens, rel=1e-5)

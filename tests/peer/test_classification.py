@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shutil
@@ -18,11 +17,17 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from peer.cli import evaluate
 from peer.config import PeerConfig
-from peer.journal import Journal
-from peer.training import base_models, data, tasks, tiny_model
+from peer.journal_events import Measured
+from peer.journal_lines import Record
+from peer.training import base_models, data, readers, task, tasks, tiny_model
+from peer.training.classification import head_names
 from peer.training.inference import Conversation, labels_of, load_adapter, measure
 from peer.training.local_trainer import LocalTrainer
-from scripts.lab.testnet import PeerView, TestnetConfig, summarize
+from peer.training.sequences import IGNORED
+from scripts.lab.testnet.config import TestnetConfig
+from scripts.lab.testnet.plan import PlannedPeer
+from scripts.lab.testnet.summary import summarize
+from scripts.lab.testnet.view import PeerView
 from scripts.lab.workloads import lay_out, parse_workload
 
 Quick = Callable[..., PeerConfig]
@@ -105,7 +110,7 @@ def test_a_row_needs_one_of_the_labels(tmp_path: Path) -> None:
         (9, '"text" is empty'),
     ]
     assert "3 rows of labeled text" in loaded.report()
-    with pytest.raises(data.DataError, match='needs "text" and "label"'):
+    with pytest.raises(readers.DataError, match='needs "text" and "label"'):
         data.load([write(tmp_path / "none.jsonl", bad)], labels=("no", "yes"))
     table = tmp_path / "rows.csv"
     table.write_text("text,label\na,yes\nb,0\n")
@@ -131,9 +136,11 @@ def test_labels_and_task_must_fit(settings: dict[str, Any], complaint: str) -> N
 
 def test_peers_of_a_run_have_the_same_labels_in_the_same_order() -> None:
     ab, ba = (PeerConfig.of(task="classification", labels=labels) for labels in (("a", "b"), ("b", "a")))
-    assert tasks.canonical(ab) == '{"labels": ["a", "b"], "private_head": false, "task": "classification"}'
-    assert tasks.canonical(ab) != tasks.canonical(ba)
-    assert tasks.canonical(PeerConfig()) == '{"task": "causal-lm"}'
+    assert (
+        tasks.canonical(ab.model) == '{"labels": ["a", "b"], "private_head": false, "task": "classification"}'
+    )
+    assert tasks.canonical(ab.model) != tasks.canonical(ba.model)
+    assert tasks.canonical(PeerConfig().model) == '{"task": "causal-lm"}'
     assert PeerConfig.from_json(ab.to_json()) == ab
 
 
@@ -144,8 +151,10 @@ def test_peers_start_with_one_head_whatever_their_data_and_learn_the_labels(
     torch.manual_seed(99)  # whatever happened to the generator before
     one_sided = LocalTrainer(classify(data=(shards["statement"],)))
     assert first.manifest == one_sided.manifest
+    said = one_sided.ready(0.0)
+    assert said.label_rows == (0, said.rows), "all of its rows are statements"
     assert LocalTrainer(classify(seed=1)).manifest["adapter_digest"] != first.manifest["adapter_digest"]
-    assert tasks.head_names(first.spec) == {"base_model.model.score.weight"}
+    assert head_names(first.spec) == {"base_model.model.score.weight"}
     assert dict(first.initial.tensors())["base_model.model.score.weight"].std() == pytest.approx(
         0.02, rel=0.3
     )
@@ -163,11 +172,11 @@ def test_peers_start_with_one_head_whatever_their_data_and_learn_the_labels(
 def test_loss_and_accuracy_are_means_over_texts(classify: Quick) -> None:
     trainer = LocalTrainer(classify())
     found = trainer.evaluate(trainer.initial)
-    (sequences,) = trainer._shards.values()
+    (sequences,) = trainer.shard.held_out.values()
     loss, hits = 0.0, 0
     for one in sequences:  # one at a time, without padding
         with torch.no_grad():
-            logits = trainer._model(input_ids=torch.tensor([one.ids])).logits[0]
+            logits = trainer.model.module(input_ids=torch.tensor([one.ids])).logits[0]
         loss -= logits.log_softmax(-1)[one.label].item()
         hits += int(logits.argmax()) == one.label
     assert found.own == pytest.approx(loss / len(sequences), rel=1e-5)
@@ -188,7 +197,7 @@ def test_an_encoder_gets_its_own_modules_and_plain_peft_loads_what_it_learned(
         adapted = {name.split(".")[-3] for name, _ in trainer.spec.entries if ".lora_" in name}
         assert adapted == {"query", "key", "value"}
     head = {"base_model.model.classifier.weight", "base_model.model.classifier.bias"}
-    assert tasks.head_names(trainer.spec) == head
+    assert head_names(trainer.spec) == head
     trained = trainer.train(trainer.initial)
     for name in head:
         assert not torch.equal(dict(trained.state.tensors())[name], dict(trainer.initial.tensors())[name])
@@ -200,11 +209,11 @@ def test_an_encoder_gets_its_own_modules_and_plain_peft_loads_what_it_learned(
     base = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
     loaded = PeftModel.from_pretrained(base, tmp_path)
     trainer.model.put(trained.state)
-    batch, _ = trainer._batch(trainer._train[:4])
-    trainer._model.eval()
+    batch, _ = trainer._batch(trainer.shard.train[:4])
+    trainer.model.module.eval()
     loaded.eval()
     with torch.no_grad():
-        ours, theirs = trainer._model(**batch).logits, loaded(**batch).logits
+        ours, theirs = trainer.model.module(**batch).logits, loaded(**batch).logits
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
 
 
@@ -247,10 +256,10 @@ def test_an_exported_classification_says_its_labels_and_can_be_measured(
     assert loaded.config.id2label == dict(enumerate(LABELS))
 
     both, statements = measure(folder, [shards["both"], shards["statement"]], 64)
-    sequences = [*trainer._train, *next(iter(trainer._shards.values()))]
+    sequences = [*trainer.shard.train, *next(iter(trainer.shard.held_out.values()))]
     assert len(sequences) == len(shards["both"].read_text().splitlines()), "all rows of the file"
     trainer.evaluate(state)
-    expected = tasks.measure(trainer._task, trainer._model, sequences, 8, trainer._pad)
+    expected = task.measure(trainer.task, trainer.model.module, sequences, 8, trainer._pad)
     assert both.loss == pytest.approx(expected.loss / len(sequences), rel=1e-4)
     assert both.accuracy == pytest.approx(expected.correct / len(sequences), abs=1e-9)
     assert (both.base, both.commonest, statements.commonest) == (None, 0.5, 1.0)
@@ -280,35 +289,32 @@ def test_what_gives_labels_does_not_chat_and_must_name_them(
 
 
 def test_accuracy_is_told_and_summed_up(tmp_path: Path) -> None:
-    event = {"event": "eval", "round": 3, "own": 0.5, "all": 0.25, "per_file": {"b": 0.0}}
-    text, labeled = (
-        {**event, "accuracy": None, "accuracy_all": None},
-        {**event, "accuracy": 1.0, "accuracy_all": 0.75},
+    loss = {"round": 3, "own": 0.5, "all": 0.25, "per_file": {"b": 0.0}}
+    measurements = (
+        Measured(**loss, accuracy=None, accuracy_all=None),
+        Measured(**loss, accuracy=1.0, accuracy_all=0.75),
     )
-    out = io.StringIO()
-    journal = Journal(out=out)
-    for one in (text, labeled):
-        journal.emit(**one)
-    journal.close()
-    first, second = out.getvalue().splitlines()
+    first, second = (event.sentence() for event in measurements)
     assert first == "after round 3: held-out loss 0.500, over all files 0.250"
     assert second == first + "; right labels 100.0%, over all files 75.0%"
 
-    view = PeerView("a", "gossip", tmp_path, shards=2)
-    traffic = dict.fromkeys(("round", "bytes_in", "bytes_out", "fetches_ok", "fetches_failed"), 0)
-    for told in ({**labeled, "accuracy_all": 0.25}, labeled, {"event": "round", **traffic}):
+    text, labeled = (json.loads(Record(0.0, event).json_line()) for event in measurements)
+    view = PeerView(PlannedPeer("a", "gossip", tmp_path, ()), shards=2)
+    traffic = dict.fromkeys(("bytes_in", "bytes_out", "fetches_ok", "fetches_failed"), 0)
+    last = {"event": "round", "round": 0, "rounds": 1, "loss": None, "age": 0, "mixed": [], **traffic}
+    for told in ({**labeled, "accuracy_all": 0.25}, labeled, last):
         view.take(told)
     (tmp_path / "adapter").mkdir()
     save_file({"x": torch.ones(2)}, tmp_path / "adapter" / "adapter_model.safetensors")
-    summary = summarize(TestnetConfig(), {"gossip": [view]}, 0.0)
+    summary = summarize(TestnetConfig(), {"gossip": [view]}, 0.0).record()
     found = [
         summary[f"{name}_accuracy{end}"] for name, end in (("base", ""), ("gossip", "_mean"), ("local", ""))
     ]
     assert found == [0.25, 0.75, None]
     assert summary["peers"][0]["accuracy_own"] == 1.0
-    view.evals.clear()
+    view.evaluations.clear()
     view.take(text)
-    assert summarize(TestnetConfig(), {"gossip": [view]}, 0.0)["gossip_accuracy_worst"] is None
+    assert summarize(TestnetConfig(), {"gossip": [view]}, 0.0).gossip_accuracy_worst is None
 
 
 def test_what_a_base_cannot_do_is_explained(classify: Quick, quick: Quick, encoder: Path) -> None:
@@ -332,19 +338,19 @@ def test_only_the_answer_is_learned(quick: Quick, tmp_path: Path) -> None:
         tmp_path / "chat.jsonl", [{"messages": CHAT}, {"messages": CHAT[:3]}, {"messages": CHAT[1:2]}]
     )
     rows = data.load([file]).rows
-    task = tasks.TASKS["causal-lm"]
-    (one,), bad = task.tokenize(rows, tokenizer, PeerConfig.of(answers_only=True))
+    objective = tasks.TASKS["causal-lm"]
+    (one,), bad = objective.tokenize(rows, tokenizer, PeerConfig.of(answers_only=True))
     assert (
         tokenizer.decode(list(one.ids[: one.prompt])) == "user: Hi\nassistant: Yes?\nuser: Who?\nassistant: "
     )
     assert tokenizer.decode(list(one.ids[one.prompt :])) == "Me\n<end>"
     assert [(row.line, "does not end with an answer" in row.reason) for row in bad] == [(2, True), (3, True)]
-    whole, bad = task.tokenize(rows, tokenizer, PeerConfig())
+    whole, bad = objective.tokenize(rows, tokenizer, PeerConfig())
     assert [sequence.prompt for sequence in whole] == [0, 0, 0]
     assert not bad
-    batch, targets = task.collate([one], 0)
+    batch, targets = objective.collate([one], 0)
     assert targets == len("Me\n") + 1
-    assert (batch["labels"][0] != data.IGNORED).nonzero().flatten().tolist() == list(
+    assert (batch["labels"][0] != IGNORED).nonzero().flatten().tolist() == list(
         range(one.prompt, len(one.ids))
     )
 
@@ -354,11 +360,11 @@ def test_the_loss_of_an_answer_is_the_mean_over_its_tokens_given_the_prompt(
 ) -> None:
     rows = [{"prompt": f"{index} and one is ", "completion": "more" * (index % 3 + 1)} for index in range(12)]
     trainer = LocalTrainer(quick(data=(write(tmp_path / "rows.jsonl", rows),), held_out=0.5))
-    (sequences,) = trainer._shards.values()
+    (sequences,) = trainer.shard.held_out.values()
     total, tokens = 0.0, 0
     for one in sequences:
         with torch.no_grad():
-            logits = trainer._model(input_ids=torch.tensor([one.ids])).logits[0]
+            logits = trainer.model.module(input_ids=torch.tensor([one.ids])).logits[0]
         for place in range(one.prompt, len(one.ids)):
             total -= logits[place - 1].log_softmax(-1)[one.ids[place]].item()
             tokens += 1

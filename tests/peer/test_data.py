@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from gossip.errors import LocalError
 from peer.training import data, tiny_model
-from peer.training.data import IGNORED, BatchSampler, DataError
+from peer.training.readers import DataError
+from peer.training.sequences import (
+    IGNORED,
+    PARTIAL_BLOCK_MIN,
+    BatchSampler,
+    Tokens,
+    collate,
+    render,
+    tokenize,
+)
 from scripts.lab import corpus
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello you"}]
@@ -157,12 +166,12 @@ def test_the_split_depends_on_each_file_and_the_seed_alone(tmp_path: Path) -> No
 def test_text_is_packed_with_its_ends_and_no_token_is_lost(tmp_path: Path, tokenizer: Any) -> None:
     texts = [f"row {index} " + "x" * index for index in range(30)]
     path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
-    sequences, bad = data.tokenize(data.load([path]).rows, tokenizer, 64)
+    sequences, bad = tokenize(data.load([path]).rows, tokenizer, 64)
     assert not bad
     joined = [token for one in sequences for token in one.ids]
     expected = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     rest = len(expected) % 64
-    assert joined == expected[: len(expected) - (rest if rest < data.PARTIAL_BLOCK_MIN else 0)]
+    assert joined == expected[: len(expected) - (rest if rest < PARTIAL_BLOCK_MIN else 0)]
     assert all(len(one.ids) == 64 for one in sequences[:-1])
 
 
@@ -174,11 +183,11 @@ def test_text_begins_as_the_tokenizer_begins_it(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "ab"}\n{"prompt": "c", "completion": "d"}\n')
     rows = data.load([path]).rows
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    assert begin not in [token for one in data.tokenize(rows, tokenizer, 64)[0] for token in one.ids]
+    assert begin not in [token for one in tokenize(rows, tokenizer, 64)[0] for token in one.ids]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<begin> $A", special_tokens=[("<begin>", begin)]
     )
-    sequences, _ = data.tokenize(rows, tokenizer, 64)
+    sequences, _ = tokenize(rows, tokenizer, 64)
     assert [(one.ids[0], one.ids[-1]) for one in sequences] == [(begin, end)] * 2
     assert [len(one.ids) for one in sequences] == [4, 4]
 
@@ -187,8 +196,8 @@ def test_padding_is_masked_by_length_even_where_pad_is_the_end_token(tokenizer: 
     from array import array
 
     end = tokenizer.eos_token_id
-    sequences = [data.Tokens(array("i", [1, 2, 3, end])), data.Tokens(array("i", [5, end]), prompt=1)]
-    batch = data.collate(sequences, pad=end)
+    sequences = [Tokens(array("i", [1, 2, 3, end])), Tokens(array("i", [5, end]), prompt=1)]
+    batch = collate(sequences, pad=end)
     assert batch["input_ids"].tolist() == [[1, 2, 3, end], [5, end, end, end]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch["labels"].tolist() == [[IGNORED, 2, 3, end], [IGNORED, end, IGNORED, IGNORED]]
@@ -201,11 +210,11 @@ def test_only_the_completion_is_learned(tmp_path: Path, tokenizer: Any, as_messa
     )
     path = write(tmp_path / "a.jsonl", json.dumps(row))
     rows = data.load([path]).rows
-    (one,), _ = data.tokenize(rows, tokenizer, 64)
+    (one,), _ = tokenize(rows, tokenizer, 64)
     learned = tokenizer.decode(list(one.ids[one.prompt :]))
     assert learned == ("Hello you\n<end>" if as_messages else "Yo<end>")
-    assert data.render(rows[0], tokenizer).startswith("user: Hi\nassistant: " if as_messages else "HiYo")
-    (cut,), _ = data.tokenize(rows, tokenizer, 8)
+    assert render(rows[0], tokenizer).startswith("user: Hi\nassistant: " if as_messages else "HiYo")
+    (cut,), _ = tokenize(rows, tokenizer, 8)
     assert len(cut.ids) <= 8
     assert len(cut.ids) > cut.prompt
 
@@ -219,7 +228,7 @@ def test_a_chat_uses_the_models_template_and_its_refusals_are_bad_rows(tmp_path:
     )
     lines = [{"messages": CHAT}, {"messages": CHAT[::-1]}, {"prompt": CHAT[:1], "completion": CHAT[1:]}]
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)))
-    sequences, bad = data.tokenize(data.load([path]).rows, tokenizer, 64)
+    sequences, bad = tokenize(data.load([path]).rows, tokenizer, 64)
     assert tokenizer.decode(list(sequences[0].ids)) == "[user]Hi[assistant]Hello you"
     assert tokenizer.decode(list(sequences[1].ids[sequences[1].prompt :])) == "Hello you"
     assert [(one.line, "user first" in one.reason) for one in bad] == [(2, True)]

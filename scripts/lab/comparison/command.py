@@ -11,16 +11,18 @@ baselines local, centralized and fedavg always run. Every method's learning rate
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from scripts.lab.command import exit_code_of, note
-from scripts.lab.comparison.trial import Comparison, read_comparison
+from scripts.lab.command import note
+from scripts.lab.comparison.design import Comparison, read_comparison
+from scripts.lab.program import program, run_program
 
 app = App(
-    name="compare.py",
+    name="python scripts/compare.py",
     help=__doc__,
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True, show_env_var=False),
 )
@@ -62,20 +64,20 @@ def run(
     options = {**locals(), "methods": method, "settings": set}
     given = {name: options[name] for name in options if name not in ("out", "method", "spec", "set", "jobs")}
     if step_s == 0.0:
-        from scripts.lab.comparison.peers import measured_step_s
+        from scripts.lab.comparison.step_time import measured_step_s
 
         given["step_s"] = measured_step_s(read_comparison({**given, "step_s": None}, spec), out)
     comparison = read_comparison(given, spec)
     _compare(comparison, out, jobs)
-    note(f"results in {out}; now: python scripts/compare.py report --out {out}")
+    note(f"results in {out}; now: {program()} report --out {out}")
 
 
 @app.command
 def report(*, out: OutOption) -> None:
     """Print the first table; write plots, table.md and one self-contained report.html."""
-    from scripts.lab.comparison.report import write_comparison
+    from scripts.lab.comparison.report import write_report
 
-    target, table = write_comparison(out)
+    target, table = write_report(out)
     print("\n".join(table))
     note(f"written to {target}")
 
@@ -83,10 +85,11 @@ def report(*, out: OutOption) -> None:
 def _compare(comparison: Comparison, out: Path, jobs: int) -> None:
     from scripts.lab.comparison.tuning import run_comparison
     from scripts.lab.progress import progress
+    from scripts.lab.sweep import OnProgress
 
-    def on_phase(phase: str, total: int) -> Any:
+    def on_phase(phase: str, total: int) -> AbstractContextManager[OnProgress]:
         note(f"{phase}: {total} runs")
-        return progress(total, lambda trial: trial.title())
+        return progress(total)
 
     rates = run_comparison(
         comparison, out, workers=jobs, engine="here" if jobs == 1 else "pool", on_phase=on_phase
@@ -95,6 +98,6 @@ def _compare(comparison: Comparison, out: Path, jobs: int) -> None:
         note(f"learning rate {rate:g}: {method}")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    return exit_code_of(app, words)
+def main(words: Sequence[str] | None = None, called: str | None = None) -> int:
+    """Run one command and return its exit code; ``called``: how, if not as the script."""
+    return run_program(app, words, called=called, extra="research")

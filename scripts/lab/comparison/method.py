@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from gossip.errors import LocalError
 from peer.config import OPTIONS
 from peer.options import Role, names_with
+from scripts.lab.spec import did_you_mean
 
 BASELINES: Mapping[str, str] = {
     "local": "each peer alone",
@@ -30,6 +30,7 @@ COMMON_FIELDS = (*METHOD_FIELDS, *names_with(Role.COMPARISON, OPTIONS, ("model",
 """Settings that a comparison may name for all of its methods."""
 
 PEER_DEFAULTS: Mapping[str, Any] = {name: option.default for name, option in OPTIONS.items()}
+"""Option of a peer -> its default, which also tells its type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,7 @@ def read_settings(words: Sequence[str], known: Sequence[str], where: str) -> dic
         key, equals, value = word.partition("=")
         key = key.replace("-", "_")
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(key, known)
             raise LocalError(f"{where}: unknown setting {key!r}.{hint} Known: {', '.join(known)}")
         if key in read:
             raise LocalError(f"{where}: {key} stands there twice")
@@ -108,10 +108,6 @@ def text_of(value: Any) -> str:
     """Return a value as it is written in a setting."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return (
-        ",".join(value)
-        if isinstance(value, tuple)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

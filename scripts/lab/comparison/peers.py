@@ -6,11 +6,8 @@ The base model and the files stay in the process for the trials that follow. It 
 from __future__ import annotations
 
 import atexit
-import dataclasses
-import json
 import shutil
 import tempfile
-import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,18 +19,31 @@ from gossip.simulation import LocalSteps
 from peer.config import PeerConfig
 from peer.training.adapted_model import SHAPING, AdaptedModel
 from peer.training.local_trainer import LocalTrainer
-from scripts.lab.comparison.trial import Comparison, Trial
-from scripts.lab.convergence.learning import one_thread
-from scripts.lab.figures import write_file
+from scripts.lab.comparison.trial import Trial
 from scripts.lab.workloads import Layout, lay_out, parse_workload
 
 MODELS_KEPT = 2
 """Base models kept in a process. Source: ours; trials come seed by seed."""
 
+LAYOUTS_KEPT = 64
+"""Workloads on disk that a process remembers. Source: guess; paths only."""
+
+TASK_FIELDS = tuple(name for name in ("task", "labels", "private_head") if name not in SHAPING)
+"""Options that shape a model's head."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Setting:
-    """Peers of a trial, ready to train."""
+class Peers:
+    """Peers of a trial, ready to train.
+
+    Args:
+        layout: their text, and what all are measured on.
+        model: shared by all.
+        config: of the first of them; they differ in their text only.
+        names: of all, sorted.
+        trainers: by name; what else trains on their text (a pool of all) may be added.
+        tokens: target tokens trained on so far, by name of the trainer.
+    """
 
     layout: Layout
     model: AdaptedModel
@@ -41,18 +51,25 @@ class Setting:
     names: tuple[str, ...]
     trainers: dict[str, LocalTrainer]
     tokens: dict[str, int] = field(default_factory=dict)
-    """Target tokens trained on so far, by peer."""
 
     def train(self, name: str, state: AdapterState, action: Train | None = None) -> LocalSteps:
-        """Take one round's local steps; virtual seconds are the caller's."""
-        extra: dict[str, Any] = {} if action is None else {"part": action.part, "drift": action.drift}
-        made = self.trainers[name].train(state, **extra)
-        self.tokens[name] = self.tokens.get(name, 0) + made.tokens
-        return LocalSteps(made.state, made.steps, made.loss, 0.0)
+        """Take one round's local steps; virtual seconds are the caller's.
+
+        Args:
+            action: what a node asks for besides; None = all tensors are trained, and nothing is added.
+        """
+        trainer = self.trainers[name]
+        trained = (
+            trainer.train(state)
+            if action is None
+            else trainer.train(state, trainable=action.trainable, correction=action.correction)
+        )
+        self.tokens[name] = self.tokens.get(name, 0) + trained.tokens
+        return LocalSteps(trained.state, trained.steps, trained.loss, 0.0)
 
 
-def make_setting(trial: Trial) -> Setting:
-    """Return the peers of a trial, fresh; base model and files stay in the process for the trials that follow.
+def prepare_peers(trial: Trial) -> Peers:
+    """Return the peers of a trial, fresh.
 
     Raises:
         LocalError: a text or the model cannot be had, or a setting does not fit.
@@ -64,11 +81,7 @@ def make_setting(trial: Trial) -> Setting:
     model = _model(*(configs[0].option(name) for name in (*SHAPING, *TASK_FIELDS)))
     names = tuple(f"p{peer:04d}" for peer in range(trial.peers))
     trainers = {name: LocalTrainer(config, model) for name, config in zip(names, configs, strict=True)}
-    return Setting(layout, model, configs[0], names, trainers)
-
-
-TASK_FIELDS = tuple(name for name in ("task", "labels", "private_head") if name not in SHAPING)
-"""Settings that shape a model's head."""
+    return Peers(layout, model, configs[0], names, trainers)
 
 
 @lru_cache(maxsize=MODELS_KEPT)
@@ -76,31 +89,8 @@ def _model(*shape: Any) -> AdaptedModel:
     return AdaptedModel(PeerConfig.of(**dict(zip((*SHAPING, *TASK_FIELDS), shape, strict=True))))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=LAYOUTS_KEPT)
 def _layout(workload: str, partition: str, peers: int, seed: int) -> Layout:
     folder = Path(tempfile.mkdtemp(prefix="comparison-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return lay_out(parse_workload(workload), peers, folder, seed=seed, partition=partition)
-
-
-STEPS_TIMED = 20
-
-
-def measured_step_s(comparison: Comparison, out: Path) -> float:
-    """Return wall seconds of one optimizer step of one peer here, to two digits; measured once for a folder.
-
-    It is kept in the folder, because trials with another number would be other trials.
-    """
-    kept = out / "step_s.json"
-    if kept.exists():
-        return float(json.loads(kept.read_text()))
-    rate = dict.fromkeys(comparison.all_methods(), comparison.learning_rates[0])
-    trial = dataclasses.replace(comparison.evaluation(rate)[0], local_steps=STEPS_TIMED)
-    with one_thread():
-        setting = make_setting(trial)
-        setting.train(setting.names[0], setting.model.initial)
-        begin = time.monotonic()
-        setting.train(setting.names[0], setting.model.initial)
-        seconds = float(f"{(time.monotonic() - begin) / STEPS_TIMED:.2g}")
-    write_file(kept, json.dumps(seconds).encode())
-    return seconds

@@ -15,14 +15,15 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.events import RoundReport, Train
 from gossip.node import Diverged, GossipNode
-from gossip.simulation import LinkModel, LocalSteps, Simulation
+from gossip.simulated_network import LinkModel
+from gossip.simulation import LocalSteps, Simulation
 from peer.run_plan import plan_run
 from peer.training.local_trainer import LocalTrainer
 from scripts.lab.comparison.method import BASELINES
-from scripts.lab.comparison.peers import Setting, make_setting
+from scripts.lab.comparison.peers import Peers, prepare_peers
 from scripts.lab.comparison.record import Moment, Record, TrialResult, average, mean_adapter
 from scripts.lab.comparison.trial import Trial
-from scripts.lab.convergence.learning import one_thread
+from scripts.lab.threads import one_thread
 
 JITTER = 0.1
 """Local steps take up to this share longer, drawn; as in ``gossip.quadratic``."""
@@ -35,11 +36,11 @@ def run_trial(trial: Trial) -> TrialResult:
         LocalError: the spec cannot run; ``Trial.check`` tells most of that before.
     """
     with one_thread():
-        setting = make_setting(trial)
-        record = Record(trial, setting)
-        record.add(Moment(0, dict.fromkeys(setting.names, setting.model.initial)))
+        peers = prepare_peers(trial)
+        record = Record(trial, peers)
+        record.add(Moment(0, dict.fromkeys(peers.names, peers.model.initial)))
         try:
-            REGIMES.get(trial.what.regime, _gossip)(trial, setting, record)
+            REGIMES.get(trial.what.regime, _gossip)(trial, peers, record)
         except LocalError as error:
             if error.exit_code != Diverged.exit_code:
                 raise
@@ -64,10 +65,10 @@ def _links(trial: Trial) -> LinkModel:
     )
 
 
-def _gossip(trial: Trial, setting: Setting, record: Record) -> None:
+def _gossip(trial: Trial, peers: Peers, record: Record) -> None:
     """Peers read one another through the real node, wire and codecs."""
-    names, initial = setting.names, setting.model.initial
-    plan = plan_run(setting.config, peers=trial.peers)
+    names, initial = peers.names, peers.model.initial
+    plan = plan_run(peers.config, peers=trial.peers)
     settings = plan.node_settings(plan.methods(initial.spec))
     nodes = {
         name: GossipNode(name, initial, settings, random.Random(f"{trial.seed}/{name}"), names)
@@ -78,7 +79,7 @@ def _gossip(trial: Trial, setting: Setting, record: Record) -> None:
     waiting: dict[int, dict[str, tuple[float, RoundReport]]] = {}
 
     def train(name: str, action: Train) -> LocalSteps:
-        return setting.train(name, action.state, action)._replace(seconds=_steps_s(trial, clocks[name]))
+        return peers.train(name, action.state, action)._replace(seconds=_steps_s(trial, clocks[name]))
 
     def on_report(now: float, name: str, report: RoundReport) -> None:
         reports = waiting.setdefault(report.round, {})
@@ -91,7 +92,7 @@ def _gossip(trial: Trial, setting: Setting, record: Record) -> None:
     try:
         simulation.run()
     finally:
-        record.known |= {"events": simulation.events, "log_hash": simulation.log_hash}
+        record.simulated |= {"events": simulation.events, "log_hash": simulation.log_hash}
 
 
 def _moment(reports: Sequence[tuple[str, float, RoundReport]], last: int) -> Moment:
@@ -117,70 +118,70 @@ class Exchange(NamedTuple):
     seconds: float
 
 
-def _in_rounds(trial: Trial, setting: Setting, record: Record, exchange: Exchange | None = None) -> None:
+def _in_rounds(trial: Trial, peers: Peers, record: Record, exchange: Exchange | None = None) -> None:
     """Train all peers round by round, with an exchange after each of them."""
-    states = dict.fromkeys(setting.names, setting.model.initial)
-    clocks = _clocks(trial, setting.names)
-    seconds = dict.fromkeys(setting.names, 0.0)
+    states = dict.fromkeys(peers.names, peers.model.initial)
+    clocks = _clocks(trial, peers.names)
+    seconds = dict.fromkeys(peers.names, 0.0)
     for round in range(1, trial.rounds + 1):
-        made = {name: setting.train(name, states[name]) for name in setting.names}
-        for name in setting.names:
+        trained = {name: peers.train(name, states[name]) for name in peers.names}
+        for name in peers.names:
             seconds[name] += _steps_s(trial, clocks[name])
-        states = {name: steps.state for name, steps in made.items()}
+        states = {name: steps.state for name, steps in trained.items()}
         if exchange is not None:  # all wait for the slowest
-            seconds = dict.fromkeys(setting.names, max(seconds.values()) + exchange.seconds)
+            seconds = dict.fromkeys(peers.names, max(seconds.values()) + exchange.seconds)
             states = exchange.between(states)
-        train_loss = average([steps.loss for steps in made.values()])
+        train_loss = average([steps.loss for steps in trained.values()])
         record.add(
             Moment(round, states, exchange.bytes if exchange else 0.0, max(seconds.values()), train_loss)
         )
 
 
-def _local(trial: Trial, setting: Setting, record: Record) -> None:
-    _in_rounds(trial, setting, record)
+def _local(trial: Trial, peers: Peers, record: Record) -> None:
+    _in_rounds(trial, peers, record)
 
 
-def _fedavg(trial: Trial, setting: Setting, record: Record) -> None:
+def _fedavg(trial: Trial, peers: Peers, record: Record) -> None:
     """One adapter up and one down for every peer and round, in float32, all peers at once."""
 
     def averaged(states: dict[str, AdapterState]) -> dict[str, AdapterState]:
         return dict.fromkeys(states, mean_adapter(list(states.values())))
 
-    adapter_bytes = 4.0 * setting.model.spec.size
+    adapter_bytes = 4.0 * peers.model.spec.size
     transfer_s = trial.latency_s + adapter_bytes / (trial.bandwidth_mbit * 1e6 / 8)
-    _in_rounds(trial, setting, record, Exchange(averaged, 2 * adapter_bytes, 2 * transfer_s))
+    _in_rounds(trial, peers, record, Exchange(averaged, 2 * adapter_bytes, 2 * transfer_s))
 
 
-def _centralized(trial: Trial, setting: Setting, record: Record) -> None:
+def _centralized(trial: Trial, peers: Peers, record: Record) -> None:
     """As many steps as a peer takes, each on a batch of every peer; on one machine, so each takes n times as long."""
-    setting.trainers["all"] = _pooled(setting)
+    peers.trainers["all"] = _pooled(peers)
     clock = random.Random(f"{trial.seed}/clock/all")
-    state, seconds = setting.model.initial, 0.0
+    state, seconds = peers.model.initial, 0.0
     for round in range(1, trial.rounds + 1):
-        made = setting.train("all", state)
-        state = made.state
+        trained = peers.train("all", state)
+        state = trained.state
         seconds += trial.peers * _steps_s(trial, clock)
-        record.add(Moment(round, dict.fromkeys(setting.names, state), 0.0, seconds, made.loss))
+        record.add(Moment(round, dict.fromkeys(peers.names, state), 0.0, seconds, trained.loss))
 
 
-def _pooled(setting: Setting) -> LocalTrainer:
+def _pooled(peers: Peers) -> LocalTrainer:
     """Return a trainer whose every step takes a batch of every peer's training sequences.
 
     Drawing from all sequences alike would favor peers with much text, whom neither gossip nor what is measured favors.
     """
-    peers = [setting.trainers[name] for name in setting.names]
-    size = setting.config.training.batch_size * len(peers)
+    trainers = [peers.trainers[name] for name in peers.names]
+    size = peers.config.training.batch_size * len(trainers)
     return LocalTrainer(
-        setting.config.with_options(data=setting.layout.train, batch_size=size),
-        setting.model,
-        draw=lambda: [tokens for peer in peers for tokens in peer.draw_batch()],
+        peers.config.with_options(data=peers.layout.train, batch_size=size),
+        peers.model,
+        draw=lambda: [tokens for trainer in trainers for tokens in trainer.draw_batch()],
     )
 
 
-REGIMES: dict[str, Callable[[Trial, Setting, Record], None]] = {
+REGIMES: dict[str, Callable[[Trial, Peers, Record], None]] = {
     "local": _local,
     "centralized": _centralized,
     "fedavg": _fedavg,
 }
-"""Baselines; everything else is a topology. A new one stands in ``BASELINES`` of ``trial.py`` too."""
+"""Baselines; everything else is a topology. A new one stands in ``BASELINES`` of ``method.py``, too."""
 assert REGIMES.keys() == BASELINES.keys()

@@ -6,21 +6,36 @@ same command goes on where it stopped. Learning rates are chosen from what is on
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gossip.errors import LocalError
-from scripts.lab.comparison.trial import COLUMNS, FORMAT, OUTCOMES, PEER_COLUMNS, Comparison, Trial
+from scripts.lab.comparison.design import Comparison
+from scripts.lab.comparison.trial import COLUMNS, FORMAT, OUTCOMES, PEER_COLUMNS, Trial
 from scripts.lab.results import ResultFolder, ResultLayout, runs_schema, table_schema
-from scripts.lab.sweep import OnCell, run_sweep
+from scripts.lab.sweep import OnProgress, run_sweep
 
 if TYPE_CHECKING:
     from scripts.lab.comparison.record import TrialResult
 
-OnPhase = Callable[[str, int], Any]
+OnPhase = Callable[[str, int], AbstractContextManager[OnProgress]]
 """``(what begins, number of trials) -> context manager that yields what run_sweep calls``."""
+
+TRIAL_LAYOUT = ResultLayout(
+    {
+        "rounds": table_schema(COLUMNS, ("round", "merging", "steps")),
+        "peers": table_schema(PEER_COLUMNS, ("round", "peer")),
+    },
+    runs_schema(
+        Trial(workload=""), OUTCOMES, ("diverged", "rows_least", "rows_most", "events"), ("log_hash",)
+    ),
+    FORMAT,
+)
+"""How results of trials lie on disk."""
 
 
 def work(trial: Trial) -> TrialResult:
@@ -30,21 +45,14 @@ def work(trial: Trial) -> TrialResult:
     return run_trial(trial)
 
 
-def trial_layout() -> ResultLayout:
-    """Return how results of trials lie on disk."""
-    tables = {
-        "rounds": table_schema(COLUMNS, ("round", "merging", "steps")),
-        "peers": table_schema(PEER_COLUMNS, ("round", "peer")),
-    }
-    whole = ("diverged", "rows_least", "rows_most", "events")
-    runs = runs_schema(Trial(workload="").fields(), OUTCOMES, whole, ("log_hash",))
-    return ResultLayout(tables, runs, FORMAT)
-
-
 def run_comparison(
     comparison: Comparison, out: Path, *, workers: int = 0, engine: str = "pool", on_phase: OnPhase
 ) -> dict[str, float]:
     """Run all trials that are not finished yet, then join all results.
+
+    Args:
+        workers, engine: as ``run_sweep`` takes them.
+        on_phase: told of each sweep before it begins.
 
     Returns:
         The learning rate chosen for each method.
@@ -53,33 +61,30 @@ def run_comparison(
         LocalError: a trial cannot run (all are checked first), the folder is in use, or a method diverges at every
             learning rate.
     """
-    layout = trial_layout()
-    first = dict.fromkeys(comparison.all_methods(), comparison.learning_rates[0])
-    for trial in comparison.evaluation(first):
+    rates = dict.fromkeys(comparison.all_methods(), comparison.learning_rates[0])
+    for trial in comparison.evaluation(rates):
         trial.check()
 
-    def run(trials: Sequence[Trial], phase: str, spec: dict[str, Any]) -> None:
-        on_cell: OnCell
-        with on_phase(phase, len(trials)) as on_cell:
+    def run(trials: Sequence[Trial], phase: str, request: dict[str, Any]) -> None:
+        with on_phase(phase, len(trials)) as on_progress:
             run_sweep(
                 trials,
                 out,
+                run=work,
+                layout=TRIAL_LAYOUT,
                 engine=engine,
                 workers=workers,
-                spec=spec,
-                on_cell=on_cell,
-                run=work,
-                layout=layout,
+                request=request,
+                on_progress=on_progress,
             )
 
-    spec: dict[str, Any] = {"comparison": comparison.to_dict(), "command": comparison.command(out)}
+    request = {"comparison": dataclasses.asdict(comparison), "command": comparison.command(out)}
     tuning = comparison.tuning()
-    rates = first
     if tuning:
-        run(tuning, "tuning learning rates", spec)
-        folder = ResultFolder(out, layout)
-        rates = choose_rates([(trial, folder.record(trial)["final_loss"]) for trial in tuning])
-    run([*tuning, *comparison.evaluation(rates)], "comparing", {**spec, "learning_rates": rates})
+        run(tuning, "tuning learning rates", request)
+        folder = ResultFolder(out, TRIAL_LAYOUT)
+        rates = choose_rates([(trial, folder.outcome(trial)["final_loss"]) for trial in tuning])
+    run([*tuning, *comparison.evaluation(rates)], "comparing", {**request, "learning_rates": rates})
     return rates
 
 
@@ -106,11 +111,11 @@ def choose_rates(finals: Sequence[tuple[Trial, float | None]]) -> dict[str, floa
 
 def grid_of(finals: Sequence[tuple[Trial, float | None]]) -> Mapping[str, dict[float, float]]:
     """Return method -> learning rate -> mean final loss over seeds, rates ascending; infinite where one diverged."""
-    found: dict[str, dict[float, list[float]]] = {}
+    losses: dict[str, dict[float, list[float]]] = {}
     for trial, loss in finals:
-        rates = found.setdefault(trial.method, {})
+        rates = losses.setdefault(trial.method, {})
         rates.setdefault(trial.learning_rate, []).append(math.inf if loss is None else loss)
     return {
         method: {rate: math.fsum(rates[rate]) / len(rates[rate]) for rate in sorted(rates)}
-        for method, rates in found.items()
+        for method, rates in losses.items()
     }

@@ -1,18 +1,12 @@
 """What an experiment is: one cell, a frozen spec of which everything that comes out is a pure function.
 
-A cell's name is the hash of its spec, of the files it names and of ``FORMAT``: equal specs share one result, and a
-sweep that broke off finds what it has finished. A grid is a TOML file whose fields may be lists. This file imports
-nothing heavy and runs nothing; ``run.py`` does.
+This file imports nothing heavy and runs nothing; ``run.py`` does.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import itertools
-import json
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,14 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gossip.errors import LocalError
+from scripts.lab.files import file_digest
+from scripts.lab.spec import hashed_name
 
 if TYPE_CHECKING:
     from topology.links import Topology
 
 FORMAT = 1
 """Raised when the same spec begins to mean something else, so that old results are not taken for new ones."""
-CELLS_MAX = 100_000
-"""Largest grid: a list too many multiplies quickly. Source: guess; more than a week of cells of ten seconds."""
+START, LOST, AWAY = 1, 2, 3
+"""Names of the independent streams of random numbers that a cell's seed is the root of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,19 +88,17 @@ class Cell:
         """Rounds to run at most."""
         return self.rounds or ROUNDS[self.kind]
 
-    def fields(self) -> dict[str, Any]:
-        """Return name -> value, in the order of the class."""
-        return dataclasses.asdict(self)
-
     def name(self) -> str:
-        """Return 16 hex digits: SHA-256 over the canonical JSON of the spec, with the content of files it names.
+        """Return 16 hex digits that stand for the spec and the content of the files it names.
 
         Raises:
             LocalError: such a file cannot be read.
         """
-        named = {"format": FORMAT, "files": _file_digests(self.topology), **self.fields()}
-        canonical = json.dumps(named, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return hashed_name(self, FORMAT, _file_digests(self.topology))
+
+    def title(self) -> str:
+        """Return the cell in a few words."""
+        return f"{self.kind} {self.topology} n={self.peers} seed={self.seed}"
 
     def check(self) -> None:
         """Refuse what cannot run, before anything slow starts.
@@ -156,6 +150,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
 """Field -> (least, first beyond, words)."""
 
 DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(Cell)}
+"""Field -> its default."""
 
 
 def _check_type(name: str, value: object, wanted: type) -> None:
@@ -196,74 +191,11 @@ def topology_errors() -> Iterator[None]:
 
 def _file_digests(topology: str) -> list[str]:
     """Return SHA-256 (hex) of the files that a topology's name refers to, so that an edited file is another cell."""
-    parts = (
-        topology.removeprefix("round-robin:").split("+")
-        if topology.startswith("round-robin:")
-        else [topology]
-    )
+    whole = topology.removeprefix("round-robin:")
+    terms = whole.split("+") if whole != topology else [topology]
     digests = []
-    for part in parts:
-        kind, _, file = part.strip().partition(":")
+    for term in terms:
+        kind, _, file = term.strip().partition(":")
         if kind in ("graph", "matrix"):
-            try:
-                digests.append(hashlib.sha256(Path(file).read_bytes()).hexdigest())
-            except OSError as error:
-                raise LocalError(f"cannot read the {kind} file {file!r}: {error.strerror}") from error
+            digests.append(file_digest(Path(file), f"the {kind} file {file!r}"))
     return digests
-
-
-# -- grids
-
-
-def read_grid(file: Path) -> list[Cell]:
-    """Read a grid: every field of ``Cell`` may be one value or a list; ``seeds = 10`` means seeds 0..9.
-
-    Several ``[[grid]]`` tables give the union of their products; what stands above them holds for all.
-
-    Raises:
-        LocalError: unreadable, not TOML, an unknown field, a bad value, or nothing in it.
-    """
-    try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LocalError(f"cannot read the sweep {file}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LocalError(f"{file}: not TOML: {error}") from error
-    tables = content.pop("grid", [{}])
-    if not (isinstance(tables, list) and tables and all(isinstance(table, dict) for table in tables)):
-        raise LocalError(f"{file}: write [[grid]] (in double brackets) for each part of the grid")
-    try:
-        cells = [cell for table in tables for cell in product({**content, **table})]
-    except LocalError as error:
-        raise LocalError(f"{file}: {error}") from error
-    return list(dict.fromkeys(cells))
-
-
-def product(fields: Mapping[str, Any]) -> list[Cell]:
-    """Return every combination of the values given, the seeds varying fastest.
-
-    Raises:
-        LocalError: an unknown field, an empty list, a bad value, or more than ``CELLS_MAX`` cells.
-    """
-    from difflib import get_close_matches
-
-    values = {name: given if isinstance(given, list) else [given] for name, given in fields.items()}
-    if "seeds" in values:
-        (count,) = values.pop("seeds")
-        if "seed" in values or type(count) is not int or count < 1:
-            raise LocalError(f"seeds is a whole number of at least 1, and excludes seed; got {count!r}")
-        values["seed"] = list(range(count))
-    for name, given in values.items():
-        if name not in DEFAULTS:
-            near = get_close_matches(name, [*DEFAULTS, "seeds"], n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise LocalError(f"unknown field {name!r}.{hint} Known: {', '.join(DEFAULTS)}, seeds")
-        if not given:
-            raise LocalError(f"{name} is an empty list")
-    if (count := math.prod(len(given) for given in values.values())) > CELLS_MAX:
-        raise LocalError(f"the grid has {count} cells, at most {CELLS_MAX} are allowed")
-    names = sorted(values, key=lambda name: (name == "seed", list(DEFAULTS).index(name)))
-    return [
-        Cell(**dict(zip(names, chosen, strict=True)))
-        for chosen in itertools.product(*(values[name] for name in names))
-    ]

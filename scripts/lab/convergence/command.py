@@ -17,16 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-ROOT = Path(__file__).resolve().parents[3]
-PAGES = (ROOT / "docs" / "topology.md", ROOT / "README.md")
-
 from cyclopts import App, Parameter
 
-from scripts.lab.command import exit_code_of, note
-from scripts.lab.convergence.cell import Cell, product, read_grid
+from scripts.lab.command import note
+from scripts.lab.convergence.cell import Cell
+from scripts.lab.program import program, run_program
+from scripts.lab.spec import expand, read_grid
 
 app = App(
-    name="convergence.py",
+    name="python scripts/convergence.py",
     help=__doc__,
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True, show_env_var=False),
 )
@@ -138,9 +137,9 @@ def sweep(
     workers: WorkersOption = 0,
 ) -> None:
     """Run a grid of cells. Broken off, even by kill -9, the same command goes on where it stopped."""
-    cells, target = read_grid(spec), out or Path("runs") / spec.stem
+    cells, target = read_grid(spec, Cell()), out or Path("runs") / spec.stem
     _sweep(cells, target, engine, workers, {"file": spec.name, "text": spec.read_text(encoding="utf-8")})
-    note(f"results in {target}; now: python scripts/convergence.py report {target}")
+    note(f"results in {target}; now: {program()} report {target}")
 
 
 @app.command
@@ -156,42 +155,47 @@ def report(folder: Path) -> None:
 @app.command
 def gallery(
     *,
-    out: Annotated[Path, Parameter(help="Folder of the pictures.")] = ROOT / "docs" / "images",
-    pages: Annotated[tuple[Path, ...], Parameter(help="Pages whose table is replaced.")] = PAGES,
+    out: Annotated[
+        Path | None, Parameter(help="Folder of the pictures; default: docs/images of the checkout.")
+    ] = None,
+    pages: Annotated[
+        tuple[Path, ...] | None, Parameter(help="Pages whose table is replaced; default: the two.")
+    ] = None,
     seeds: SeedsOption = 10,
 ) -> None:
     """Make the pictures and the table of docs/topology.md and the README again."""
-    from scripts.lab.convergence.gallery import make_gallery
+    from scripts.lab.convergence.gallery import make_gallery, targets
 
-    for written in make_gallery(out, pages, seeds):
+    for written in make_gallery(*targets(out, pages), seeds):
         note(f"written to {written}")
 
 
 def _run(fields: dict[str, Any], out: Path | None, workers: int) -> None:
     """Run the cells of a command and print its table; without --out nothing stays on disk."""
-    from scripts.lab.convergence.report import outcome_table, text_table
-    from scripts.lab.statistics import read_results
+    from scripts.lab.convergence.report import outcome_table
+    from scripts.lab.convergence.statistics import read_results
+    from scripts.lab.page import text_table
 
     fields["topology"] = fields.pop("topologies")
-    given = {name: value for name, value in fields.items() if name not in ("out", "workers")}
-    cells = product(given)
+    request = {name: value for name, value in fields.items() if name not in ("out", "workers")}
+    cells = expand(request, Cell())
     with tempfile.TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
         engine = "here" if workers == 1 or len(cells) <= 2 else "pool"
-        _sweep(cells, folder, engine, workers, given)
+        _sweep(cells, folder, engine, workers, request)
         print("\n".join(text_table(outcome_table(read_results(folder)))))
     if out is not None:
-        note(f"results in {out}; plots: python scripts/convergence.py report {out}")
+        note(f"results in {out}; plots: {program()} report {out}")
 
 
-def _sweep(cells: Sequence[Cell], out: Path, engine: str, workers: int, spec: dict[str, Any]) -> None:
+def _sweep(cells: Sequence[Cell], out: Path, engine: str, workers: int, request: dict[str, Any]) -> None:
+    from scripts.lab.convergence.sweep import sweep_cells
     from scripts.lab.progress import progress
-    from scripts.lab.sweep import run_sweep
 
-    with progress(len(cells)) as on_cell:
-        run_sweep(cells, out, engine=engine, workers=workers, spec=spec, on_cell=on_cell)
+    with progress(len(cells)) as on_progress:
+        sweep_cells(cells, out, engine=engine, workers=workers, request=request, on_progress=on_progress)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    return exit_code_of(app, words)
+def main(words: Sequence[str] | None = None, called: str | None = None) -> int:
+    """Run one command and return its exit code; ``called``: how, if not as the script."""
+    return run_program(app, words, called=called, extra="research")

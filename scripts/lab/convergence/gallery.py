@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gossip.errors import LocalError
-from scripts.lab.convergence.cell import Cell, product
+from scripts.lab.checkout import checkout
+from scripts.lab.convergence.cell import Cell
 from scripts.lab.convergence.pictures import draw_graph
-from scripts.lab.figures import new_figure, png, write_file
-from scripts.lab.statistics import Group, Interval, Values, band, read_results
-from scripts.lab.sweep import run_sweep
-from topology.analysis import measure
+from scripts.lab.convergence.statistics import Group, band, read_results
+from scripts.lab.convergence.sweep import sweep_cells
+from scripts.lab.figures import add_legend, new_figure, png
+from scripts.lab.files import write_file
+from scripts.lab.page import markdown_table
+from scripts.lab.progress import progress
+from scripts.lab.spec import expand
+from scripts.lab.statistics import Interval, Values
+from topology.analysis import consensus_cost, measure
 from topology.links import parse_topology
 
 PEERS = 64
+"""Of every run. Source: ours; a power of two and a square, so that all ten exist."""
 TOPOLOGIES = (
     "ring",
     "star",
@@ -33,6 +41,8 @@ TOPOLOGIES = (
     "random-matching",
     "epidemic:3",
 )
+"""In the order of the page."""
+
 CONSENSUS = {
     "topology": list(TOPOLOGIES),
     "peers": PEERS,
@@ -40,7 +50,11 @@ CONSENSUS = {
     "dimension": 64,
     "payload_mb": 4.0,
 }
+"""Fields of the cells that average."""
+
 LEARNED = 64
+"""Values that each peer learns."""
+
 LEARNING = {
     "kind": "quadratic",
     "topology": list(TOPOLOGIES),
@@ -49,15 +63,37 @@ LEARNING = {
     "dimension": LEARNED,
     "local_steps": 5,
 }
+"""Fields of the cells that learn."""
+
 LEARNING_SEEDS = 3
 """Fewer than for consensus: a cell takes a second or two."""
 STYLES = {"one-peer-exponential": "--", "base:1": ":", "random-matching": "--", "epidemic:3": "--"}
 """Dashes for schedules; two of them have the same curve at 64 peers and must not hide each other."""
 FLOOR = 1e-7
 """Of a relative distance: less is drawn as this."""
-Axes = Sequence[tuple[str, str, float]]
-"""(column, label, factor) of each panel's abscissa."""
+Abscissae = Sequence[tuple[str, str, float]]
+"""(column, label, factor) of each panel."""
 BEGIN, END = "<!-- table: made by scripts/convergence.py gallery -->", "<!-- end of table -->"
+"""Lines of a page between which its table stands."""
+
+
+def targets(out: Path | None, pages: Sequence[Path] | None) -> tuple[Path, Sequence[Path]]:
+    """Return the folder of the pictures and the pages of the table; by default those of our checkout.
+
+    Raises:
+        LocalError: something was not given, and we are an installed copy.
+    """
+    root = checkout()
+    if root is None and (out is None or pages is None):
+        raise LocalError(
+            "this installed copy has no docs folder: give --out FOLDER and --pages FILE, or call it in a checkout"
+        )
+    if root is not None:
+        out = root / "docs" / "images" if out is None else out
+        pages = (root / "docs" / "topology.md", root / "README.md") if pages is None else pages
+    assert out is not None
+    assert pages is not None
+    return out, pages
 
 
 def make_gallery(out: Path, pages: Sequence[Path], seeds: int) -> Iterator[Path]:
@@ -71,7 +107,7 @@ def make_gallery(out: Path, pages: Sequence[Path], seeds: int) -> Iterator[Path]
     write_file(out / "topologies.png", drawings)
     yield out / "topologies.png"
     with tempfile.TemporaryDirectory() as scratch:
-        consensus = _run(product({**CONSENSUS, "seeds": seeds}), Path(scratch) / "consensus")
+        consensus = _run({**CONSENSUS, "seeds": seeds}, Path(scratch) / "consensus")
         axes = (("round", "rounds", 1.0), ("bytes_per_peer", "MB read per peer (4 MB an adapter)", 1e-6))
         write_file(
             out / "consensus.png",
@@ -81,7 +117,7 @@ def make_gallery(out: Path, pages: Sequence[Path], seeds: int) -> Iterator[Path]
         for page, (before, after) in around.items():
             write_file(page, (before + "\n".join(["", *_table(consensus), ""]) + after).encode())
             yield page
-        learning = _run(product({**LEARNING, "seeds": LEARNING_SEEDS}), Path(scratch) / "learning")
+        learning = _run({**LEARNING, "seeds": LEARNING_SEEDS}, Path(scratch) / "learning")
         axes = (("round", "rounds", 1.0), ("bytes_per_peer", "MB read per peer", 1e-6))
         # alone, each ends at its own optimum: standard normal, so on average this far from the mean of all
         alone = math.sqrt(LEARNED * (1 - 1 / PEERS))
@@ -100,11 +136,10 @@ def _around_table(page: Path) -> tuple[str, str]:
     return text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
 
 
-def _run(cells: Sequence[Cell], folder: Path) -> tuple[Group, ...]:
-    from scripts.lab.progress import progress
-
-    with progress(len(cells)) as on_cell:
-        run_sweep(cells, folder, on_cell=on_cell)
+def _run(fields: Mapping[str, Any], folder: Path) -> tuple[Group, ...]:
+    cells = expand(fields, Cell())
+    with progress(len(cells)) as on_progress:
+        sweep_cells(cells, folder, on_progress=on_progress)
     return read_results(folder).groups
 
 
@@ -117,15 +152,15 @@ def _drawings() -> bytes:
 
 
 def _curves(
-    groups: Sequence[Group], metric: str, label: str, axes: Axes, *, alone: float | None = None
+    groups: Sequence[Group], metric: str, label: str, abscissae: Abscissae, *, alone: float | None = None
 ) -> bytes:
     """Draw a metric with 95 % bands over seeds, against logarithmic abscissae.
 
     Args:
         alone: what 1 means, on a linear axis; None = the first value, on a logarithmic axis that ends at ``FLOOR``.
     """
-    figure, panels = new_figure(11.5, 4.6, columns=len(axes))
-    for ax, (column, x_label, factor) in zip(panels, axes, strict=True):
+    figure, panels = new_figure(11.5, 4.6, columns=len(abscissae))
+    for ax, (column, x_label, factor) in zip(panels, abscissae, strict=True):
         for number, group in enumerate(groups):
             y, low, high = _relative(band(group.curves[metric]), alone)
             x = factor * group.curves[column].mean(axis=0)
@@ -141,15 +176,13 @@ def _curves(
         else:
             ax.set_yscale("log")
     panels[0].set_ylabel(label)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9
-    )
+    add_legend(figure, panels[0], fontsize=9)
     return png(figure, dpi=100, colors=128)
 
 
 def _relative(drawn: tuple[Values, Values, Values], alone: float | None) -> tuple[Values, ...]:
     whole = alone or float(drawn[0][0])
-    return tuple(each / whole for each in drawn)
+    return tuple(values / whole for values in drawn)
 
 
 def _table(groups: Sequence[Group]) -> list[str]:
@@ -157,25 +190,22 @@ def _table(groups: Sequence[Group]) -> list[str]:
         "topology", "reads a round", "gap", "n_W(0.9)", "rounds to 1e-6, predicted", "measured", "MB per peer",
         "MB of the busiest", "error of the mean",
     )  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
-    return lines + [f"| {' | '.join(_row(group))} |" for group in groups]
+    return markdown_table([head, *(_row(group) for group in groups)])
 
 
 def _row(group: Group) -> tuple[str, ...]:
-    from topology.analysis import consensus_cost
-
     topology = parse_topology(group.fields["topology"], seed=0)
-    figures = measure(topology, PEERS)
+    measures = measure(topology, PEERS)
     rounds = group.outcome("rounds_to_tolerance")
     busiest = consensus_cost(topology, PEERS, rounds.mean or 0.0, 4e6)[1]
-    neighbors = figures.effective_neighbors
+    neighbors = measures.effective_neighbors
     error = group.outcome("final_mean_error")
     return (
         f"`{group.fields['topology']}`",
-        f"{figures.reads_per_round / PEERS:.3g}",
-        "" if figures.spectral_gap is None else f"{figures.spectral_gap:.4f}",
+        f"{measures.reads_per_round / PEERS:.3g}",
+        "" if measures.spectral_gap is None else f"{measures.spectral_gap:.4f}",
         "" if neighbors is None else f"{neighbors['0.9']:.1f}",
-        f"{figures.rounds_to_tolerance:.0f}",
+        f"{measures.rounds_to_tolerance:.0f}",
         _rounded(rounds),
         _rounded(group.outcome("bytes_per_peer_to_tolerance", 1e-6)),
         f"{busiest / 1e6:.0f}",

@@ -1,19 +1,17 @@
 """Cells in which real nodes learn: the real wire and codec on a virtual clock, watched round by round.
 
 ``Watch`` turns the nodes' reports into the table of rounds as they come, so that memory does not grow with peers times
-rounds; ``run_to_the_end`` also takes peers away and brings them back. The quadratic, whose stationary point theory
-knows, is here; language models are in ``tiny.py``.
+rounds; ``run_watched`` also takes peers away and brings them back. The quadratic, whose stationary point theory knows,
+is here; language models are in ``tiny.py``.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gossip.adapter import AdapterState
@@ -22,12 +20,19 @@ from gossip.methods.method_set import MethodNames
 from gossip.node import GossipNode, Phase
 from gossip.quadratic import Quadratic
 from gossip.settings import NodeSnapshot
-from gossip.simulation import LinkModel, Simulation
-from scripts.lab.convergence.cell import Cell
-from scripts.lab.convergence.run import AWAY, CellResult, Column, outcome, reached_first, table
+from gossip.simulated_network import LinkModel
+from gossip.simulation import Simulation
+from scripts.lab.convergence.cell import AWAY, Cell
+from scripts.lab.convergence.result import CellResult, Column, first_within, outcome_of, rounds_table
+from scripts.lab.threads import one_thread
 from topology.links import parse_topology
 
 Vector = NDArray[np.float64]
+"""float64[P], the values of one adapter."""
+Checkpoints = dict[str, tuple[AdapterState, NodeSnapshot]]
+"""Peer -> what it comes back with."""
+OnReport = Callable[[float, str, RoundReport], None]
+"""``(virtual seconds, peer, report)``."""
 
 AWAY_S = 1.0
 """Virtual seconds after which it is drawn anew who is away; a round takes about 0.7. Source: ours."""
@@ -58,8 +63,6 @@ class Watch:
         start_loss: float = math.nan,
     ) -> None:
         rows = cell.rounds_max + 1
-        self.checkpoints: dict[str, tuple[AdapterState, NodeSnapshot]] = {}
-        self.simulation: Simulation | None = None
         self._cell, self._optimum, self._stationary, self._loss = cell, optimum, stationary, loss
         self._start_loss = start_loss
         self._sum = np.zeros((rows, len(start)))
@@ -73,16 +76,13 @@ class Watch:
             for index in range(cell.peers):
                 self._add(0, str(index), start)
 
-    def __call__(self, now: float, peer: str, report: RoundReport) -> None:
-        """Take one report of one peer."""
+    def add(self, now: float, peer: str, report: RoundReport) -> None:
+        """Take one report of one peer; ``now``: virtual seconds since the start."""
         row, totals = report.round + 1, self._totals
         self._add(row, peer, report.state.flat.double().numpy())
         totals["loss"][row] += report.loss if self._loss is None else self._loss(peer, report.state)
         totals["bytes"][row] += report.payload_bytes
         totals["seconds"][row] += now
-        if self._cell.churn:
-            assert self.simulation is not None
-            self.checkpoints[peer] = report.state, self.simulation.node(peer).snapshot()
 
     def _add(self, row: int, peer: str, flat: Vector) -> None:
         totals = self._totals
@@ -94,16 +94,16 @@ class Watch:
         if self._stationary:
             totals["to_stationary"][row] += np.square(flat - self._stationary[peer]).sum()
 
-    def result(self, **known: object) -> CellResult:
-        """Return the table of the rounds that any peer completed, and the record of the run."""
+    def result(self, simulation: Simulation) -> CellResult:
+        """Return the table of the rounds that any peer completed, and the record of the run that was watched."""
         rows = int((self._totals["peers"] > 0).sum())
         totals = {name: total[:rows] for name, total in self._totals.items()}
-        peers, mean = totals["peers"], self._sum[:rows] / totals["peers"][:, None]
+        peers = totals["peers"]
+        mean = self._sum[:rows] / peers[:, None]
+        variance = totals["square"] / peers - np.square(mean).sum(axis=1)
         columns: dict[str, Column] = {
             "peers": peers,
-            "consensus_distance": np.sqrt(
-                np.maximum(totals["square"] / peers - np.square(mean).sum(axis=1), 0.0)
-            ),
+            "consensus_distance": np.sqrt(np.maximum(variance, 0.0)),
             "bytes_per_peer": totals["bytes"].cumsum() / self._cell.peers,
             "seconds": totals["seconds"] / peers,
             "loss": totals["loss"] / peers,
@@ -115,13 +115,10 @@ class Watch:
             columns["distance_to_optimum"] = np.sqrt(totals["to_optimum"] / peers)
         if self._stationary:
             columns["distance_to_stationary"] = np.sqrt(totals["to_stationary"] / peers)
-            reached = reached_first(columns["distance_to_stationary"], self._cell.tolerance)
-        rounds = table(rows, **columns)
-        simulation = self.simulation
-        assert simulation is not None
-        return CellResult(
-            rounds, outcome(rounds, reached, events=simulation.events, log_hash=simulation.log_hash, **known)
-        )
+            reached = first_within(columns["distance_to_stationary"], self._cell.tolerance)
+        rounds = rounds_table(rows, **columns)
+        outcome = outcome_of(rounds, reached, events=simulation.events, log_hash=simulation.log_hash)
+        return CellResult(rounds, outcome)
 
 
 def link_model(cell: Cell) -> LinkModel:
@@ -131,7 +128,7 @@ def link_model(cell: Cell) -> LinkModel:
     )
 
 
-def run_quadratic(cell: Cell) -> CellResult:
+def run_quadratic_cell(cell: Cell) -> CellResult:
     """Run local steps on quadratics with known optima through the real node, wire and codec."""
     network = Quadratic(
         peers=cell.peers,
@@ -155,47 +152,54 @@ def run_quadratic(cell: Cell) -> CellResult:
         optimum=network.optima().double().numpy().mean(axis=0),
         stationary=rest,
     )
-    watch.simulation = network.simulation(watch)
     with one_thread():
-        run_to_the_end(cell, watch.simulation, watch, network.names)
-    return watch.result()
+        return run_watched(cell, watch, network.names, network.simulation)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one torch thread inside a ``with``: sums then do not depend on the machine's cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def run_watched(
+    cell: Cell, watch: Watch, names: tuple[str, ...], make_simulation: Callable[[OnReport], Simulation]
+) -> CellResult:
+    """Run until all peers have done their rounds, some of them away meanwhile if the cell has churn.
+
+    Args:
+        names: of all peers.
+        make_simulation: of those peers, which tells what it is given of every report.
+    """
+    checkpoints: Checkpoints = {}
+
+    def on_report(now: float, peer: str, report: RoundReport) -> None:
+        watch.add(now, peer, report)
+        if cell.churn:
+            checkpoints[peer] = report.state, simulation.node(peer).snapshot()
+
+    simulation = make_simulation(on_report)
+    if cell.churn:
+        for name in names:
+            checkpoints[name] = simulation.node(name).state, simulation.node(name).snapshot()
+        _churn(cell, simulation, names, checkpoints)
+    simulation.run()
+    return watch.result(simulation)
 
 
-def run_to_the_end(cell: Cell, simulation: Simulation, watch: Watch, names: tuple[str, ...]) -> None:
-    """Run until all peers have done their rounds; with churn, draw every ``AWAY_S`` who is away meanwhile.
+def _churn(cell: Cell, simulation: Simulation, names: tuple[str, ...], checkpoints: Checkpoints) -> None:
+    """Draw every ``AWAY_S`` who is away, until all have done their rounds; who is away then comes back.
 
     A peer goes as by kill -9 and comes back from the checkpoint of its last complete round.
     """
-    if cell.churn == 0.0:
-        simulation.run()
-        return
-    fresh = {name: (simulation.node(name).state, simulation.node(name).snapshot()) for name in names}
     away: set[str] = set()
     for period in range(int(PERIODS_MAX * cell.rounds_max / (1.0 - cell.churn)) + 1):
         simulation.run(until_s=period * AWAY_S)
         if all(simulation.node(name).phase is Phase.DONE for name in names):
             break
         drawn = np.random.default_rng((cell.seed, AWAY, period)).random(len(names)) < cell.churn
-        gone = {name for name, leaves in zip(names, drawn, strict=True) if leaves}
-        for name in sorted(away - gone):
-            _come_back(simulation, name, *watch.checkpoints.get(name, fresh[name]))
-        for name in sorted(gone - away):
+        away_now = {name for name, leaves in zip(names, drawn, strict=True) if leaves}
+        for name in sorted(away - away_now):
+            _come_back(simulation, name, *checkpoints[name])
+        for name in sorted(away_now - away):
             simulation.kill(name)
-        away = gone
+        away = away_now
     for name in sorted(away):
-        _come_back(simulation, name, *watch.checkpoints.get(name, fresh[name]))
-    simulation.run()
+        _come_back(simulation, name, *checkpoints[name])
 
 
 def _come_back(simulation: Simulation, name: str, state: AdapterState, snapshot: NodeSnapshot) -> None:

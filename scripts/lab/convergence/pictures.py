@@ -6,16 +6,24 @@ measures nothing; ``topology.analysis`` does.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from scripts.lab.figures import new_figure, png, write_file
+from scripts.lab.figures import new_figure, png
+from scripts.lab.files import write_file
 from topology.analysis import DRAWS
 from topology.links import Topology
 from topology.spectral import SPECTRUM_MAX, spectrum
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Values = NDArray[np.float64]
 
 DRAWN_MAX = 400
 """More nodes than this are not drawn as a graph: nothing could be seen, and the layout takes minutes."""
@@ -43,7 +51,7 @@ def draw_topology(topology: Topology, n: int, target: Path) -> None:
     write_file(target, png(figure))
 
 
-def draw_matrix(ax: Any, sweep: list[csr_array], n: int) -> None:
+def draw_matrix(ax: Axes, sweep: list[csr_array], n: int) -> None:
     """Draw W (its mean over the sweep) as a heat map: row = reader, column = whom it reads."""
     mean = sum(sweep[1:], start=sweep[0]) / len(sweep)
     ax.grid(visible=False)
@@ -59,7 +67,7 @@ def draw_matrix(ax: Any, sweep: list[csr_array], n: int) -> None:
 
 
 def draw_graph(
-    ax: Any, topology: Topology, n: int, *, size: float = 45.0, random_rounds: int = DRAWS
+    ax: Axes, topology: Topology, n: int, *, size: float = 45.0, random_rounds: int = DRAWS
 ) -> None:
     """Draw who reads whom; arcs of a schedule are colored by the first round in which they are used.
 
@@ -67,7 +75,6 @@ def draw_graph(
         size: of a node, points squared, at most.
         random_rounds: rounds drawn of a schedule that never repeats.
     """
-    import networkx as nx
     from matplotlib.collections import LineCollection
 
     ax.set_axis_off()
@@ -75,18 +82,9 @@ def draw_graph(
         ax.set_title(f"{n} nodes are too many to draw", fontsize=10)
         return
     graph = union_graph(topology, n, random_rounds)
-    plain = nx.Graph(graph)
-    hubs = [node for node, degree in plain.degree if degree == n - 1]
-    if len(hubs) == 1:
-        place = nx.shell_layout(plain, [hubs, [node for node in plain if node != hubs[0]]])
-    elif plain.number_of_edges() == n * (n - 1) // 2 or graph.is_directed() or topology.period(n) != 1:
-        place = nx.circular_layout(plain)
-    elif n <= LAYOUT_MAX:
-        place = nx.kamada_kawai_layout(plain)
-    else:
-        place = nx.spring_layout(plain, seed=0, k=2 / np.sqrt(n))
+    place = _places(graph, is_schedule=topology.period(n) != 1)
     first = [int(str(rounds).partition(" ")[0]) for _, _, rounds in graph.edges(data="rounds", default="0")]
-    lines = [(place[one], place[other]) for one, other in graph.edges()]
+    lines = [(place[reader], place[read]) for reader, read in graph.edges()]
     width = float(np.clip(60 / max(len(lines), 1), 0.25, 1.2))
     collection = LineCollection(lines, array=np.asarray(first), cmap="viridis", linewidths=width, alpha=0.7)
     ax.add_collection(collection)
@@ -97,12 +95,32 @@ def draw_graph(
     ax.set_title("graph" if topology.period(n) == 1 else "all rounds of a sweep", fontsize=10)
 
 
-def _draw_spectrum(ax: Any, sweep: list[csr_array], period: int) -> None:
+def _places(graph: Any, *, is_schedule: bool) -> dict[Any, Values]:
+    """Return where each node of a networkx graph is drawn: a hub in the middle, dense or directed ones on a circle."""
+    import networkx as nx
+
+    undirected = nx.Graph(graph)
+    n = undirected.number_of_nodes()
+    hubs = [node for node, degree in undirected.degree if degree == n - 1]
+    places: dict[Any, Values]
+    if len(hubs) == 1:
+        places = nx.shell_layout(undirected, [hubs, [node for node in undirected if node != hubs[0]]])
+    elif undirected.number_of_edges() == n * (n - 1) // 2 or graph.is_directed() or is_schedule:
+        places = nx.circular_layout(undirected)
+    elif n <= LAYOUT_MAX:
+        places = nx.kamada_kawai_layout(undirected)
+    else:
+        places = nx.spring_layout(undirected, seed=0, k=2 / np.sqrt(n))
+    return places
+
+
+def _draw_spectrum(ax: Axes, sweep: list[csr_array], period: int) -> None:
     n = sweep[0].shape[0]
     if n > SPECTRUM_MAX:
         ax.set_axis_off()
         ax.set_title(f"no whole spectrum beyond {SPECTRUM_MAX} peers", fontsize=10)
         return
+    values: NDArray[Any]
     if period == 1:
         values, name = spectrum(sweep[0]), "eigenvalues of W"
     else:
@@ -137,10 +155,10 @@ def union_graph(topology: Topology, n: int, random_rounds: int = DRAWS) -> Any:
     union.add_nodes_from(graphs[0].nodes)
     for round, graph in enumerate(graphs):
         whole = graph.to_directed() if directed else graph
-        for one, other, weight in whole.edges(data="weight"):
-            known = union.get_edge_data(one, other, {"weight": 0.0, "rounds": ""})
-            rounds = f"{known['rounds']} {round}".strip()
-            union.add_edge(one, other, weight=known["weight"] + weight / count, rounds=rounds)
+        for reader, read, weight in whole.edges(data="weight"):
+            before = union.get_edge_data(reader, read, {"weight": 0.0, "rounds": ""})
+            rounds = f"{before['rounds']} {round}".strip()
+            union.add_edge(reader, read, weight=before["weight"] + weight / count, rounds=rounds)
     if count == 1:
         for _, _, data in union.edges(data=True):
             del data["rounds"]
@@ -153,8 +171,6 @@ def write_graph(topology: Topology, n: int, target: Path, kind: str) -> None:
     Raises:
         LocalError: the file cannot be written.
     """
-    import io
-
     import networkx as nx
 
     graph, buffer = union_graph(topology, n), io.BytesIO()

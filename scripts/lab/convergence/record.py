@@ -62,7 +62,7 @@ def lines(topology: Topology, measures: Measures) -> list[str]:
     shown: dict[str, str] = {"topology": measures.name}
     for key, value in record(measures).items():
         if isinstance(value, dict):
-            shown |= {f"n_W({gamma})": f"{each:.4g}" for gamma, each in value.items()}
+            shown |= {f"n_W({gamma})": f"{neighbors:.4g}" for gamma, neighbors in value.items()}
         else:
             shown[key.replace("_", " ")] = _text(value)
     shown["reads per round"] = f"{measures.reads_per_round:.6g}"
@@ -72,10 +72,11 @@ def lines(topology: Topology, measures: Measures) -> list[str]:
     if not measures.doubly_stochastic:
         shown["drift of the mean"] = f"{measures.mean_drift:.3g} a round, for values of unit variance"
     width = max(map(len, shown))
-    made = [f"{name:<{width}}  {text}" for name, text in shown.items()]
-    if measures.sweep_length == 1:
-        made += [f"note: {failure}" for failure in validate(topology.matrix(measures.peers)).failures]
-    return made
+    notes = validate(topology.matrix(measures.peers)).failures if measures.sweep_length == 1 else ()
+    return [
+        *(f"{name:<{width}}  {text}" for name, text in shown.items()),
+        *(f"note: {failure}" for failure in notes),
+    ]
 
 
 def _text(value: object) -> str:

@@ -5,25 +5,16 @@ What the numbers mean is said in ``statistics.py``.
 
 from __future__ import annotations
 
-import base64
-import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scripts.lab.figures import new_figure, png, write_file
-from scripts.lab.statistics import (
-    METRICS,
-    OUTCOMES_SHOWN,
-    Group,
-    Results,
-    band,
-    paired_difference,
-    read_results,
-)
+from scripts.lab.convergence.statistics import METRICS, OUTCOMES_SHOWN, Group, Results, band, read_results
+from scripts.lab.figures import CURVES_MAX, LINE_STYLES, add_legend, new_figure, png
+from scripts.lab.files import write_file
+from scripts.lab.page import html_manifest, html_page, html_pictures, html_table, text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,22 +25,18 @@ AXES = (
     ("seconds", "simulated seconds", 1.0),
 )
 """(column, label, factor) of the three abscissae every metric is drawn against."""
-CURVES_MAX = 12
-"""Curves of one figure; more could not be told apart."""
 FIGURES_MAX = 24
 """Figures of one report. Source: guess; the table holds everything."""
 PAIRED = "rounds_to_tolerance"
 """What is compared seed by seed."""
-STYLES = ("-", "--", ":")
 FLOOR = 1e-12
 """Distances below this share of the first are rounding, and are not drawn."""
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
-th, td { border-bottom: 1px solid #ddd; padding: .25rem .7rem; text-align: right }
-th:first-child, td:first-child { text-align: left }
-img { max-width: 100% } pre { background: #f6f6f6; padding: 1rem; overflow: auto }"""
+EXPLANATION = """\
+Numbers are the mean over seeds ± half of the 95 % interval (Student's
+t); shaded bands are the same for the logarithm. Equal seeds give equal starts, so differences are taken seed by seed.
+"Reached by k of m" means that the other runs ended before they came to the tolerance."""
+"""How to read the report, as HTML."""
 
 
 def write_report(folder: Path) -> tuple[Path, list[str]]:
@@ -63,12 +50,11 @@ def write_report(folder: Path) -> tuple[Path, list[str]]:
     """
     results = read_results(folder)
     table = outcome_table(results)
-    images: dict[str, bytes] = {}
-    for name, figure in figures(results):
-        images[name] = png(figure)
-        write_file(folder / f"{name}.png", images[name])
+    pictures = {name: png(figure) for name, figure in figures(results)}
+    for name, content in pictures.items():
+        write_file(folder / f"{name}.png", content)
     target = folder / "report.html"
-    write_file(target, _page(results, table, images).encode())
+    write_file(target, _page(results, table, pictures).encode())
     return target, text_table(table)
 
 
@@ -93,7 +79,7 @@ def outcome_table(results: Results) -> list[list[str]]:
         row = [group.label(results.varied), str(len(group.runs))]
         row += [str(group.outcome(name, factor)) if group.has(name) else "" for name, _, factor in shown]
         if paired:
-            difference = paired_difference(group, baselines[id(group)], PAIRED)
+            difference = group.minus(baselines[id(group)], PAIRED)
             compared = baselines[id(group)] is not group and difference.mean is not None
             row.append(str(difference) if compared else "")
         rows.append(row)
@@ -115,28 +101,18 @@ def facets_of(results: Results) -> tuple[dict[str, list[Group]], tuple[str, ...]
     return facets, tuple(name for name in results.varied if name not in apart)
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as aligned lines."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(each)
-        )
-        for each in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
-
-
 def figures(results: Results) -> list[tuple[str, Figure]]:
     """Return (name, figure) for every metric that was measured and every combination of the other fields varied."""
     facets, together = facets_of(results)
-    made = []
+    drawings: list[tuple[str, Figure]] = []
     for metric, label in METRICS:
         for number, (title, groups) in enumerate(facets.items()):
             drawn = [group for group in groups if np.isfinite(group.curves[metric]).any()]
-            if drawn and len(made) < FIGURES_MAX:
+            if drawn and len(drawings) < FIGURES_MAX:
                 name = metric.replace("_", "-") + (f"-{number + 1}" if len(facets) > 1 else "")
-                made.append((name, curves_figure(drawn[:CURVES_MAX], together, metric, label, title)))
-    return made
+                figure = curves_figure(drawn[:CURVES_MAX], together, metric, label, title)
+                drawings.append((name, figure))
+    return drawings
 
 
 def curves_figure(
@@ -144,42 +120,26 @@ def curves_figure(
 ) -> Figure:
     """Draw one metric of some groups against rounds, bytes and seconds, with 95 % bands over seeds."""
     figure, axes = new_figure(13.5, 4.2, columns=3)
-    for place, (column, x_label, factor) in enumerate(AXES):
-        ax = axes[place]
+    for ax, (column, x_label, factor) in zip(axes, AXES, strict=True):
         for number, group in enumerate(groups):
             y, low, high = band(group.curves[metric])
             x = factor * group.curves[column].mean(axis=0)
             keep = np.isfinite(y) & (y > FLOOR * np.nanmax(y))
-            style, name = STYLES[number // 10 % len(STYLES)], group.label(varied)
+            style, name = LINE_STYLES[number // 10 % len(LINE_STYLES)], group.label(varied)
             ax.plot(x[keep], y[keep], style, color=f"C{number % 10}", label=name, linewidth=1.4)
             ax.fill_between(x[keep], low[keep], high[keep], color=f"C{number % 10}", alpha=0.2, linewidth=0)
         ax.set_xlabel(x_label)
         if metric != "loss":
             ax.set_yscale("log")
     axes[0].set_ylabel(label)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    add_legend(figure, axes[0])
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _page(results: Results, table: list[list[str]], images: dict[str, bytes]) -> str:
-    head, *body = table
-    cells = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>\n" for row in body)
-    pictures = "".join(
-        f'<h2>{html.escape(name)}</h2><img alt="{html.escape(name)}" '
-        f'src="data:image/png;base64,{base64.b64encode(data).decode()}">\n'
-        for name, data in images.items()
-    )
-    manifest = html.escape(json.dumps(results.manifest, indent=1))
-    finished, cells_all = results.manifest.get("finished"), results.manifest.get("cells")
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Convergence report</title><style>{STYLE}</style></head><body>
-<h1>Convergence report</h1>
-<p>{finished} of {cells_all} cells are finished. Numbers are the mean over seeds ± half of the 95 % interval (Student's
-t); shaded bands are the same for the logarithm. Equal seeds give equal starts, so differences are taken seed by seed.
-"Reached by k of m" means that the other runs ended before they came to the tolerance.</p>
-<table><tr>{"".join(f"<th>{html.escape(cell)}</th>" for cell in head)}</tr>
-{cells}</table>
-{pictures}<h2>Manifest</h2><pre>{manifest}</pre></body></html>
-"""
+def _page(results: Results, table: list[list[str]], pictures: dict[str, bytes]) -> str:
+    finished, cells = results.manifest.get("finished"), results.manifest.get("cells")
+    explanation = f"<p>{finished} of {cells} cells are finished. {EXPLANATION}</p>\n"
+    parts = (explanation, html_table(table), html_pictures(pictures), html_manifest(results.manifest))
+    return html_page("Convergence report", "".join(parts))

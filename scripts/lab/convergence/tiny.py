@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
@@ -24,26 +24,33 @@ from peer.training import data
 from peer.training.local_trainer import LocalTrainer
 from scripts.lab import corpus
 from scripts.lab.convergence.cell import Cell
-from scripts.lab.convergence.learning import Watch, link_model, one_thread, run_to_the_end
-from scripts.lab.convergence.run import CellResult
+from scripts.lab.convergence.learning import OnReport, Watch, link_model, run_watched
+from scripts.lab.convergence.result import CellResult
+from scripts.lab.threads import one_thread
 from scripts.lab.workloads import TINY
 from topology.links import parse_topology
 
 PEERS_MAX = 64
 """Four languages cut into more pieces would leave a few lines each."""
 TRAIN_S = 0.5
-"""Virtual seconds of local steps; up to a tenth more, drawn. As in ``gossip.quadratic``."""
+"""Virtual seconds of local steps. As in ``gossip.quadratic``."""
+JITTER = 0.1
+"""Up to this share more, drawn for each round. As in ``gossip.quadratic``."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """One peer's training file, and the files whose held-out rows all are measured on."""
+class Texts(NamedTuple):
+    """Text of the peers of a cell.
 
-    train: Path
+    Args:
+        train: one file a peer.
+        measured: one file a language; on their held-out rows, which are nobody's training text, all are measured.
+    """
+
+    train: tuple[Path, ...]
     measured: tuple[Path, ...]
 
 
-def run_tiny(cell: Cell) -> CellResult:
+def run_tiny_cell(cell: Cell) -> CellResult:
     """Run one cell.
 
     Raises:
@@ -51,27 +58,20 @@ def run_tiny(cell: Cell) -> CellResult:
     """
     if cell.peers > PEERS_MAX:
         raise LocalError(f"the kind 'tiny' has text for at most {PEERS_MAX} peers, not {cell.peers}")
-    names = tuple(f"p{index:04d}" for index in range(cell.peers))
     with tempfile.TemporaryDirectory() as folder, one_thread():
-        texts = _texts(cell, Path(folder))
-        trainers = {
-            name: LocalTrainer(
-                PeerConfig.of(
-                    data=(text.train,),
-                    eval_data=text.measured,
-                    seed=cell.seed,
-                    local_steps=cell.local_steps,
-                    **TINY,
-                )
-            )
-            for name, text in zip(names, texts, strict=True)
-        }
-        return _learn(cell, names, trainers, texts[0].measured)
+        texts = share_texts(cell, Path(folder))
+        trainers = {f"p{index:04d}": _trainer(cell, file, texts) for index, file in enumerate(texts.train)}
+        return _learn(cell, trainers, texts.measured)
 
 
-def _learn(
-    cell: Cell, names: tuple[str, ...], trainers: dict[str, LocalTrainer], measured: tuple[Path, ...]
-) -> CellResult:
+def _trainer(cell: Cell, file: Path, texts: Texts) -> LocalTrainer:
+    settings = {"seed": cell.seed, "local_steps": cell.local_steps, **TINY}
+    return LocalTrainer(PeerConfig.of(data=(file,), eval_data=texts.measured, **settings))
+
+
+def _learn(cell: Cell, trainers: dict[str, LocalTrainer], measured: tuple[Path, ...]) -> CellResult:
+    """Let the peers learn; ``measured``: files on whose held-out rows adapters are measured."""
+    names = tuple(trainers)
     settings = NodeSettings(
         topology=parse_topology(cell.topology, seed=cell.seed, weights=cell.weights),
         names=MethodNames(mixing=cell.mixing, codec=cell.codec),
@@ -87,35 +87,43 @@ def _learn(
     clocks = {name: random.Random(f"{cell.seed}/clock/{name}") for name in names}
 
     def train(name: str, action: Train) -> LocalSteps:
-        made = trainers[name].train(action.state, part=action.part, drift=action.drift)
-        return LocalSteps(made.state, made.steps, made.loss, TRAIN_S * (1 + 0.1 * clocks[name].random()))
+        trained = trainers[name].train(action.state, trainable=action.trainable, correction=action.correction)
+        seconds = TRAIN_S * (1 + JITTER * clocks[name].random())
+        return LocalSteps(trained.state, trained.steps, trained.loss, seconds)
 
     def loss(name: str, state: AdapterState) -> float:
         per_file = trainers[name].evaluate(state).per_file
         return sum(per_file[str(file)] for file in measured) / len(measured)
 
+    def simulation(on_report: OnReport) -> Simulation:
+        return Simulation(nodes, train, link_model(cell), seed=cell.seed, on_report=on_report)
+
     watch = Watch(cell, initial.flat.double().numpy(), loss=loss, start_loss=loss(names[0], initial))
-    watch.simulation = Simulation(nodes, train, link_model(cell), seed=cell.seed, on_report=watch)
-    run_to_the_end(cell, watch.simulation, watch, names)
-    return watch.result()
+    return run_watched(cell, watch, names, simulation)
 
 
-def _texts(cell: Cell, folder: Path) -> list[_Text]:
-    """Share the languages' training rows out: a peer's own language first, the rest of its rows from all alike."""
-    files = tuple(corpus.write(folder / "corpus", seed=cell.seed).values())
-    training: list[list[str]] = []
-    for file in files:
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept, _ = data.split(data.load([file]).rows, PeerConfig().data.held_out, cell.seed)
-        training.append([lines[row.line - 1] for row in kept])
-    every = [line for lines in training for line in lines]
-    texts = []
+def share_texts(cell: Cell, folder: Path) -> Texts:
+    """Share the languages' training rows out: a peer's own language first, the rest of its rows from all alike.
+
+    Args:
+        folder: where the files are written.
+    """
+    languages = tuple(corpus.write(folder / "corpus", seed=cell.seed).values())
+    training = [_training_lines(file, cell.seed) for file in languages]
+    all_lines = [line for lines in training for line in lines]
+    files = []
     for index in range(cell.peers):
-        language, place = index % len(files), index // len(files)
-        share = training[language][place :: -(-(cell.peers - language) // len(files))]
+        language, place = index % len(languages), index // len(languages)
+        share = training[language][place :: -(-(cell.peers - language) // len(languages))]
         own = round(min(cell.heterogeneity, 1.0) * len(share))
-        drawn = random.Random(f"{cell.seed}/text/{index}").sample(every, len(share) - own)
-        target = folder / f"{index}.jsonl"
-        target.write_text("".join(share[:own] + drawn), encoding="utf-8")
-        texts.append(_Text(target, files))
-    return texts
+        drawn = random.Random(f"{cell.seed}/text/{index}").sample(all_lines, len(share) - own)
+        files.append(folder / f"{index}.jsonl")
+        files[-1].write_text("".join(share[:own] + drawn), encoding="utf-8")
+    return Texts(tuple(files), languages)
+
+
+def _training_lines(file: Path, seed: int) -> list[str]:
+    """Return the lines of a file that are not held out."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept, _ = data.split(data.load([file]).rows, PeerConfig().data.held_out, seed)
+    return [lines[row.line - 1] for row in kept]

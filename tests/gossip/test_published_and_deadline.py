@@ -9,7 +9,7 @@ from gossip.published import PublishedAdapter, RecentPublications
 RUN = bytes(16)
 
 
-def shelf(*rounds: int) -> RecentPublications:
+def recent(*rounds: int) -> RecentPublications:
     filled = RecentPublications(kept=3)
     for round in rounds:
         filled.put(PublishedAdapter(round, round + 1, "float32", f"payload {round}".encode()))
@@ -36,12 +36,12 @@ def ask(round: int | None, newer_than: int = -1, offset: int = 0, digest: bytes 
     ],
 )
 def test_the_rule(pull: Pull, waited: bool, found: int | None) -> None:
-    published = shelf(2, 3, 4, 5).find(pull, waited=waited)
+    published = recent(2, 3, 4, 5).find(pull, waited=waited)
     assert (published.round if published else None) == found
 
 
 def test_a_resumed_transfer_gets_the_very_bytes_it_began_with() -> None:
-    full = shelf(3, 4, 5)
+    full = recent(3, 4, 5)
     begun = full.find(ask(4), waited=False)
     assert begun is not None
     assert full.find(ask(4, offset=3, digest=begun.digest), waited=True) is begun
@@ -49,7 +49,7 @@ def test_a_resumed_transfer_gets_the_very_bytes_it_began_with() -> None:
 
 
 def test_an_empty_shelf_has_nothing() -> None:
-    assert shelf().find(ask(None), waited=True) is None
+    assert recent().find(ask(None), waited=True) is None
 
 
 def test_before_anything_is_seen_the_users_bound_holds() -> None:

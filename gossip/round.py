@@ -1,0 +1,77 @@
+"""What a node keeps of the round that it is in; a new record begins with each round."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from gossip.events import RoundReport, Trained
+from gossip.methods.pipeline import Mixed
+from topology.links import Links
+
+
+@dataclass(slots=True)
+class Round:
+    """The present round.
+
+    Args:
+        since_s: when its present phase began, seconds on the caller's clock.
+        train_s: seconds that our last local steps took, of this round or, until they are done, of one before.
+        trained: our local steps of this round, once they are done.
+        links: our row of W, once it is drawn.
+        deadline_s: how long we wait for neighbors at most, seconds.
+        waiting_for: neighbors of the row that have neither come nor failed.
+        served: peers that have got our adapter of this round.
+        failed: ``(peer, reason)`` of neighbors that did not come.
+        objections: ``(peer, reason)`` of what came and could not be used.
+        payload_bytes: bytes of what came.
+    """
+
+    since_s: float = 0.0
+    train_s: float = 0.0
+    trained: Trained | None = None
+    links: Links = field(default_factory=lambda: Links((), 1.0))
+    deadline_s: float = 0.0
+    waiting_for: set[str] = field(default_factory=set)
+    served: set[str] = field(default_factory=set)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    objections: list[tuple[str, str]] = field(default_factory=list)
+    payload_bytes: int = 0
+
+    @property
+    def half_are_here(self) -> bool:
+        """At most half of the row's neighbors are still waited for."""
+        return 2 * len(self.waiting_for) <= len(self.links.read_from)
+
+    def stop_waiting_for(self, peer: str) -> bool:
+        """Return whether we have waited for a peer until now."""
+        was_waited_for = peer in self.waiting_for
+        self.waiting_for.discard(peer)
+        return was_waited_for
+
+    def report(self, mixed: Mixed, *, round: int, merging: bool, age: int, now: float) -> RoundReport:
+        """Return what there is to say of the round at its end.
+
+        Args:
+            mixed: what came of mixing.
+            round: its number.
+            merging: it is one of the final merge.
+            age: local steps that went into our adapter.
+            now: seconds on the caller's clock.
+        """
+        guards_objections = ((objection.sender, objection.reason) for objection in mixed.objections)
+        return RoundReport(
+            round=round,
+            merging=merging,
+            loss=self.trained.loss if self.trained else math.nan,
+            age=age,
+            mixed=tuple((used.sender, used.round, used.weight) for used in mixed.others),
+            failed=tuple(sorted(self.failed)),
+            objections=(*self.objections, *guards_objections),
+            payload_bytes=self.payload_bytes,
+            mixing_change=mixed.mixing_change,
+            cross_term=mixed.cross_term,
+            collect_s=now - self.since_s,
+            deadline_s=self.deadline_s,
+            state=mixed.state,
+        )

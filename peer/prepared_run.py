@@ -1,0 +1,92 @@
+"""What a peer takes part in, as it is known once the training process has told what the run is made of."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from gossip.manifest import RunManifest
+from gossip.methods.method_set import MethodSet
+from gossip.node import GossipNode
+from peer.checkpoints import Checkpoint, Home, HomeError
+from peer.run_manifest import manifest_of
+from peer.run_plan import RunPlan
+from peer.training.frames import Ready
+from topology.announced import Announced
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRun:
+    """A run that can begin, or go on.
+
+    Args:
+        plan: what the user asked for, with every name resolved.
+        home: the locked home folder.
+        me: our peer id.
+        name: our display name.
+        checkpoint: where we go on; None for a new run.
+        ready: what the training process told.
+        methods: the run's methods for its adapter.
+        manifest: what must be equal among peers.
+    """
+
+    plan: RunPlan
+    home: Home
+    me: str
+    name: str
+    checkpoint: Checkpoint | None
+    ready: Ready
+    methods: MethodSet
+    manifest: RunManifest
+
+    @property
+    def announced(self) -> Announced | None:
+        """What we announce of our data."""
+        return self.plan.announced(self.ready)
+
+    def node(self) -> GossipNode:
+        """Return the node: at the beginning, or where the checkpoint left it."""
+        checkpoint = self.checkpoint
+        return GossipNode(
+            self.me,
+            checkpoint.state if checkpoint else self.ready.initial,
+            self.plan.node_settings(self.methods, self.announced),
+            random.Random(f"{self.plan.config.run.seed}/{self.me}"),
+            snapshot=checkpoint.snapshot if checkpoint else None,
+            initial=self.ready.initial,
+        )
+
+
+def prepare_run(
+    plan: RunPlan, home: Home, me: str, name: str, checkpoint: Checkpoint | None, ready: Ready
+) -> PreparedRun:
+    """Return the run that a training process is ready for; see ``PreparedRun``.
+
+    Raises:
+        LocalError: a method does not fit the adapter.
+        HomeError: the checkpoint is of another run; the manifest field that differs is named.
+    """
+    methods = plan.methods(ready.initial.spec)
+    manifest = manifest_of(plan.config, ready, methods)
+    if checkpoint:
+        _check_same_run(home, checkpoint, manifest)
+    return PreparedRun(
+        plan=plan,
+        home=home,
+        me=me,
+        name=name,
+        checkpoint=checkpoint,
+        ready=ready,
+        methods=methods,
+        manifest=manifest,
+    )
+
+
+def _check_same_run(home: Home, checkpoint: Checkpoint, manifest: RunManifest) -> None:
+    for name, value in manifest.fields().items():
+        before = checkpoint.run.get(name)
+        if before != value:
+            raise HomeError(
+                f"{home.path} holds a run whose {name} is {before!r}, now it would be {value!r}: "
+                "use the settings it was begun with, or another --home"
+            )

@@ -1,0 +1,137 @@
+"""Our side of all streams: fetches of ours, questions and pulls of others, and what follows from how each ended.
+
+How such a conversation goes is in ``peer/exchange.py``. Here every end becomes an event for the node, a count, or a
+strike against a peer that did what no honest peer does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from gossip.errors import RemoteError
+from gossip.events import Event, Fetch, Fetched, FetchFailed, Served
+from gossip.messages import Pull
+from gossip.published import PublishedAdapter
+from peer.exchange import ADAPTER, CONTROL, Publisher, Traffic, pull
+from peer.membership import Membership
+from peer.network.transport import Stream, Transport, TransportFactory, Unreachable
+from peer.prepared_run import PreparedRun
+
+FAULTS = frozenset({"malformed", "oversized", "shape", "digest"})
+"""Reasons that no honest peer of our run ever gives: they count as strikes."""
+
+
+@asynccontextmanager
+async def open_streams(
+    factory: TransportFactory,
+    run: PreparedRun,
+    membership: Membership,
+    traffic: Traffic,
+    post: Callable[[Event], None],
+) -> AsyncIterator[Streams]:
+    """Start the transport, and end it. A stream that others open before we know our own transport waits for it.
+
+    Args:
+        factory: starts the transport.
+        run, membership, traffic, post: see ``Streams``; the membership is given the transport here.
+    """
+    listening = trio.Event()
+
+    async def serve_control(stream: Stream) -> None:
+        await listening.wait()
+        await streams.serve_control(stream)
+
+    async def serve_adapter(stream: Stream) -> None:
+        await listening.wait()
+        await streams.serve_adapter(stream)
+
+    async with factory(
+        handlers={CONTROL: serve_control, ADAPTER: serve_adapter},
+        topic=membership.topic,
+        on_announced=membership.on_announced,
+        on_connection=membership.on_connection,
+    ) as transport:
+        membership.use(transport)
+        streams = Streams(run, transport, membership, traffic, post)
+        listening.set()
+        yield streams
+
+
+class Streams:
+    """What goes over streams while a peer takes part.
+
+    Args:
+        run: our run.
+        transport: opens streams, and drops peers that did wrong.
+        membership: answers control questions, and counts strikes.
+        traffic: where bytes, fetches and refusals are counted.
+        post: takes events to the node; never blocks.
+    """
+
+    def __init__(
+        self,
+        run: PreparedRun,
+        transport: Transport,
+        membership: Membership,
+        traffic: Traffic,
+        post: Callable[[Event], None],
+    ) -> None:
+        self._fingerprint = run.manifest.fingerprint
+        self._lengths = run.methods.lengths
+        self._transport = transport
+        self._membership = membership
+        self._traffic = traffic
+        self._post = post
+        self._publisher = Publisher(self._fingerprint, traffic)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Full addresses under which others reach us."""
+        return self._transport.addresses
+
+    def publish(self, published: PublishedAdapter) -> None:
+        """Let others read an adapter."""
+        self._publisher.publish(published)
+
+    async def fetch(self, action: Fetch) -> None:
+        """Pull an adapter; the node is told how that ended."""
+        request = Pull(self._fingerprint, action.round, action.newer_than, action.wait_s, base=action.base)
+        try:
+            published = await pull(self._transport, action.peer, request, self._lengths, self._traffic)
+        except RemoteError as error:
+            if error.reason != "nothing":
+                self._traffic.fetches_failed += 1
+            if error.reason in FAULTS:
+                self._membership.strike(action.peer, error.reason)
+            self._post(FetchFailed(action.peer, error.reason))
+        else:
+            self._traffic.fetches_ok += 1
+            self._post(Fetched(action.peer, published))
+
+    async def serve_control(self, stream: Stream) -> None:
+        """Answer a control question of another peer."""
+        try:
+            await self._membership.serve_control(stream)
+        except RemoteError as error:
+            await self._rejected(stream, error)
+
+    async def serve_adapter(self, stream: Stream) -> None:
+        """Answer a pull of another peer; the node is told of an adapter that was sent."""
+        try:
+            published = await self._publisher.serve(stream)
+            if published:
+                self._post(Served(stream.peer, published.round))
+        except RemoteError as error:
+            await self._rejected(stream, error)
+
+    async def _rejected(self, stream: Stream, error: RemoteError) -> None:
+        """Count what came over a stream that we were serving; end the stream, and for a fault the connection."""
+        await stream.reset()
+        if error.reason in FAULTS:
+            self._membership.strike(stream.peer, error.reason)
+            await self._transport.drop(stream.peer)
+        elif not isinstance(error, Unreachable):
+            self._traffic.rejected[error.reason] += 1

@@ -1,0 +1,86 @@
+"""Events of the journal, made of what the rooms know: the training process, the node's reports, counts of traffic."""
+
+from __future__ import annotations
+
+from gossip.events import RoundReport
+from peer.config import PeerConfig
+from peer.exchange import Traffic
+from peer.journal import Journal
+from peer.journal_events import Measured, ModelReady, Note, Preparing, RoundDone, StepTaken
+from peer.membership import Membership
+from peer.training.frames import Evaluated, Ready, Step
+from peer.training.supervisor import Callbacks
+
+
+def training_callbacks(journal: Journal) -> Callbacks:
+    """Return what tells the journal of the training process."""
+
+    def preparing(stage: str, done: float | None) -> None:
+        journal.emit(Preparing(stage=stage, done=done))
+
+    def step(round: int, step: Step) -> None:
+        journal.emit(StepTaken(round=round, step=step.step, steps=step.steps, loss=step.loss))
+
+    def evaluated(round: int, result: Evaluated) -> None:
+        journal.emit(measured(round, result))
+
+    def restarting(reason: str, round: int) -> None:
+        text = f"the training process died: {reason}\nrestarting it from round {round}"
+        journal.emit(Note(text=text))
+
+    return Callbacks(preparing=preparing, step=step, evaluated=evaluated, restarting=restarting)
+
+
+def model_ready(config: PeerConfig, ready: Ready) -> ModelReady:
+    """Return the event of a training process that is ready."""
+    return ModelReady(
+        model=ready.model_name,
+        dtype=ready.manifest["base_dtype"],
+        device=ready.device,
+        base_parameters=ready.base_parameters,
+        adapter=config.model.adapter,
+        adapter_values=ready.initial.spec.size,
+        data_report=ready.data_report,
+        rows=ready.rows,
+        rows_held_out=ready.rows_held_out,
+        sequences=ready.sequences,
+        seconds=ready.seconds,
+    )
+
+
+def measured(round: int, result: Evaluated) -> Measured:
+    """Return the event of a measurement after ``round`` rounds."""
+    return Measured(
+        round=round,
+        own=result.own,
+        all=result.all,
+        per_file=dict(result.per_file),
+        accuracy=result.accuracy,
+        accuracy_all=result.accuracy_all,
+    )
+
+
+def round_done(report: RoundReport, rounds: int, membership: Membership, traffic: Traffic) -> RoundDone:
+    """Return the event of a round; ``rounds``: how many there will be in all."""
+    name = membership.display_name
+    return RoundDone(
+        round=report.round,
+        rounds=rounds,
+        merging=report.merging,
+        loss=report.loss,
+        age=report.age,
+        mixed=tuple(name(peer) for peer, _, _ in report.mixed),
+        mixed_rounds=tuple(round for _, round, _ in report.mixed),
+        failed=tuple((name(peer), reason) for peer, reason in report.failed),
+        objections=tuple((name(peer), reason) for peer, reason in report.objections),
+        drift=report.mixing_change,
+        cross_term=report.cross_term,
+        collect_s=report.collect_s,
+        deadline_s=report.deadline_s,
+        peers=membership.up_count,
+        bytes_in=traffic.bytes_in,
+        bytes_out=traffic.bytes_out,
+        fetches_ok=traffic.fetches_ok,
+        fetches_failed=traffic.fetches_failed,
+        rejected=dict(traffic.rejected),
+    )

@@ -1,0 +1,80 @@
+"""A peer's shard: the sequences it learns from, and the held-out ones that adapters are measured on.
+
+It knows nothing of optimizers or adapters.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peer.config import PeerConfig
+from peer.training import data, sequences
+from peer.training.libraries import Tokenizer
+from peer.training.readers import DataError
+from peer.training.sequences import Tokens
+from peer.training.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows, tokenized.
+
+    Attributes:
+        train: what is learned, at least one sequence.
+        held_out: what is measured, by resolved file: each of ``data`` (maybe empty), and each of ``eval_data``.
+        rows: rows behind ``train``.
+        rows_held_out: rows held out of ``data``.
+        report: what was read, as text for a human.
+        label_rows: rows behind ``train`` of each label, in the run's order; empty without labels.
+    """
+
+    train: Sequence[Tokens]
+    held_out: Mapping[Path, Sequence[Tokens]]
+    rows: int
+    rows_held_out: int
+    report: str
+    label_rows: tuple[int, ...]
+
+
+def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: Tokenizer) -> Shard:
+    """Split and tokenize the rows of ``config.data.data``, and read and tokenize the held-out ones of ``eval_data``.
+
+    Args:
+        loaded: the rows of ``config.data.data``.
+
+    Raises:
+        DataError: nothing is left to learn from or to measure, or a file of ``eval_data`` cannot be used.
+    """
+    train, held = data.split(loaded.rows, config.data.held_out, config.run.seed)
+    tokenized, refused = task.tokenize(train, tokenizer, config)
+    bad = (*loaded.bad, *refused)
+    if not tokenized:
+        shown = map(str, bad[: data.SHOWN_MAX])
+        raise DataError("\n".join(["no training sequence is left after tokenizing", *shown]))
+
+    def measured(rows: Sequence[data.Row]) -> list[Tokens]:
+        return task.tokenize(rows, tokenizer, config)[0][: config.data.eval_blocks_max]
+
+    held_out: dict[Path, list[Tokens]] = {
+        file.resolve(): measured([row for row in held if row.file == file]) for file in config.data.data
+    }
+    if not any(held_out.values()):
+        raise DataError("no held-out sequence is left after tokenizing: give more rows, or raise held_out")
+    for file in config.data.eval_data:
+        if file.resolve() not in held_out:
+            held_out[file.resolve()] = measured(_held_out_rows(config, file))
+            if not held_out[file.resolve()]:
+                raise DataError(f"eval_data {file}: no held-out sequence is left after tokenizing")
+    report = data.Loaded(loaded.rows, bad).report(sequences.render(train[0], tokenizer))
+    labels = Counter(row.label for row in train)
+    label_rows = tuple(labels[label] for label in config.model.labels)
+    return Shard(tokenized, held_out, len(train), len(held), report, label_rows)
+
+
+def _held_out_rows(config: PeerConfig, file: Path) -> list[data.Row]:
+    """Return the rows of another peer's file that it holds out, too."""
+    rows = data.load([file], bad_rows=config.data.bad_rows, labels=config.model.labels).rows
+    return data.split(rows, config.data.held_out, config.run.seed)[1]

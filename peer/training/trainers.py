@@ -1,0 +1,107 @@
+"""What a trainer is, and the catalogue of trainers: who takes the local steps of a round, chosen by name.
+
+A trainer lives in the training process and computes there on its own, one call at a time; it may use any library. It
+knows nothing of peers, rounds or mixing. ``worker.py`` serves it to the network process. Which one it is, the local
+configuration alone decides (option ``trainer``): no message of a peer names one. A new trainer passes the suite of
+``tests/peer/test_trainer_conformance.py``, which says in tests what this file says in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from torch import Tensor
+
+from gossip.adapter import AdapterState
+from gossip.errors import LocalError
+from gossip.events import TrainableFactors
+from peer.config import PeerConfig
+from peer.training.frames import Evaluated, OnStep, Progress, Ready, Trained
+
+
+class Trainer(Protocol):
+    """One peer's model, data and optimizer.
+
+    Adapters come and go as values: a trainer writes into none that it is given, and hands out none that it changes
+    later. It is deterministic: two trainers with equal configurations that are given the same calls return the same
+    adapters, on a CPU to the bit.
+
+    Raises (every method): ``LocalError`` for what the user or this machine did; it ends the training process, and
+    reaches the user with its message and exit code. Any other exception is a bug.
+    """
+
+    def ready(self, seconds: float) -> Ready:
+        """Return what is known once model, data and adapter are set up; it does not change afterwards.
+
+        Args:
+            seconds: how long that took; passed on.
+        """
+
+    def train(
+        self,
+        state: AdapterState,
+        trainable: TrainableFactors = "all",
+        correction: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Trained:
+        """Take ``config.training.local_steps`` optimizer steps from ``state`` on the own data.
+
+        The optimizer's memory and the order of the data go on from the last call.
+
+        Args:
+            state: the adapter to start from, of the layout of ``ready().initial``.
+            trainable: which of its tensors are trained (see ``selects``); the others keep their values to the bit.
+            correction: float32[P] in the layout of ``state``, added to the trained tensors after every step; gradient
+                tracking and momentum across rounds want it. None = nothing.
+            on_step: told of each step.
+
+        Raises:
+            LocalError: the adapter has no tensors of that part; or training cannot go on.
+        """
+
+    def evaluate(self, state: AdapterState) -> Evaluated:
+        """Return held-out losses of ``state``; neither optimizer nor order of data nor generators notice."""
+
+    def save(self, path: Path) -> None:
+        """Write all that ``train`` goes on from (but the adapter) to the file ``path``, whole or not at all.
+
+        Raises:
+            LocalError: the disk is full, or the folder cannot be written.
+        """
+
+    def load(self, path: Path) -> None:
+        """Continue where ``save`` was called, in this process or another; on a CPU to the bit.
+
+        Raises:
+            LocalError: no such file, or it is not of this trainer, adapter and data.
+        """
+
+
+MakeTrainer: TypeAlias = Callable[[PeerConfig, Progress], Trainer]
+"""What an entry of ``TRAINERS`` names: (configuration, told of stages) -> a trainer that is ready. It raises
+``LocalError`` for what the user can mend."""
+
+
+def selects(trainable: TrainableFactors, name: str) -> bool:
+    """Say whether ``trainable`` means the tensor called ``name`` (see ``gossip.events.TrainableFactors``)."""
+    return trainable == "all" or ("lora_A" in name) == (trainable == "a")
+
+
+def entry_point(name: str) -> str:
+    """Return where the trainer called ``name`` is made, as ``"module:function"``.
+
+    Raises:
+        LocalError: there is none of that name; says which there are.
+    """
+    if name not in TRAINERS:
+        raise LocalError(f"unknown --trainer {name!r}; known: {', '.join(TRAINERS)}")
+    return TRAINERS[name]
+
+
+TRAINERS: dict[str, str] = {
+    "local-steps": "peer.training.local_trainer:make_trainer",
+}
+"""Trainers by name: where the ``MakeTrainer`` stands, as ``"module:function"``, since only the training process imports
+it. To add one: a file, and a line here."""

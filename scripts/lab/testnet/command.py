@@ -1,0 +1,110 @@
+"""A local network of peers, compared with learning alone and with central training.
+
+How to call it:
+
+    python scripts/testnet.py                  four languages, a real model
+    python scripts/testnet.py --model tiny     the same in a minute
+
+Flags after -- go to every peer run:
+
+    python scripts/testnet.py --peers 8 -- --lora-r 4
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from scripts.lab.command import note
+from scripts.lab.program import run_program
+from scripts.lab.testnet.config import TestnetConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from scripts.lab.testnet.summary import Summary
+
+app = App(name="python scripts/testnet.py", help=__doc__, default_parameter=Parameter(show_env_var=False))
+
+
+@app.default
+def launch(
+    *options: Annotated[str, Parameter(help="Flags for every peer run, after --.")],
+    config: Annotated[TestnetConfig, Parameter(name="*")] = TestnetConfig(),  # noqa: B008 - frozen
+) -> None:
+    """Run a network of real peer processes on this machine and say how well it learned."""
+    config = dataclasses.replace(config, options=options)
+    from rich.console import Console
+
+    from scripts.lab.testnet.curves import write_curves
+    from scripts.lab.testnet.run import run_testnet
+    from scripts.lab.testnet.screen import prepare_model, watching
+
+    console = Console()
+    prepare_model(config.model, console)
+    try:
+        with watching(console) as watch:
+            summary, views = run_testnet(config, watch)
+    except KeyboardInterrupt:
+        note(f"interrupted; what the peers have learned so far is in {config.out}")
+        raise SystemExit(130) from None
+    curves = config.out / "curves.png"
+    write_curves(views, summary, curves)
+    print_summary(summary, views["gossip"][0].load, console)
+    console.print(f"curves in {curves}, numbers in {config.out / 'summary.json'}", soft_wrap=True)
+    console.print(f"took {summary.wall_s:.0f} s")
+
+
+def print_summary(summary: Summary, load: str, console: Console) -> None:
+    """Print how well it learned, and where everything is.
+
+    Args:
+        load: a line of Python that loads one of the adapters.
+    """
+    from peer.journal_events import megabytes
+
+    _print_table(summary, console)
+    console.print(f"peers differ by {summary.consensus_distance:.2%} of their adapters' norm")
+    for peer in summary.peers:
+        console.print(
+            f"{peer.name:12} in {megabytes(peer.bytes_in)}, out {megabytes(peer.bytes_out)}, {peer.adapter}",
+            soft_wrap=True,
+        )
+    console.print("load one with", soft_wrap=True)
+    console.print(f"    {load}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _print_table(summary: Summary, console: Console) -> None:
+    from rich.table import Table
+
+    labels = summary.base_accuracy is not None
+    title = f"held-out loss over all shards, nats per {summary.target}"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "loss", "gain over base", "share of central", *(("right labels",) if labels else ())):
+        table.add_column(column, justify="right" if column else "left")
+    rows = (
+        ("base model, random head" if labels else "base model", summary.base_loss, summary.base_accuracy),
+        ("local only", summary.local_loss, summary.local_accuracy),
+        ("gossip, mean of peers", summary.gossip_loss_mean, summary.gossip_accuracy_mean),
+        ("gossip, worst peer", summary.gossip_loss_worst, summary.gossip_accuracy_worst),
+        ("centralized", summary.central_loss, summary.central_accuracy),
+    )
+    for name, loss, accuracy in rows:
+        if loss is not None:
+            right = [] if accuracy is None else [f"{accuracy:.1%}"]
+            table.add_row(name, *_gain(loss, summary), *right)
+    console.print(table)
+
+
+def _gain(loss: float, summary: Summary) -> tuple[str, str, str]:
+    """Return the cells of a loss: itself, its gain over the base model, and that as a share of central training's."""
+    gain, whole = summary.base_loss - loss, summary.base_loss - (summary.central_loss or summary.base_loss)
+    return (f"{loss:.3f}", f"{gain:.3f}", f"{gain / whole:.0%}" if whole > 0 else "")
+
+
+def main(words: Sequence[str] | None = None, called: str | None = None) -> int:
+    """Run the command and return its exit code; ``called``: how, if not as the script."""
+    return run_program(app, words, called=called, extra="demo")

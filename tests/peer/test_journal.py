@@ -1,0 +1,244 @@
+"""What a peer tells: lines that read back the same, a page that says what they mean, readers that hold nobody up."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from peer import journal
+from peer.journal import Journal, JournalFile, JsonPrinter, SentencePrinter
+from peer.journal_events import (
+    EVENTS,
+    Finished,
+    JournalEvent,
+    Listening,
+    Measured,
+    ModelReady,
+    Note,
+    Personalized,
+    Preparing,
+    Resumed,
+    RoundDone,
+    Started,
+    StepTaken,
+)
+from peer.journal_lines import Record, parse_event, parse_record
+from peer.journal_page import field_texts, page
+
+ROUND = RoundDone(
+    round=0,
+    rounds=3,
+    merging=False,
+    loss=1.5,
+    age=3,
+    mixed=("anna", "böd"),
+    mixed_rounds=(0, 1),
+    failed=(("carl", "late"),),
+    objections=(("dora", "norm"),),
+    drift=0.125,
+    cross_term=math.nan,
+    collect_s=0.25,
+    deadline_s=60.0,
+    peers=2,
+    bytes_in=100,
+    bytes_out=2_500_000,
+    fetches_ok=2,
+    fetches_failed=1,
+    rejected={"malformed": 2},
+)
+TOLD: tuple[JournalEvent, ...] = (
+    Started(name="anna", peer_id="12D3KooW", home=Path("anna")),
+    Preparing(stage="download", done=None),
+    Preparing(stage="download", done=0.5),
+    ModelReady(
+        model="tiny",
+        dtype="float32",
+        device="cpu",
+        base_parameters=1_250_000,
+        adapter="lora",
+        adapter_values=12_345,
+        data_report="a.jsonl: 3 rows",
+        rows=2,
+        rows_held_out=1,
+        sequences=4,
+        seconds=1.5,
+    ),
+    Resumed(round=3, checkpoint=Path("anna/checkpoints/round-000003")),
+    Listening(addresses=("/ip4/1.2.3.4/tcp/5",), join="peer run --join x"),
+    Note(text="two\nlines"),
+    StepTaken(round=0, step=1, steps=2, loss=2.0),
+    ROUND,
+    dataclasses.replace(ROUND, merging=True, loss=math.nan, mixed=(), mixed_rounds=(), cross_term=0.5),
+    Measured(round=5, own=1.25, all=None, per_file={}, accuracy=None, accuracy_all=None),
+    Measured(round=5, own=1.25, all=1.5, per_file={"b": 1.75}, accuracy=1.0, accuracy_all=0.75),
+    Personalized(own_share=0.25, loss=1.0, common_loss=1.25, own_loss=1.5, adapter=Path("anna/personal")),
+    Finished(complete=True, round=3, adapter=Path("anna/adapter"), load="model = x"),
+    Finished(complete=False, round=0, adapter=Path("anna/adapter"), load=None),
+)
+
+
+class Collected:
+    """A reader of a test's own."""
+
+    def __init__(self) -> None:
+        self.events: list[JournalEvent] = []
+        self.is_closed = False
+
+    def read(self, record: Record) -> None:
+        self.events.append(record.event)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("event", TOLD, ids=lambda event: event.kind)
+def test_an_event_read_back_from_its_line_is_the_same(event: JournalEvent) -> None:
+    record = Record(12.345, event)
+    again = parse_record(record.json_line())
+    assert again.json_line() == record.json_line()
+    assert type(again.event) is type(event)
+    values, values_again = dataclasses.asdict(event), dataclasses.asdict(again.event)
+    assert {name: repr(value) for name, value in values.items()} == {  # in text, NaN equals NaN
+        name: repr(value) for name, value in values_again.items()
+    }
+
+
+def test_every_event_is_tried_above() -> None:
+    assert {event.kind for event in TOLD} == set(EVENTS)
+
+
+def test_the_line_of_a_round_is_what_programs_have_always_read() -> None:
+    assert Record(12.345, ROUND).json_line() == (
+        '{"event": "round", "at": 12.345, "round": 0, "rounds": 3, "merging": false, "loss": 1.5, "age": 3, '
+        '"mixed": ["anna", "böd"], "mixed_rounds": [0, 1], "failed": [["carl", "late"]], '
+        '"objections": [["dora", "norm"]], "drift": 0.125, "cross_term": null, "collect_s": 0.25, '
+        '"deadline_s": 60.0, "peers": 2, "bytes_in": 100, "bytes_out": 2500000, "fetches_ok": 2, '
+        '"fetches_failed": 1, "rejected": {"malformed": 2}}'
+    )
+    assert ROUND.sentence() == (
+        "round 1/3: training loss 1.500, mixed with anna, böd; carl late (0.2 s), in 0.1 kB, out 2.5 MB"
+    )
+
+
+def test_numbers_that_are_not_finite_are_null_wherever_they_stand() -> None:
+    event = Measured(
+        round=0, own=math.inf, all=math.nan, per_file={"b": math.nan}, accuracy=None, accuracy_all=None
+    )
+    values = json.loads(Record(0.0, event).json_line())
+    assert (values["own"], values["all"], values["per_file"]) == (None, None, {"b": None})
+    again = parse_event(Record(0.0, event).json_line())
+    assert isinstance(again, Measured)
+    assert math.isnan(again.own)
+    assert math.isnan(again.per_file["b"])
+
+
+@pytest.mark.parametrize(
+    "line", ["", "[]", '{"at": 1}', '{"event": "planned", "at": 1}', '{"event": "note", "at": 1}']
+)
+def test_what_is_no_event_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="not an event"):
+        parse_event(line)
+
+
+def test_the_page_of_events_is_what_the_declarations_say() -> None:
+    written = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
+    assert written == page(), "run python -m peer.journal_page > docs/events.md"
+    for event in EVENTS.values():
+        assert field_texts(event).keys() == {field.name for field in dataclasses.fields(event)}
+
+
+def test_file_terminal_and_a_third_reader_get_what_is_for_them(tmp_path: Path) -> None:
+    sentences, lines, third = io.StringIO(), io.StringIO(), Collected()
+    path = tmp_path / "journal.jsonl"
+    path.write_text("an earlier run\n")
+    told = Journal(JournalFile(path), SentencePrinter(sentences), JsonPrinter(lines))
+    told.emit(TOLD[0])
+    told.subscribe(third)
+    for event in TOLD[1:]:
+        told.emit(event)
+    told.close()
+    assert third.events == list(TOLD[1:])
+    assert third.is_closed
+    assert [parse_event(line).kind for line in lines.getvalue().splitlines()] == [e.kind for e in TOLD]
+    assert sentences.getvalue() == "".join(
+        f"{sentence}\n" for event in TOLD if (sentence := event.sentence()) is not None
+    )
+    earlier, *kept = path.read_text().splitlines()
+    assert earlier == "an earlier run"
+    assert kept == [
+        line for line in lines.getvalue().splitlines() if parse_event(line).kind not in ("preparing", "step")
+    ]
+
+
+class Stuck:
+    """A reader that does not come back from its first event until it is let go."""
+
+    def __init__(self) -> None:
+        self.events: list[JournalEvent] = []
+        self.is_reading = threading.Event()
+        self.go_on = threading.Event()
+        self.is_closed = threading.Event()
+
+    def read(self, record: Record) -> None:
+        self.is_reading.set()
+        self.go_on.wait()
+        self.events.append(record.event)
+
+    def close(self) -> None:
+        self.is_closed.set()
+
+
+@pytest.fixture
+def stuck() -> Iterator[Stuck]:
+    reader = Stuck()
+    yield reader
+    reader.go_on.set()
+    assert reader.is_closed.wait(60)
+
+
+def test_a_reader_that_is_stuck_loses_the_newest_and_holds_nobody_up(
+    stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "WAITING_MAX", 5)
+    monkeypatch.setattr(journal, "CLOSE_S", 0.05)
+    third = Collected()
+    told = Journal(stuck)
+    notes = [Note(text=str(number)) for number in range(20)]
+    told.emit(notes[0])
+    assert stuck.is_reading.wait(60)
+    for note in notes[1:]:
+        told.emit(note)  # a queue that waited for its reader would wait here for ever
+    told.subscribe(third)
+    told.emit(notes[0])
+    told.close()
+    assert third.events == [notes[0]]
+    assert not stuck.is_closed.is_set()
+    stuck.go_on.set()
+    assert stuck.is_closed.wait(60)
+    assert stuck.events == notes[:6]  # the one it was stuck with, and five that waited
+
+
+class Gone(Collected):
+    """A reader at the other end of whose pipe nobody reads any more."""
+
+    def read(self, record: Record) -> None:
+        super().read(record)
+        raise BrokenPipeError
+
+
+def test_a_reader_that_has_gone_is_left_alone_and_the_others_go_on() -> None:
+    gone, other = Gone(), Collected()
+    told = Journal(gone, other)
+    for event in TOLD:
+        told.emit(event)
+    told.close()
+    assert gone.events == list(TOLD[:1])
+    assert gone.is_closed
+    assert other.events == list(TOLD)

@@ -1,0 +1,158 @@
+"""One death of the training process is survived, wherever it happens; measurements and steps are told as promised."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import trio
+
+from gossip.adapter import AdapterSpec, AdapterState
+from gossip.events import TrainableFactors
+from peer.config import PeerConfig
+from peer.training import supervisor
+from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Step, Trained
+from peer.training.process import TrainerDied
+from peer.training.supervisor import Callbacks, TrainerFailed, TrainingSupervisor, supervised_training
+
+STATE = AdapterState(AdapterSpec((("x", (2,)),)), torch.zeros(2))
+READY = Ready(STATE, {}, "none", "cpu", "none", 2, 1, 1, 0, 0.0, Export("adapter_model.safetensors", {}))
+
+
+@dataclass
+class World:
+    """A training process that dies at given calls, and all that happened, in order."""
+
+    dies_at: Sequence[str] = ()
+    steps: int = 0
+    happened: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._deaths = list(self.dies_at)
+
+    def _do(self, call: str) -> None:
+        self.happened.append(call)
+        if self._deaths and call.startswith(self._deaths[0]):
+            raise TrainerDied(f"killed at {self._deaths.pop(0)}")
+
+    async def start(self, config: PeerConfig, resume: Path | None, progress: Progress) -> tuple[World, Ready]:
+        await trio.lowlevel.checkpoint()
+        progress("load", None)
+        self._do(f"start {resume}")
+        return self, READY
+
+    async def train(
+        self,
+        state: AdapterState,
+        round: int,
+        save_to: Path,
+        on_step: OnStep,
+        trainable: TrainableFactors,
+        correction: torch.Tensor | None,
+    ) -> Trained:
+        await trio.lowlevel.checkpoint()
+        self._do(f"train {round} {trainable} {save_to}")
+        for number in range(self.steps):
+            on_step(Step(number + 1, self.steps, 1.0, 1))
+        return Trained(state, 0.5, 1, 1, 1, 0.0)
+
+    async def evaluate(self, state: AdapterState) -> Evaluated:
+        await trio.lowlevel.checkpoint()
+        self._do("evaluate")
+        return Evaluated(1.0, None, {})
+
+    async def stop(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.happened.append("stop")
+
+    def callbacks(self) -> Callbacks:
+        return Callbacks(
+            preparing=lambda stage, done: self.happened.append(f"told {stage}"),
+            step=lambda round, step: self.happened.append(f"told step {step.step} of round {round}"),
+            evaluated=lambda round, result: self.happened.append(f"told loss {result.own} at {round}"),
+            restarting=lambda reason, round: self.happened.append(f"told {reason}, from {round}"),
+        )
+
+    def run(self, body: Callable[[TrainingSupervisor], Awaitable[None]], **options: int) -> list[str]:
+        async def main() -> None:
+            config = PeerConfig.of(**{"eval_every": 2, **options})
+            async with supervised_training(config, 0, None, self.callbacks(), self.start) as (training, _):
+                await body(training)
+
+        try:
+            trio.run(main)
+        finally:
+            start = ["told load", "start None"]
+            assert self.happened[:2] == start
+            del self.happened[:2]
+        return self.happened
+
+
+async def two_rounds(training: TrainingSupervisor) -> None:
+    attempts = iter(Path(letter) for letter in "abcd")
+    await training.train(STATE, 0, "all", None, lambda: next(attempts))
+    training.restart_from(1, Path("saved"))
+    await training.train(STATE, 1, "b", None, lambda: next(attempts))
+
+
+def test_it_measures_every_so_many_rounds_trains_and_stops() -> None:
+    assert World().run(two_rounds) == [
+        "evaluate",
+        "told loss 1.0 at 0",
+        "train 0 all a",
+        "train 1 b b",
+        "stop",
+    ]
+
+
+def test_a_death_in_local_steps_restarts_from_the_checkpoint_into_a_fresh_file() -> None:
+    assert World(["train 1"]).run(two_rounds)[3:] == [
+        "train 1 b b",
+        "told killed at train 1, from 1",
+        "told load",
+        "start saved",
+        "train 1 b c",
+        "stop",
+    ]
+
+
+def test_a_death_while_measuring_is_survived_and_told_once() -> None:
+    happened = World(["evaluate"]).run(two_rounds)
+    assert happened[:6] == [
+        "evaluate",
+        "told killed at evaluate, from 0",
+        "told load",
+        "start None",
+        "evaluate",
+        "told loss 1.0 at 0",
+    ]
+    assert happened[-1] == "stop"
+
+
+@pytest.mark.parametrize("second", ["train 1", "start saved"])
+def test_a_second_death_is_an_error_that_says_where_to_go_on(second: str) -> None:
+    first = "train 0" if second == "train 1" else "train 1"
+    world = World([first, second])
+    with pytest.raises(TrainerFailed, match=r"died a second time: killed at .*\n.*checkpoint is of round 1;"):
+        world.run(two_rounds)
+    assert world.happened[-1] == "stop"
+    assert TrainerFailed.exit_code == 8
+
+
+def test_steps_are_told_sparingly_and_the_first_of_each_round_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(
+        monotonic=iter([100.0, 100.0, 100.1, 100.49, 100.5, 100.5, 200.0, 200.0]).__next__
+    )
+    monkeypatch.setattr(supervisor, "time", clock)
+    assert supervisor.STEP_EVENT_S == 0.5
+
+    async def body(training: TrainingSupervisor) -> None:
+        await training.train(STATE, 0, "all", None, lambda: Path("a"))
+
+    assert [told for told in World(steps=5).run(body) if "step" in told] == [
+        f"told step {number} of round 0" for number in (1, 4, 5)
+    ]
