@@ -8,6 +8,7 @@ failure is one ``LocalError``: its text goes to stderr and its ``exit_code`` to 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import sys
@@ -90,6 +91,7 @@ def run(
     from peer.checkpoints import open_home
     from peer.journal import Journal, JournalFile, JsonPrinter, SentencePrinter
     from peer.network.catalogue import transport_for
+    from peer.network.group import group_key, secret_of
     from peer.network.identity import load_or_create_identity
     from peer.run_plan import check_inputs, plan_run
     from peer.runtime import run_peer
@@ -98,7 +100,15 @@ def run(
     plan = plan_run(config)
     with open_home(home_path(config.run.home)) as home:
         key = load_or_create_identity(home.path)
-        factory = transport_for(config.network.listen, private_key=key, announce=config.network.announce)
+        network = config.network
+        secret = secret_of(home.path, network.secret, may_create=network.closed)
+        plan = dataclasses.replace(plan, config=config.with_options(secret=secret))
+        factory = transport_for(
+            network.listen,
+            private_key=key,
+            group_key=group_key(secret) if secret else b"",
+            announce=network.announce,
+        )
         printer = JsonPrinter(sys.stdout) if json else SentencePrinter(sys.stdout)
         journal = Journal(JournalFile(home.journal), printer)
         try:

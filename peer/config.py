@@ -208,6 +208,10 @@ class NetworkOptions:
     """Addresses of peers to join, /ip4/.../tcp/.../p2p/...; empty = start a new group."""
     join_timeout_s: Annotated[float, NOT_NEGATIVE] = 15.0
     """Keep trying to reach the peers to join for this long, seconds, before giving up. Source: guess."""
+    closed: bool = False
+    """Begin a closed group: only those can connect who have the secret that stands in the line to join with."""
+    secret: Annotated[str, Role.RUN] = ""
+    """The secret of the closed group to join; it is kept in the home folder, so that a restart needs no more."""
     listen: str = "/ip4/0.0.0.0/tcp/0"
     """Address to listen on; port 0 = any free one."""
     announce: tuple[str, ...] = ()

@@ -18,7 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from peer.network.catalogue import transport_for
+from peer.network.group import group_key, new_secret
+from peer.network.transport import Unreachable
 from scripts.lab.testnet import plan
 from scripts.lab.testnet.config import TestnetConfig
 from scripts.lab.testnet.run import run_testnet
@@ -265,3 +269,45 @@ def child_of(pid: int) -> int:
     children = psutil.Process(pid).children()
     (child,) = [child for child in children if "peer.training.worker" in " ".join(child.cmdline())]
     return int(child.pid)
+
+
+@pytest.mark.timeout(200)
+def test_only_those_with_the_line_enter_a_closed_group(shards: Path, tmp_path: Path) -> None:
+    """A friend with the printed secret mixes; who has only the address, or another secret, gets no connection."""
+    flags = ["--rounds", "400", "--eval-every", "1000"]
+    peers: list[PeerProcess] = []
+    try:
+        first = PeerProcess("first", tmp_path / "first", shards / "german.jsonl", [*flags, "--closed"])
+        peers.append(first)
+        listening = first.until("listening")
+        secret = listening["join"].partition("--secret ")[2].split()[0]
+        address = listening["addresses"][0]
+        joining = [*flags, "--join", address, "--join-timeout-s", "30"]
+        friend = PeerProcess(
+            "friend", tmp_path / "friend", shards / "french.jsonl", [*joining, "--secret", secret]
+        )
+        peers.append(friend)
+        assert friend.until("round", peers=1)["peers"] == 1
+        for key in (b"", group_key(new_secret())):
+            assert "another group" in trio.run(refusal_of, address, key)
+        assert trio.run(refusal_of, address, group_key(secret)) == ""
+        mixed = friend.until("round")
+        while mixed["mixed"] != ["first"]:
+            mixed = friend.until("round")
+        said = [event["text"] for event in first.seen if event["event"] == "note"]
+        assert not [text for text in said if "refused" in text], "strangers never came as far as a hello"
+    finally:
+        for peer in peers:
+            peer.kill()
+
+
+async def refusal_of(address: str, key: bytes) -> str:
+    """Dial as somebody with this group key; return why it failed, empty if it did not."""
+    factory = transport_for("/ip4/127.0.0.1/tcp/0", private_key=os.urandom(32), group_key=key)
+    nothing = {"handlers": {}, "on_announced": lambda *said: None, "on_connection": lambda *said: None}
+    async with factory(topic="gossip-peer/2/none", **nothing) as stranger:
+        try:
+            await stranger.dial(address)
+        except Unreachable as error:
+            return str(error)
+    return ""

@@ -527,3 +527,39 @@ def test_a_raising_listener_does_not_end_the_host(net: Network) -> None:
             assert await ask(await client.open(server.peer_id, ECHO), b"alive") == b"alive"
 
     run(main)
+
+
+# -- closed groups -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theirs", [b"", b"b" * 32], ids=["of an open group", "of another group"])
+def test_nobody_connects_who_does_not_know_the_group_s_key(net: Network, theirs: bytes) -> None:
+    async def main() -> None:
+        served: list[str] = []
+
+        async def serve(stream: Stream) -> None:
+            served.append(stream.peer)
+
+        observer = Observer()
+        member = net.start(1, {ECHO: serve}, observer, group_key=b"a" * 32)
+        async with member as member_, net.start(2, {ECHO: serve}, group_key=theirs) as stranger:
+            for dialer, address in ((stranger, member_.addresses[0]), (member_, stranger.addresses[0])):
+                with pytest.raises(Unreachable, match="another group"):
+                    await dialer.dial(address)
+            with pytest.raises(Unreachable):
+                await stranger.open(member_.peer_id, ECHO)
+            assert not member_.is_connected(stranger.peer_id)
+        assert not served
+        assert not observer.changes
+
+    run(main)
+
+
+def test_members_of_a_closed_group_connect(net: Network) -> None:
+    async def main() -> None:
+        key = b"a" * 32
+        async with net.start(1, {ECHO: echo}, group_key=key) as server, net.start(2, group_key=key) as client:
+            await client.dial(server.addresses[0])
+            assert await ask(await client.open(server.peer_id, ECHO), b"hello") == b"hello"
+
+    run(main)
