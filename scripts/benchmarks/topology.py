@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from gossip.quadratic import Quadratic
-from gossip.simulation import LinkModel
+from gossip.simulated_network import LinkModel
 from peer.child_python import child_environment, python_module
 from scripts.benchmarks.rows import Row, at_most, row, timed
 from topology.consensus import run_consensus, static

@@ -68,9 +68,6 @@ class Size:
 FULL = Size()
 QUICK = Size(MB // 4, turns=1, memory_bytes=MB, parallel_bytes=MB // 16, requests=20, bulks=1)
 
-Send = Callable[[bytes | memoryview], Awaitable[None]]
-Receive = Callable[[int], Awaitable[bytes | bytearray]]
-
 
 async def receive_all(receive: Receive) -> bytes:
     """Receive one payload into a buffer made beforehand; return the answer: this process's peak memory in KiB."""
