@@ -38,13 +38,15 @@ class Reader(Protocol):
 
 
 class JournalFile:
-    """Appends events as JSON lines to a file; transient events are not kept.
+    """Appends events as JSON lines to a file that only its owner can read; transient events are not kept.
 
     Args:
         path: the file; its folder exists.
     """
 
     def __init__(self, path: Path) -> None:
+        path.touch(mode=0o600)
+        path.chmod(0o600)  # the line to join a closed group, which carries its secret, stands in it
         self._file = path.open("a", encoding="utf-8")
 
     def read(self, record: Record) -> None:

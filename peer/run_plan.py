@@ -157,13 +157,18 @@ def check_inputs(config: PeerConfig) -> None:
     """Refuse missing files and malformed addresses before anything is started.
 
     Raises:
-        LocalError: no data, a file that does not exist, an address that is none.
+        LocalError: no data, a file that does not exist, an address that is none, a group both begun and joined.
     """
     if not config.data.data:
         raise LocalError("--data is missing: give a .jsonl, .json, .csv, .parquet or .txt file to learn from")
     for path in (*config.data.data, *config.data.eval_data):
         if not path.exists():
             raise DataError(f"there is no data file {path} (seen from {Path.cwd()})")
+    if config.network.closed and config.network.join:
+        raise LocalError(
+            "--closed begins a group of its own and --join enters another's: to join a closed group take the whole "
+            "line with which you were invited, with its --secret"
+        )
     for address in config.network.join:
         peer_of(address)
     check_listen(config.network.listen)

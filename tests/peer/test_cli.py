@@ -55,6 +55,11 @@ def test_help_imports_nothing_heavy() -> None:
         (["run", "--data", "{data}", "--codec", "int9"], "bfloat16, float32, int4"),
         (["run", "--data", "{data}", "--mixing", "averag"], "Did you mean 'average'?"),
         (["run", "--data", "{data}", "--join", "/ip4/1.2.3"], "malformed address"),
+        (
+            ["run", "--data", "{data}", "--closed", "--join", "/ip4/1.2.3.4/tcp/5/p2p/x"],
+            "--closed begins a group",
+        ),
+        (["run", "--data", "{data}", "--home", "{home}", "--secret", "abc"], "incomplete or mistyped"),
         (["run", "--data", "{data}", "--listen", "/ip4/1.2.3.4/udp/5"], "malformed listen address"),
         (["run", "--data", "{data}", "--lora-r", "0"], "lora_r must be greater than 0"),
         (["run", "--data", "{data}", "--collect-s", "-1"], "collect_s must not be negative"),

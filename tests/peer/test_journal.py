@@ -242,3 +242,12 @@ def test_a_reader_that_has_gone_is_left_alone_and_the_others_go_on() -> None:
     assert gone.events == list(TOLD[:1])
     assert gone.is_closed
     assert other.events == list(TOLD)
+
+
+def test_only_its_owner_can_read_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text("")
+    path.chmod(0o644)  # of an earlier version
+    journal = Journal(JournalFile(path))
+    journal.close()
+    assert path.stat().st_mode & 0o777 == 0o600
