@@ -21,6 +21,7 @@ from multiaddr import Multiaddr
 from gossip.errors import LocalError
 from peer.network.addresses import listen_endpoint, reachable_addresses, require_free_port
 from peer.network.dialing import ConnectFailed, Dialer
+from peer.network.group import OPEN_GROUP, Group
 from peer.network.identity import peer_id
 from peer.network.libp2p_announcements import Announcements, announcing
 from peer.network.libp2p_connections import Connections
@@ -49,7 +50,7 @@ LEAVE_S = 4.0
 @dataclass(frozen=True, slots=True)
 class _Options:
     private_key: bytes
-    group_key: bytes
+    group: Group
     listen: str
     announce: tuple[str, ...]
     limits: Limits
@@ -59,7 +60,7 @@ def libp2p_transport(
     *,
     private_key: bytes,
     listen: str,
-    group_key: bytes = b"",
+    group: Group = OPEN_GROUP,
     announce: tuple[str, ...] = (),
     limits: Limits = DEFAULT_LIMITS,
 ) -> TransportFactory:
@@ -67,7 +68,7 @@ def libp2p_transport(
 
     Args:
         private_key: 32 raw Ed25519 bytes.
-        group_key: of the closed group; empty: an open one.
+        group: who may connect.
         listen: multiaddr ``/ip4|ip6/<address>/tcp/<port>``; port 0 lets the system choose.
         announce: full addresses to tell others instead of the ones we listen on.
         limits: what to keep to.
@@ -76,7 +77,7 @@ def libp2p_transport(
         LocalError: ``listen`` is malformed.
     """
     listen_endpoint(listen)
-    options = _Options(private_key, group_key, listen, announce, limits)
+    options = _Options(private_key, group, listen, announce, limits)
 
     def factory(
         *,
@@ -139,7 +140,7 @@ async def _listening(
     Raises:
         LocalError: the address cannot be listened on.
     """
-    host = make_host(options.private_key, options.group_key, options.listen, options.limits, connections)
+    host = make_host(options.private_key, options.group, options.listen, options.limits, connections)
     for protocol, handler in handlers.items():
         host.set_stream_handler(TProtocol(protocol), library_handler(protocol, handler))
     async with host.run(listen_addrs=[Multiaddr(options.listen)]):
@@ -147,7 +148,7 @@ async def _listening(
         if not listeners:
             raise LocalError(f"cannot listen on {options.listen}")
         port = int(listeners[0].get_addrs()[0].value_for_protocol("tcp"))
-        async with announcing(host, topic, on_announced) as announcements:
+        async with announcing(host, options.group.name_of(topic), on_announced) as announcements:
             yield Libp2pTransport(options, port, host, connections, announcements, nursery)
 
 
@@ -175,6 +176,7 @@ class Libp2pTransport:
         self._peer_id = peer_id(options.private_key)
         self._addresses = options.announce or reachable_addresses(options.listen, port, self._peer_id)
         self._open_s = options.limits.open_s
+        self._group = options.group
         self._swarm = swarm_of(host)
         self._connections = connections
         self._announcements = announcements
@@ -243,7 +245,7 @@ class Libp2pTransport:
 
     async def announce(self, topic: str, frame: bytes) -> None:
         """Publish to the topic, best effort; see ``Transport.announce``."""
-        await self._announcements.send(topic, frame)
+        await self._announcements.send(self._group.name_of(topic), frame)
 
     async def drop(self, peer: str) -> None:
         """Close all connections to ``peer`` now."""

@@ -13,13 +13,15 @@ from functools import partial
 
 import trio
 from libp2p import new_host
-from libp2p.abc import IHost
+from libp2p.abc import IHost, IRawConnection, ISecureConn
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair, PrivateKey
 from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.noise.patterns import IPattern, PatternXX
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -27,30 +29,33 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
+from peer.network.group import NOT_LISTED, Group
 from peer.network.libp2p_adapters import ConnectionNotifee, Upgrader
 from peer.network.libp2p_connections import CONNECTIONS_PER_PEER, HANDSHAKES_MAX, Connections
 from peer.network.libp2p_serving import StreamServer
 from peer.network.transport import Limits
+
+log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 3.0
 """Silent sockets are dropped after it. Source: ux-reliability B7."""
 
 
 def make_host(
-    private_key: bytes, group_key: bytes, listen: str, limits: Limits, connections: Connections
+    private_key: bytes, group: Group, listen: str, limits: Limits, connections: Connections
 ) -> IHost:
     """Return a host that is not running yet, whose connections and streams are ours.
 
     Args:
         private_key: who it is, 32 raw Ed25519 bytes.
-        group_key: what the other side of every connection must know too; empty: nothing.
+        group: who may connect, in either direction.
         listen: where it will listen.
         limits: what to keep to.
         connections: where its connections are made and kept.
     """
     _keep_quiet()
     keys = create_new_key_pair(private_key)
-    noise = GroupNoise(keys, create_x25519_key_pair().private_key, group_key)
+    noise = GroupNoise(keys, create_x25519_key_pair().private_key, group)
     # The library counts handshakes too; the limit that counts is in Connections.accept.
     connections_max = limits.connections_max + HANDSHAKES_MAX
     host = new_host(
@@ -76,16 +81,32 @@ class GroupNoise(NoiseTransport):
     """Noise that only members of a group complete: the group's key is the prologue of the handshake (Noise, 6).
 
     Both sides mix it into the hash that authenticates every later message, so that the first encrypted message of
-    either side fails at whoever has another key. A stranger learns our peer id, which it had to know to dial us.
+    either side fails at whoever has another key. A stranger learns our peer id, which it had to know to dial us. Who
+    has the key but is not on our list is let go as soon as its id is proven, before any protocol is offered.
     """
 
-    def __init__(self, keys: KeyPair, noise_key: PrivateKey, group_key: bytes) -> None:
+    def __init__(self, keys: KeyPair, noise_key: PrivateKey, group: Group) -> None:
         super().__init__(keys, noise_privkey=noise_key)
-        self._prologue = group_key
+        self._group = group
 
     def get_pattern(self) -> IPattern:
         """Return the handshake of one connection."""
-        return PatternXX(self.local_peer, self.libp2p_privkey, self.noise_privkey, prologue=self._prologue)
+        return PatternXX(self.local_peer, self.libp2p_privkey, self.noise_privkey, prologue=self._group.key)
+
+    async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
+        """Complete the handshake of somebody who dialed us, if it may connect."""
+        return self._admitted(await super().secure_inbound(conn))
+
+    async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:
+        """Complete the handshake with somebody whom we dialed, if it may connect."""
+        return self._admitted(await super().secure_outbound(conn, peer_id))
+
+    def _admitted(self, conn: ISecureConn) -> ISecureConn:
+        peer = str(conn.get_remote_peer())
+        if not self._group.admits(peer):
+            log.info("%s has the group's key and is not on our list", peer)
+            raise HandshakeFailure(f"{peer} {NOT_LISTED}")  # the library closes the socket
+        return conn
 
 
 def swarm_of(host: IHost) -> Swarm:

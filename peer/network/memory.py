@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import trio
 
 from gossip.errors import LocalError
-from peer.network.group import OTHER_GROUP
+from peer.network.group import NOT_LISTED, OPEN_GROUP, OTHER_GROUP, Group
 from peer.network.identity import peer_id
 from peer.network.memory_stream import MemoryStream, Pipe
 from peer.network.transport import (
@@ -68,7 +68,7 @@ def _place_and_peer(address: str) -> tuple[str, str]:
 @dataclass(frozen=True, slots=True)
 class _Options:
     peer: str
-    group_key: bytes
+    group: Group
     place: str
     addresses: tuple[str, ...]
     limits: Limits
@@ -84,7 +84,7 @@ class MemoryNetwork:
         self,
         identity: str | bytes,
         *,
-        group_key: bytes = b"",
+        group: Group = OPEN_GROUP,
         listen: str = "",
         announce: tuple[str, ...] = (),
         limits: Limits = DEFAULT_LIMITS,
@@ -94,7 +94,7 @@ class MemoryNetwork:
         Args:
             identity: who the peer is: a peer id, or 32 private key bytes that make one. A second transport of it may
                 start once the first has ended or was killed.
-            group_key: only who has the same one gets a connection.
+            group: who may connect.
             listen: ``/memory/<place>``; default: the place that is called like the peer.
             announce: full addresses to tell others instead of the one it listens on.
             limits: what to keep to, of which ``stall_s`` and ``streams_per_peer_max`` mean something in memory.
@@ -104,7 +104,7 @@ class MemoryNetwork:
         """
         peer = identity if isinstance(identity, str) else peer_id(identity)
         place = _place_of(listen) if listen else peer
-        options = _Options(peer, group_key, place, announce or (f"/memory/{place}/p2p/{peer}",), limits)
+        options = _Options(peer, group, place, announce or (f"/memory/{place}/p2p/{peer}",), limits)
 
         def factory(
             *,
@@ -188,7 +188,7 @@ class MemoryTransport:
         self.place = options.place
         self.addresses = options.addresses
         self.limits = options.limits
-        self.group_key = options.group_key
+        self.group = options.group
         self.topic = topic
         self.connections: dict[str, _Connection] = {}  # by the peer id of the other end
         self._network = network
@@ -227,7 +227,9 @@ class MemoryTransport:
             raise Unreachable(f"nobody answers at {address}: is the peer running, is the port open?")
         if remote.peer_id != peer:
             raise Unreachable(f"another peer than {peer} answers at {address}")
-        if remote.group_key != self.group_key:
+        if not self.group.admits(peer):
+            raise Unreachable(f"{peer} {NOT_LISTED}")
+        if remote.group.key != self.group.key or not remote.group.admits(self.peer_id):
             raise Unreachable(f"{address} answers but breaks off: {OTHER_GROUP}")
         connection = _Connection(self, remote)
         for end in (self, remote):
@@ -333,9 +335,9 @@ _PROCESS = MemoryNetwork()
 
 
 def _memory_transport(
-    *, private_key: bytes, group_key: bytes, listen: str, announce: tuple[str, ...], limits: Limits
+    *, private_key: bytes, group: Group, listen: str, announce: tuple[str, ...], limits: Limits
 ) -> TransportFactory:
-    return _PROCESS.factory(private_key, group_key=group_key, listen=listen, announce=announce, limits=limits)
+    return _PROCESS.factory(private_key, group=group, listen=listen, announce=announce, limits=limits)
 
 
 KIND = TransportKind(

@@ -16,6 +16,7 @@ from typing import Protocol
 import trio
 
 from gossip.errors import RemoteError
+from peer.network.group import Group
 
 
 class Unreachable(RemoteError):
@@ -176,14 +177,13 @@ class MakeTransport(Protocol):
     """How a kind of transport makes the factory for one peer."""
 
     def __call__(
-        self, *, private_key: bytes, group_key: bytes, listen: str, announce: tuple[str, ...], limits: Limits
+        self, *, private_key: bytes, group: Group, listen: str, announce: tuple[str, ...], limits: Limits
     ) -> TransportFactory:
         """Return a factory of transports with this identity.
 
         Args:
             private_key: 32 raw Ed25519 bytes.
-            group_key: only who has the same one gets a connection, in either direction, and it is proven before any
-                protocol is offered; empty: anybody who has none either.
+            group: who gets a connection, in either direction: proven before any protocol is offered.
             listen: where to listen, an address of this kind.
             announce: full addresses to tell others instead of the ones we listen on; empty: those.
             limits: what to keep to.

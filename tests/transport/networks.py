@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import trio
 
 from peer.network.catalogue import transport_for
+from peer.network.group import OPEN_GROUP, Group
 from peer.network.identity import peer_id
 from peer.network.transport import Handler, Limits, Stream, Transport, Unreachable
 
@@ -85,14 +86,14 @@ class Network:
         observer: Observer | None = None,
         *,
         announce: tuple[str, ...] = (),
-        group_key: bytes = b"",
+        group: Group = OPEN_GROUP,
         **limits: float,
     ) -> AbstractAsyncContextManager[Transport]:
         observer = observer or Observer()
         factory = transport_for(
             self.setup.listen(seed),
             private_key=key_of(seed),
-            group_key=group_key,
+            group=group,
             announce=announce,
             limits=Limits(**limits),
         )

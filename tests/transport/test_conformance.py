@@ -9,6 +9,7 @@ import trio
 from networks import Network, Observer, ask, drain, echo, id_of, pair, run
 
 from gossip.errors import LocalError
+from peer.network.group import OPEN_GROUP, Group
 from peer.network.transport import Stream, Unreachable, receive_exactly
 
 ECHO = "/test/echo/1"
@@ -532,8 +533,20 @@ def test_a_raising_listener_does_not_end_the_host(net: Network) -> None:
 # -- closed groups -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("theirs", [b"", b"b" * 32], ids=["of an open group", "of another group"])
-def test_nobody_connects_who_does_not_know_the_group_s_key(net: Network, theirs: bytes) -> None:
+OURS = Group(b"a" * 32)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (OURS, OPEN_GROUP),
+        (OURS, Group(b"b" * 32)),
+        (Group(OURS.key, frozenset({id_of(3)})), OURS),
+        (Group(b"", frozenset({id_of(3)})), OPEN_GROUP),
+    ],
+    ids=["of an open group", "of another group", "not on the list", "not on an open group's list"],
+)
+def test_nobody_connects_who_does_not_belong_to_the_group(net: Network, ours: Group, theirs: Group) -> None:
     async def main() -> None:
         served: list[str] = []
 
@@ -541,11 +554,12 @@ def test_nobody_connects_who_does_not_know_the_group_s_key(net: Network, theirs:
             served.append(stream.peer)
 
         observer = Observer()
-        member = net.start(1, {ECHO: serve}, observer, group_key=b"a" * 32)
-        async with member as member_, net.start(2, {ECHO: serve}, group_key=theirs) as stranger:
-            for dialer, address in ((stranger, member_.addresses[0]), (member_, stranger.addresses[0])):
-                with pytest.raises(Unreachable, match="another group"):
-                    await dialer.dial(address)
+        member = net.start(1, {ECHO: serve}, observer, group=ours)
+        async with member as member_, net.start(2, {ECHO: serve}, group=theirs) as stranger:
+            with pytest.raises(Unreachable, match=r"another group|not have us on its list"):
+                await stranger.dial(member_.addresses[0])
+            with pytest.raises(Unreachable, match="not on our list" if ours.allowed else "another group"):
+                await member_.dial(stranger.addresses[0])
             with pytest.raises(Unreachable):
                 await stranger.open(member_.peer_id, ECHO)
             assert not member_.is_connected(stranger.peer_id)
@@ -557,8 +571,8 @@ def test_nobody_connects_who_does_not_know_the_group_s_key(net: Network, theirs:
 
 def test_members_of_a_closed_group_connect(net: Network) -> None:
     async def main() -> None:
-        key = b"a" * 32
-        async with net.start(1, {ECHO: echo}, group_key=key) as server, net.start(2, group_key=key) as client:
+        listed = Group(OURS.key, frozenset({id_of(2)}))
+        async with net.start(1, {ECHO: echo}, group=listed) as server, net.start(2, group=OURS) as client:
             await client.dial(server.addresses[0])
             assert await ask(await client.open(server.peer_id, ECHO), b"hello") == b"hello"
 

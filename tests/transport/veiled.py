@@ -13,6 +13,7 @@ from networks import SETUPS, Setup
 
 from gossip.errors import LocalError
 from peer.network import memory
+from peer.network.group import Group
 from peer.network.transport import (
     Announced,
     ConnectionChanged,
@@ -82,11 +83,11 @@ def peer_of(address: str) -> str:
 
 
 def make(
-    *, private_key: bytes, group_key: bytes, listen: str, announce: tuple[str, ...], limits: Limits
+    *, private_key: bytes, group: Group, listen: str, announce: tuple[str, ...], limits: Limits
 ) -> TransportFactory:
     told = tuple(to_memory(address) for address in announce)
     inner = memory.KIND.make(
-        private_key=private_key, group_key=group_key, listen=to_memory(listen), announce=told, limits=limits
+        private_key=private_key, group=group, listen=to_memory(listen), announce=told, limits=limits
     )
 
     def factory(
