@@ -883,6 +883,62 @@ def test_a_partition_of_a_minute_heals_by_itself_and_the_halves_mix_again() -> N
     assert all(simulation.node(name).round == 250 for name in network.names)
 
 
+def island(*names: str, contact: str) -> dict[str, tuple[str, ...]]:
+    """Return joins of a chain whose first peer and last wait for a contact."""
+    return {**chain(names), names[0]: (contact,), names[-1]: (names[-2], contact)}
+
+
+def test_islands_that_wait_for_a_common_contact_become_one_when_it_comes() -> None:
+    """Joining once was over after its time, and two groups that had begun apart stayed apart."""
+    network = Quadratic(peers=9, topology="complete", rounds=400, collect_s=5.0)
+    names = network.names
+    some, others, contact = names[:4], names[4:8], names[8]
+    joins = {**island(*some, contact=contact), **island(*others, contact=contact)}
+    simulation = network.simulation(joins=joins)
+    simulation.kill(contact)
+    simulation.run(until_s=300.0)
+    for name in some:
+        assert up_at(simulation, name) == set(some) - {name}
+    for name in others:
+        assert up_at(simulation, name) == set(others) - {name}
+    revived(network, simulation, contact)  # it knows nobody
+    simulation.run(until_s=300.0 + REDIAL_LONGEST_S + 2 * PRESENCE_S)
+    for name in names:
+        assert up_at(simulation, name) == set(names) - {name}
+
+
+def test_halves_of_eight_find_each_other_after_two_minutes_apart() -> None:
+    """Although that is longer than anybody is remembered: anchors are."""
+    network, simulation = group_of(peers=16, rounds=400, train_s=1.0)
+    halves = network.names[:8], network.names[8:]
+    with mock.patch("gossip.members.FORGET_S", 60.0):
+        simulation.run(until_s=8.0)
+        split(simulation, *halves)
+        simulation.run(until_s=128.0)
+        for half in halves:
+            for name in half:
+                assert up_at(simulation, name) == set(half) - {name}
+        split(simulation, *halves, heal=True)
+        simulation.run(until_s=128.0 + 2 * REDIAL_LONGEST_S)
+    for name in network.names:
+        assert up_at(simulation, name) == set(network.names) - {name}
+
+
+def test_a_group_that_loses_everybody_else_finds_them_again_alone() -> None:
+    """One peer is cut off from all others for longer than it remembers peers, and then is not."""
+    network, simulation = group_of(peers=4, rounds=400)
+    alone, rest = network.names[:1], network.names[1:]
+    with mock.patch("gossip.members.FORGET_S", 60.0):
+        simulation.run(until_s=8.0)
+        split(simulation, alone, rest)
+        simulation.run(until_s=600.0)
+        assert up_at(simulation, alone[0]) == set()
+        split(simulation, alone, rest, heal=True)
+        simulation.run(until_s=600.0 + 2 * REDIAL_LONGEST_S)
+    for name in network.names:
+        assert up_at(simulation, name) == set(network.names) - {name}
+
+
 def test_a_way_cut_in_one_direction_parts_two_peers_although_others_relay_their_rumors() -> None:
     """They cannot ask each other, so neither may wait for the other in every round; the third knows both."""
     network, simulation = group_of(peers=3, rounds=400)
