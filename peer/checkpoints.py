@@ -24,8 +24,10 @@ from torch import Tensor
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.membership_limits import REMEMBERED
 from gossip.settings import NodeSnapshot
 from peer.durable import sync, write_atomically
+from peer.network.catalogue import peer_of
 from peer.training.frames import Export
 from peer.training.lora_xs import export_tensors
 
@@ -35,6 +37,8 @@ NODE_STATE = "node.json"
 NODE_TENSORS = "node.safetensors"
 MANIFEST = "MANIFEST.json"
 PEERS = "peers.json"
+PEERS_BYTES_MAX = 64 * 1024
+"""So much of that file is read; it holds 16 addresses of at most 256 letters. Source: ours."""
 
 RunFields = Mapping[str, str | int]
 """``RunManifest.fields()``."""
@@ -83,13 +87,20 @@ class Home:
         """Keep addresses of the run's other peers: after a restart they may not know where we are, so we look."""
         write_atomically(self.path / PEERS, json.dumps(list(addresses)).encode())
 
-    def remembered_peers(self) -> tuple[str, ...]:
-        """Return the addresses kept last; nothing if there are none or the file is damaged (they are only hints)."""
+    def remembered_peers(self) -> tuple[tuple[str, ...], list[str]]:
+        """Return the addresses kept last, and for people what is wrong with the file: they are only hints."""
+        path = self.path / PEERS
         try:
-            kept = json.loads((self.path / PEERS).read_text())
-        except (FileNotFoundError, ValueError):
-            return ()
-        return tuple(address for address in kept if isinstance(address, str))
+            with path.open("rb") as file:
+                kept = json.loads(file.read(PEERS_BYTES_MAX))
+        except FileNotFoundError:
+            return (), []
+        except (OSError, ValueError, RecursionError) as error:
+            return (), [f"{path} is damaged ({error}): the peers that it held are not looked for"]
+        entries = kept if isinstance(kept, list) else [kept]
+        addresses = tuple(entry for entry in entries if isinstance(entry, str) and _is_address(entry))
+        bad = len(entries) - len(addresses)
+        return addresses[:REMEMBERED], [f"{path}: skipped {bad} entries that are no addresses"] if bad else []
 
     def begin(self, round: int, trainer_state: Path | None = None) -> Path:
         """Return a fresh, invisible folder for the checkpoint after ``round`` rounds; the trainer writes into it.
@@ -218,6 +229,14 @@ def open_home(path: Path) -> Iterator[Home]:
         yield Home(path)
     finally:
         os.close(lock)  # releases it; so does any death of the process
+
+
+def _is_address(text: str) -> bool:
+    try:
+        peer_of(text)
+    except LocalError:
+        return False
+    return True
 
 
 def _complete(

@@ -68,7 +68,7 @@ class RoundRecords:
         return checkpoint
 
     def _remember_peers(self) -> None:
-        others = self._membership.addresses_up()
+        others = self._membership.addresses_to_remember()
         if others and others != self._remembered:
             self._run.home.remember_peers(others)
             self._remembered = others

@@ -197,7 +197,9 @@ class Peer:
         addresses = self.streams.addresses
         self.nursery.start_soon(self.membership.run)
         self.journal.emit(Listening(addresses=addresses, join=join_line(config, addresses)))
-        remembered = self.run.home.remembered_peers() if checkpoint else ()
+        remembered, complaints = self.run.home.remembered_peers() if checkpoint else ((), [])
+        for complaint in complaints:
+            self._note(complaint)
         if others := tuple(dict.fromkeys((*config.network.join, *remembered))):
             # A restarted peer's friends may be away just now: only a first start insists.
             await self.membership.join(others, config.network.join_timeout_s, required=checkpoint is None)

@@ -14,6 +14,7 @@ Nobody outside this room knows which transport it has: that is chosen by the sch
     libp2p_host           the library's host with TCP, Noise, yamux and nothing else
     libp2p_connections    who is connected, and how many may be
     libp2p_serving        streams that others open, within limits
+    libp2p_probe          who is at an address: the handshake and nothing after it
     libp2p_announcements  GossipSub for one topic
     libp2p_adapters       our connections and streams in the library's shapes
     dialing               who is dialed, and where

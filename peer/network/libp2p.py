@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 from libp2p.abc import IHost
@@ -26,6 +27,7 @@ from peer.network.identity import peer_id
 from peer.network.libp2p_announcements import Announcements, announcing
 from peer.network.libp2p_connections import Connections
 from peer.network.libp2p_host import make_host, swarm_of
+from peer.network.libp2p_probe import shake_hands
 from peer.network.libp2p_serving import library_handler
 from peer.network.muxed_stream import StreamBroken
 from peer.network.protocol_stream import ProtocolStream, negotiate
@@ -184,6 +186,7 @@ class Libp2pTransport:
             self._peer_id,
             options.limits,
             connect=self._connect,
+            probe=partial(shake_hands, self._swarm),
             is_connected=connections.is_connected,
             is_full=connections.is_full,
             nursery=nursery,
@@ -206,6 +209,10 @@ class Libp2pTransport:
     async def dial(self, address: str) -> str:
         """Connect; see ``Transport.dial``. Concurrent dials of one peer share one attempt."""
         return await self._dialer.dial(address)
+
+    async def probe(self, address: str) -> str:
+        """See who is there, beside any connection; see ``Transport.probe``."""
+        return await self._dialer.probe(address)
 
     async def _connect(self, address: str, peer: str) -> None:
         try:

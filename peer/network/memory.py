@@ -210,6 +210,13 @@ class MemoryTransport:
         self._places[peer] = place
         return peer
 
+    async def probe(self, address: str) -> str:
+        """See who is there; see ``Transport.probe``."""
+        await trio.lowlevel.checkpoint()
+        place, peer = _place_and_peer(address)
+        self._reach(place, peer, address)
+        return peer
+
     async def open(self, peer: str, protocol: str) -> Stream:
         """Open a stream, redialing if need be; see ``Transport.open``."""
         await trio.lowlevel.checkpoint()
@@ -222,6 +229,14 @@ class MemoryTransport:
         return connection.remote_of(self).serve(protocol, connection)
 
     def _connect(self, place: str, peer: str, address: str) -> None:
+        connection = _Connection(self, self._reach(place, peer, address))
+        for end in (self, connection.remote_of(self)):
+            end.connections[connection.remote_of(end).peer_id] = connection
+        for end in (self, connection.remote_of(self)):
+            end.tell(connection.remote_of(end).peer_id, True)
+
+    def _reach(self, place: str, peer: str, address: str) -> MemoryTransport:
+        """Return the peer at a place, or raise ``Unreachable``."""
         remote = self._network.listener_at(place)
         if remote is None or not self._network.is_running(self):
             raise Unreachable(f"nobody answers at {address}: is the peer running, is the port open?")
@@ -231,11 +246,7 @@ class MemoryTransport:
             raise Unreachable(f"{peer} {NOT_LISTED}")
         if remote.group.key != self.group.key or not remote.group.admits(self.peer_id):
             raise Unreachable(f"{address} answers but breaks off: {OTHER_GROUP}")
-        connection = _Connection(self, remote)
-        for end in (self, remote):
-            end.connections[connection.remote_of(end).peer_id] = connection
-        for end in (self, remote):
-            end.tell(connection.remote_of(end).peer_id, True)
+        return remote
 
     def serve(self, protocol: str, connection: _Connection) -> MemoryStream:
         """Start our handler on a new stream and return the other end of it."""

@@ -109,6 +109,17 @@ class Transport(Protocol):
         """
         ...
 
+    async def probe(self, address: str) -> str:
+        """Find out who is at a multiaddr that ends in ``/p2p/<peer id>``, connected or not; return that peer id.
+
+        Whatever connection this takes is closed again, and those that are open stay as they are.
+
+        Raises:
+            LocalError: the address is malformed.
+            Unreachable: nobody or somebody else is there, or no answer came within ``dial_s`` (15 s).
+        """
+        ...
+
     async def open(self, peer: str, protocol: str) -> Stream:
         """Open a stream to a connected or formerly dialed peer (redials by itself).
 

@@ -111,6 +111,27 @@ def test_many_streams_at_once(net: Network) -> None:
     run(main)
 
 
+def test_a_probe_proves_who_is_where_and_leaves_connections_alone(net: Network) -> None:
+    async def main() -> None:
+        seen = Observer()
+        async with net.start(1, {ECHO: echo}, seen) as server, net.start(2) as client:
+            address = server.addresses[0]
+            assert await client.probe(address) == server.peer_id
+            assert not client.is_connected(server.peer_id)
+            await client.dial(address)
+            stream = await client.open(server.peer_id, ECHO)
+            assert await client.probe(address) == server.peer_id
+            assert await ask(stream, b"hello") == b"hello"
+            assert seen.changes == [(client.peer_id, True)]
+            for elsewhere in (net.setup.nobody(), net.impostor(server, 3)):
+                with pytest.raises(Unreachable):
+                    await client.probe(elsewhere)
+            with pytest.raises(LocalError, match="malformed address"):
+                await client.probe(net.setup.malformed[0])
+
+    run(main)
+
+
 # -- streams that end badly -----------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,10 @@ class VeiledTransport:
         peer_of(address)
         return await self._inner.dial(to_memory(address))
 
+    async def probe(self, address: str) -> str:
+        peer_of(address)
+        return await self._inner.probe(to_memory(address))
+
     async def open(self, peer: str, protocol: str) -> Stream:
         return VeiledStream(await self._inner.open(peer, protocol))
 
