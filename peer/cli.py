@@ -51,14 +51,15 @@ app.command(topology)
 @app.command
 def init(*, home: HomeOption = None) -> None:
     """Make this peer's identity: a key file that only you can read."""
+    from peer.durable import keep_folder, told
     from peer.network.identity import create_identity, peer_id
 
     path = home_path(home)
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        keep_folder(path, mode=0o700)
     except OSError as error:
         raise LocalError(
-            f"cannot make the home folder {path}: {error.strerror}; choose another --home"
+            f"cannot make the home folder {path}: {told(error)}; or choose another --home"
         ) from error
     print(
         f"{peer_id(create_identity(path))}\nidentity written to {path}; back it up, whoever has it is this peer"
@@ -89,7 +90,7 @@ def run(
     import trio
 
     from peer.checkpoints import open_home
-    from peer.journal import Journal, JournalFile, JsonPrinter, SentencePrinter
+    from peer.journal import Journal, JsonPrinter, SentencePrinter
     from peer.network.catalogue import transport_for
     from peer.network.group import group_key, secret_of
     from peer.network.identity import load_or_create_identity
@@ -110,7 +111,7 @@ def run(
             announce=network.announce,
         )
         printer = JsonPrinter(sys.stdout) if json else SentencePrinter(sys.stdout)
-        journal = Journal(JournalFile(home.journal), printer)
+        journal = Journal(home.open_journal(), printer)
         try:
             signal = trio.run(run_peer, plan, home, key, factory, journal)
         finally:

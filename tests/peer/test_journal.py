@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from peer import journal
-from peer.journal import Journal, JournalFile, JsonPrinter, SentencePrinter
+from peer.journal import Journal, JsonPrinter, SentencePrinter
 from peer.journal_events import (
     EVENTS,
     Finished,
@@ -29,6 +29,7 @@ from peer.journal_events import (
     Started,
     StepTaken,
 )
+from peer.journal_file import JournalFile
 from peer.journal_lines import Record, parse_event, parse_record
 from peer.journal_page import field_texts, page
 
@@ -52,6 +53,7 @@ ROUND = RoundDone(
     fetches_ok=2,
     fetches_failed=1,
     rejected={"malformed": 2},
+    saved=True,
 )
 TOLD: tuple[JournalEvent, ...] = (
     Started(name="anna", peer_id="12D3KooW", home=Path("anna")),
@@ -120,7 +122,7 @@ def test_the_line_of_a_round_is_what_programs_have_always_read() -> None:
         '"mixed": ["anna", "böd"], "mixed_rounds": [0, 1], "failed": [["carl", "late"]], '
         '"objections": [["dora", "norm"]], "drift": 0.125, "cross_term": null, "collect_s": 0.25, '
         '"deadline_s": 60.0, "peers": 2, "bytes_in": 100, "bytes_out": 2500000, "fetches_ok": 2, '
-        '"fetches_failed": 1, "rejected": {"malformed": 2}}'
+        '"fetches_failed": 1, "rejected": {"malformed": 2}, "saved": true}'
     )
     assert ROUND.sentence() == (
         "round 1/3: training loss 1.500, mixed with anna, böd; carl late (0.2 s), in 0.1 kB, out 2.5 MB"
