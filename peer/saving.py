@@ -109,19 +109,25 @@ class Saving:
             self.settle(self._home.adapter)
 
     async def finish(self) -> None:
-        """Save what the disk refused before, and bring ``HOME/adapter`` up to date, whatever was refused before.
+        """Save what the disk refused before, and bring ``HOME/adapter`` up to date, even if the former is in vain.
 
         Raises:
             HomeError: the disk still refuses.
         """
+        refusal: HomeError | None = None
         state = self.checkpoint.state if self.checkpoint else None
         if self._unsaved:
             state, snapshot = self._unsaved
             if self.checkpoint:  # without one there is no state of the training process to go on from
-                self._home.begin(snapshot.round, self.checkpoint.trainer_state)
-                await self._commit(state, snapshot)
+                try:
+                    self._home.begin(snapshot.round, self.checkpoint.trainer_state)
+                    await self._commit(state, snapshot)
+                except HomeError as error:
+                    refusal = error
         if state is not None:
             await self._export(state)
+        if refusal:
+            raise refusal
 
     def complain(self, about: Path, error: HomeError) -> None:
         """Tell a refusal that costs nothing but the file ``about``; the same one only once.

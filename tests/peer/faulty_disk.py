@@ -92,6 +92,14 @@ class FaultyDisk:
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
+    def refuse(self, error: int) -> None:
+        """Give this error from now on."""
+        self._fail_at, self._error, self._times = len(self.calls), error, FOR_EVER
+
+    def recover(self) -> None:
+        """Be a good disk again."""
+        self._fail_at = None
+
     def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
         self._reach("create" if flags & os.O_CREAT else "open", path)
         descriptor = os.open(path, flags, mode)
