@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from cyclopts import App, Parameter
 from cyclopts.config import Env, Toml
@@ -35,6 +35,11 @@ app = App(
     config=[Env(ENVIRONMENT_PREFIX, command=False)],
 )
 app.meta.default_parameter = Parameter(show_env_var=False)
+
+Error = TypeVar("Error", bound=BaseException)
+
+MACHINE_EXIT_CODE = 8
+"""The machine is at its limits: files, space, a disk that fails."""
 
 HomeOption = Annotated[Path | None, Parameter(help="Folder of identity and checkpoints.")]
 AdapterOption = Annotated[Path, Parameter(help="Folder of a PEFT adapter, e.g. HOME/adapter.")]
@@ -247,18 +252,31 @@ def main(words: Sequence[str] | None = None) -> None:
     except* BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except* Exception as group:  # noqa: BLE001 - the last stop: whatever arrives here is our bug
-        traceback.print_exception(group)
-        print("error: this is a bug of gossip-peer, please report it with the lines above", file=sys.stderr)
-        code = 1
+    except* Exception as group:  # noqa: BLE001 - the last stop: whatever arrives here is our bug, or the machine's
+        code = _end_unexpected(group)
     sys.exit(code or 0)
 
 
-def _first(group: BaseExceptionGroup[LocalError]) -> LocalError:
-    error: BaseException = group
+def _end_unexpected(group: BaseExceptionGroup[Exception]) -> int:
+    """Tell of an error that nothing expected, and return the exit code: of a machine at its limits, or of our bug."""
+    from peer.durable import is_of_the_machine, told
+
+    refusals, others = group.split(is_of_the_machine)
+    if refusals and not others:
+        error = _first(refusals)
+        assert isinstance(error, OSError)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{told(error)}; what was saved is safe", file=sys.stderr)
+        return MACHINE_EXIT_CODE
+    traceback.print_exception(group)
+    print("error: this is a bug of gossip-peer, please report it with the lines above", file=sys.stderr)
+    return 1
+
+
+def _first(group: BaseExceptionGroup[Error]) -> Error:
+    error: Error | BaseExceptionGroup[Error] = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    assert isinstance(error, LocalError)
     return error
 
 

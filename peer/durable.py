@@ -44,6 +44,11 @@ def told(error: OSError) -> str:
     return f"{said}: {remedy}" if remedy else said
 
 
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error is one that only its user can do something about: no space, too many files, a failing disk."""
+    return isinstance(error, OSError) and error.errno in _REMEDIES
+
+
 def sync(path: Path) -> None:
     """Bring a file or a folder's list of names to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -121,17 +126,27 @@ def read_private(path: Path) -> str:
     return text
 
 
+def open_log(path: Path) -> int:
+    """Return a descriptor of a file to append to, made if it is missing, that only its owner can read."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
 def append(descriptor: int, content: bytes, size: int) -> None:
-    """Add ``content`` to the end of an open file of ``size`` bytes: all of it, or nothing. It is not synced.
+    """Add ``content`` to the end of an open log of ``size`` bytes, without a sync.
 
     Raises:
-        OSError: it cannot be written; the file is as it was (but on a disk that refuses this too).
+        OSError: it cannot be written; a part of it may be there until ``trim`` or the next call.
     """
-    try:
-        _write_all(descriptor, content)
-    except OSError:
+    trim(descriptor, size)
+    _write_all(descriptor, content)
+
+
+def trim(descriptor: int, size: int) -> None:
+    """Cut off what a log has beyond ``size`` bytes."""
+    if os.fstat(descriptor).st_size > size:
         os.ftruncate(descriptor, size)
-        raise
 
 
 def keep_folder(path: Path, mode: int = 0o777) -> None:

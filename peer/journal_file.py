@@ -7,11 +7,12 @@ last seconds to a power cut, but no round waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from pathlib import Path
 
-from peer.durable import append, rename
+from peer.durable import append, open_log, rename, trim
 from peer.journal_lines import Record
 
 FILE_BYTES_MAX = 16 << 20
@@ -39,7 +40,9 @@ class JournalFile:
         self._path = path
         self._bytes_max = bytes_max
         self._parts_kept = parts_kept
-        self._descriptor = _open(path)
+        self._descriptor = open_log(
+            path
+        )  # the line to join a closed group, which carries its secret, stands in it
         self._size = _cut_torn_line(self._descriptor)
 
     def read(self, record: Record) -> None:
@@ -58,30 +61,25 @@ class JournalFile:
 
     def close(self) -> None:
         """Close the file."""
+        with contextlib.suppress(OSError):  # the disk is still full: the next start cuts off what is torn
+            trim(self._descriptor, self._size)
         os.close(self._descriptor)
 
     def _rotate(self) -> None:
         """Begin a new part; nothing is lost if any step fails, and the next line tries again."""
-        if (
-            self._path.exists()
-        ):  # otherwise it has its new name already, and only the next part could not be opened
+        trim(self._descriptor, self._size)
+        if self._path.exists():  # if not, it has been renamed, and only the next part could not be opened
             parts = [self._path, *(_older(self._path, number) for number in range(1, self._parts_kept + 1))]
             for newer, older in reversed([*itertools.pairwise(parts)]):
                 if newer.exists():
                     rename(newer, older)
-        descriptor = _open(self._path)
+        descriptor = open_log(self._path)
         os.close(self._descriptor)
         self._descriptor, self._size = descriptor, 0
 
 
 def _older(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.{number}")
-
-
-def _open(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-    os.fchmod(descriptor, 0o600)  # the line to join a closed group, which carries its secret, stands in it
-    return descriptor
 
 
 def _cut_torn_line(descriptor: int) -> int:
@@ -92,6 +90,5 @@ def _cut_torn_line(descriptor: int) -> int:
         before, start = start, max(0, start - READ_BYTES)
         end = start + os.pread(descriptor, before - start, start).rfind(b"\n") + 1
         end = 0 if end == start else end
-    if end < size:
-        os.ftruncate(descriptor, end)
+    trim(descriptor, end)
     return end

@@ -125,6 +125,9 @@ class FaultyDisk:
     def ftruncate(self, descriptor: int, size: int) -> None:
         self._reach("ftruncate", size)
         os.ftruncate(descriptor, size)
+        file = self._open[descriptor]
+        assert isinstance(file, File)
+        del file.now[size:]
 
     def fsync(self, descriptor: int) -> None:
         found = self._open[descriptor]
