@@ -10,6 +10,8 @@ import contextlib
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,3 +269,12 @@ def test_an_error_at_any_call_is_a_refusal_and_loses_nothing(
                 story.after(tmp_path / "home", stage.export, reported)
         except Exception as error:
             raise AssertionError(f"{os.strerror(code)} at call {number} ({call})") from error
+
+
+def test_processes_killed_with_9_at_random_instants_lose_nothing_they_reported() -> None:
+    """A few; many more are a matter of ``python tests/peer/killed_savers.py KILLS SEED``."""
+    script = Path(__file__).with_name("killed_savers.py")
+    ended = subprocess.run(
+        [sys.executable, str(script), "10", "1"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
