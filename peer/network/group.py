@@ -18,7 +18,7 @@ from pathlib import Path
 import base58
 
 from gossip.errors import LocalError
-from peer.durable import create_private, read_private
+from peer.durable import create_private, read_private, told
 
 SECRET_FILE = "group.secret"
 SECRET_BYTES = 32
@@ -128,7 +128,7 @@ def secret_of(home: Path, given: str = "", *, is_open: bool, begins: bool) -> st
         try:
             create_private(path, secret)
         except OSError as error:
-            raise LocalError(f"cannot keep the group's secret in {home}: {error.strerror}") from error
+            raise LocalError(f"cannot keep the group's secret in {home}: {told(error)}") from error
     return secret
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import itertools
 import os
 import subprocess
@@ -167,3 +168,37 @@ def test_methods_lists_every_entry_of_the_catalogues(capsys: pytest.CaptureFixtu
     for option, catalogue in CATALOGUES.items():
         assert f"--{option}\n" in told
         assert all(f"\n  {name}" in told for name in catalogue)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), 8, "raise the limit, for example `ulimit -n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/tmp/x"),
+            8,
+            "/tmp/x: No space left on device: free",
+        ),
+        (OSError(errno.EINVAL, "Invalid argument"), 1, "this is a bug"),
+        (
+            ExceptionGroup("", [OSError(errno.EMFILE, "Too many open files"), ValueError()]),
+            1,
+            "this is a bug",
+        ),
+    ],
+)
+def test_a_machine_at_its_limits_is_told_from_a_bug(
+    raised: Exception,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(words: object) -> int:
+        raise raised
+
+    monkeypatch.setattr("peer.cli.run_command", refuse)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == code
+    assert said in capsys.readouterr().err
