@@ -14,7 +14,8 @@ import trio
 from gossip.errors import LocalError
 from peer.network.addresses import peer_of, resolve
 from peer.network.group import OTHER_GROUP
-from peer.network.transport import Limits, Unreachable
+from peer.network.limits import Limits
+from peer.network.transport import Unreachable
 
 log = logging.getLogger(__name__)
 
