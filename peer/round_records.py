@@ -33,6 +33,7 @@ class RoundRecords:
         self._membership = membership
         self._traffic = traffic
         self._journal = journal
+        self._thread = trio.CapacityLimiter(1)  # nothing that others can delay may wait in the same row
         self._remembered: tuple[str, ...] = ()
 
     def trainer_file(self, round: int) -> Path:
@@ -57,6 +58,7 @@ class RoundRecords:
             run.manifest.fields(),
             run.ready.export,
             run.plan.config.run.keep_checkpoints,
+            limiter=self._thread,
         )
         self.checkpoint = checkpoint
         self._remember_peers()
