@@ -211,9 +211,12 @@ class Peer:
     async def go_through_rounds(self) -> None:
         """Let the node decide until it says that it is done."""
         self.post(Start())
+        own_thread = trio.CapacityLimiter(1)  # nothing that others can delay may wait in the same row
         async for event in self.inbox:
             # In a thread: mixing a large adapter must not stop the sockets for longer than a switch interval.
-            actions = await trio.to_thread.run_sync(self.node.handle, event, trio.current_time())
+            actions = await trio.to_thread.run_sync(
+                self.node.handle, event, trio.current_time(), limiter=own_thread
+            )
             for action in actions:
                 await self._perform(action)
             if self.is_done:

@@ -11,7 +11,8 @@ from gossip.errors import LocalError
 from peer.network import addresses, memory
 from peer.network.group import OPEN_GROUP, Group
 from peer.network.identity import peer_id
-from peer.network.transport import DEFAULT_LIMITS, Limits, TransportFactory, TransportKind
+from peer.network.limits import DEFAULT_LIMITS, Limits
+from peer.network.transport import TransportFactory, TransportKind
 
 
 def transport_for(

@@ -14,7 +14,8 @@ import trio
 from gossip.errors import LocalError
 from peer.network.addresses import Resolver, peer_of
 from peer.network.group import NOT_LISTED, OTHER_GROUP
-from peer.network.transport import Limits, Unreachable
+from peer.network.limits import Limits
+from peer.network.transport import Unreachable
 
 log = logging.getLogger(__name__)
 

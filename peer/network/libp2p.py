@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import trio
-from libp2p.abc import IHost
+from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
@@ -24,19 +25,19 @@ from peer.network.addresses import listen_endpoint, reachable_addresses, require
 from peer.network.dialing import ConnectFailed, Dialer
 from peer.network.group import OPEN_GROUP, Group
 from peer.network.identity import peer_id
-from peer.network.libp2p_announcements import Announcements, announcing
+from peer.network.libp2p_announcements import PROTOCOL as ANNOUNCEMENTS
+from peer.network.libp2p_announcements import Announcements
 from peer.network.libp2p_connections import Connections
-from peer.network.libp2p_host import make_host, swarm_of
+from peer.network.libp2p_host import contain, make_host, swarm_of
 from peer.network.libp2p_probe import shake_hands
 from peer.network.libp2p_serving import library_handler
+from peer.network.limits import DEFAULT_LIMITS, Limits
 from peer.network.muxed_stream import StreamBroken
 from peer.network.protocol_stream import ProtocolStream, negotiate
 from peer.network.transport import (
-    DEFAULT_LIMITS,
     Announced,
     ConnectionChanged,
     Handler,
-    Limits,
     Stream,
     Transport,
     TransportFactory,
@@ -143,15 +144,21 @@ async def _listening(
         LocalError: the address cannot be listened on.
     """
     host = make_host(options.private_key, options.group, options.listen, options.limits, connections)
-    for protocol, handler in handlers.items():
+    key = create_new_key_pair(options.private_key).private_key
+    name = options.group.name_of(topic)
+    announcements = Announcements(key, peer_id(options.private_key), connections, name, on_announced)
+    for protocol, handler in {**handlers, ANNOUNCEMENTS: announcements.serve}.items():
         host.set_stream_handler(TProtocol(protocol), library_handler(protocol, handler))
+    swarm = swarm_of(host)
     async with host.run(listen_addrs=[Multiaddr(options.listen)]):
-        listeners = list(swarm_of(host).listeners.values())
+        contain(swarm)
+        listeners = list(swarm.listeners.values())
         if not listeners:
             raise LocalError(f"cannot listen on {options.listen}")
         port = int(listeners[0].get_addrs()[0].value_for_protocol("tcp"))
-        async with announcing(host, options.group.name_of(topic), on_announced) as announcements:
-            yield Libp2pTransport(options, port, host, connections, announcements, nursery)
+        nursery.start_soon(connections.run)
+        nursery.start_soon(announcements.run)
+        yield Libp2pTransport(options, port, swarm, connections, announcements, nursery)
 
 
 class Libp2pTransport:
@@ -160,7 +167,7 @@ class Libp2pTransport:
     Args:
         options: who it is and what it keeps to.
         port: where it listens.
-        host: the library's host, running.
+        swarm: the part of the library's host that dials.
         connections: those of the host.
         announcements: the topic that it takes part in.
         nursery: runs dials.
@@ -170,7 +177,7 @@ class Libp2pTransport:
         self,
         options: _Options,
         port: int,
-        host: IHost,
+        swarm: Swarm,
         connections: Connections,
         announcements: Announcements,
         nursery: trio.Nursery,
@@ -179,7 +186,7 @@ class Libp2pTransport:
         self._addresses = options.announce or reachable_addresses(options.listen, port, self._peer_id)
         self._open_s = options.limits.open_s
         self._group = options.group
-        self._swarm = swarm_of(host)
+        self._swarm = swarm
         self._connections = connections
         self._announcements = announcements
         self._dialer = Dialer(
@@ -252,9 +259,15 @@ class Libp2pTransport:
 
     async def announce(self, topic: str, frame: bytes) -> None:
         """Publish to the topic, best effort; see ``Transport.announce``."""
-        await self._announcements.send(self._group.name_of(topic), frame)
+        self._announcements.announce(self._group.name_of(topic), frame)
+        await trio.lowlevel.checkpoint()
+
+    def trust(self, peer: str) -> None:
+        """Take ``peer`` for a member; see ``Transport.trust``."""
+        self._connections.trust(peer)
 
     async def drop(self, peer: str) -> None:
         """Close all connections to ``peer`` now."""
+        self._connections.distrust(peer)
         self._connections.abort(peer, "we dropped the connection")
         await trio.lowlevel.checkpoint()

@@ -18,14 +18,13 @@ import trio
 from gossip.errors import LocalError
 from peer.network.group import NOT_LISTED, OPEN_GROUP, OTHER_GROUP, Group
 from peer.network.identity import peer_id
+from peer.network.limits import DEFAULT_LIMITS, Limits
 from peer.network.memory_stream import MemoryStream, Pipe
 from peer.network.transport import (
     ANNOUNCEMENT_BYTES_MAX,
-    DEFAULT_LIMITS,
     Announced,
     ConnectionChanged,
     Handler,
-    Limits,
     Stream,
     Transport,
     TransportFactory,
@@ -97,7 +96,8 @@ class MemoryNetwork:
             group: who may connect.
             listen: ``/memory/<place>``; default: the place that is called like the peer.
             announce: full addresses to tell others instead of the one it listens on.
-            limits: what to keep to, of which ``stall_s`` and ``streams_per_peer_max`` mean something in memory.
+            limits: what to keep to, of which ``stall_s``, ``streams_per_peer_max`` and ``newcomer_s`` mean something
+                in memory.
 
         Raises:
             LocalError: ``listen`` is malformed.
@@ -160,12 +160,13 @@ class MemoryNetwork:
         return next((transport for transport in self._running.values() if transport.place == place), None)
 
     def relayed_from(self, peer: str) -> Iterator[MemoryTransport]:
-        """Yield all that an announcement of ``peer`` reaches by relaying over connections, ``peer`` excluded."""
+        """Yield all that an announcement of ``peer`` reaches between peers that trust each other, ``peer`` excluded."""
         reached, frontier = {peer}, deque([peer])
         while frontier:
             relay = self._running.get(frontier.popleft())
             for neighbor in relay.connections if relay else ():
-                if neighbor not in reached and (transport := self._running.get(neighbor)):
+                transport = self._running.get(neighbor)
+                if relay and transport and neighbor not in reached and transport.is_friend_of(relay):
                     reached.add(neighbor)
                     frontier.append(neighbor)
                     yield transport
@@ -198,6 +199,7 @@ class MemoryTransport:
         self._on_connection = on_connection
         self._places: dict[str, str] = {}  # peer id -> where it was dialed
         self._serving: Counter[str] = Counter()
+        self._members: set[str] = set()  # peer ids
 
     async def dial(self, address: str) -> str:
         """Connect; see ``Transport.dial``."""
@@ -234,6 +236,7 @@ class MemoryTransport:
             end.connections[connection.remote_of(end).peer_id] = connection
         for end in (self, connection.remote_of(self)):
             end.tell(connection.remote_of(end).peer_id, True)
+            end.expect_trust(connection)
 
     def _reach(self, place: str, peer: str, address: str) -> MemoryTransport:
         """Return the peer at a place, or raise ``Unreachable``."""
@@ -247,6 +250,16 @@ class MemoryTransport:
         if remote.group.key != self.group.key or not remote.group.admits(self.peer_id):
             raise Unreachable(f"{address} answers but breaks off: {OTHER_GROUP}")
         return remote
+
+    def expect_trust(self, connection: _Connection) -> None:
+        """End a connection whose other end has not become a member in time."""
+
+        async def watch() -> None:
+            await trio.sleep(self.limits.newcomer_s)
+            if connection.remote_of(self).peer_id not in self._members:
+                connection.end("no member in time")
+
+        self._nursery.start_soon(watch)
 
     def serve(self, protocol: str, connection: _Connection) -> MemoryStream:
         """Start our handler on a new stream and return the other end of it."""
@@ -295,8 +308,17 @@ class MemoryTransport:
         except Exception:
             log.exception("on_announced raised")  # our own bug, yet no reason to fail the author
 
+    def trust(self, peer: str) -> None:
+        """Take ``peer`` for a member; see ``Transport.trust``."""
+        self._members.add(peer)
+
+    def is_friend_of(self, other: MemoryTransport) -> bool:
+        """Whether both trust each other."""
+        return other.peer_id in self._members and self.peer_id in other._members
+
     async def drop(self, peer: str) -> None:
-        """Close the connection to ``peer``."""
+        """Close the connection to ``peer``, and trust it no more."""
+        self._members.discard(peer)
         self.disconnect(peer, "the connection was dropped")
         await trio.lowlevel.checkpoint()
 

@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 import trio
-from networks import Network, Observer, ask, drain, echo, id_of, pair, run
+from networks import Network, Observer, ask, befriend, drain, echo, id_of, pair, run
 
 from gossip.errors import LocalError
 from peer.network.group import OPEN_GROUP, Group
@@ -506,6 +506,8 @@ def test_announcements_reach_also_those_not_connected_to_the_author(net: Network
             net.start(2, {}, observers[1]) as b,
             net.start(3, {}, observers[2]) as c,
         ):
+            befriend(a, b)
+            befriend(b, c)
             await b.dial(a.addresses[0])
             await c.dial(b.addresses[0])
             frame = os.urandom(1000)
@@ -541,12 +543,75 @@ def test_a_raising_listener_does_not_end_the_host(net: Network) -> None:
 
         broken.on_announced = raises  # type: ignore[method-assign]
         async with net.start(1, {ECHO: echo}, broken) as server, net.start(2, {}, fine) as client:
+            befriend(server, client)
             await client.dial(server.addresses[0])
             while not called.is_set():
                 await client.announce("test/presence", b"x")
                 with trio.move_on_after(0.5):
                     await called.wait()
             assert await ask(await client.open(server.peer_id, ECHO), b"alive") == b"alive"
+
+    run(main)
+
+
+# -- members -----------------------------------------------------------------------------------------------------
+
+
+def test_who_does_not_become_a_member_in_time_is_disconnected(net: Network) -> None:
+    async def main() -> None:
+        observer = Observer()
+        async with (
+            net.start(1, {ECHO: echo}, observer, newcomer_s=0.5) as server,
+            net.start(2) as member,
+            net.start(3) as stranger,
+        ):
+            for client in (member, stranger):
+                client.trust(server.peer_id)
+                await client.dial(server.addresses[0])
+            await observer.until(lambda: len(observer.changes) == 2)
+            server.trust(member.peer_id)
+            await observer.until(lambda: (stranger.peer_id, False) in observer.changes)
+            assert server.is_connected(member.peer_id)
+            assert await ask(await member.open(server.peer_id, ECHO), b"x") == b"x"
+
+    run(main)
+
+
+def test_who_is_dropped_is_a_member_no_more(net: Network) -> None:
+    async def main() -> None:
+        observer = Observer()
+        async with net.start(1, {}, observer, newcomer_s=0.5) as server, net.start(2) as client:
+            befriend(server, client)
+            await server.drop(client.peer_id)
+            await client.dial(server.addresses[0])
+            await observer.until(
+                lambda: observer.changes == [(client.peer_id, True), (client.peer_id, False)]
+            )
+
+    run(main)
+
+
+@pytest.mark.parametrize("untrusting", ["author", "listener"])
+def test_announcements_travel_between_peers_that_trust_each_other_only(net: Network, untrusting: str) -> None:
+    async def main() -> None:
+        observers = [Observer() for _ in range(3)]
+        async with (
+            net.start(1, {ECHO: echo}, observers[0]) as author,
+            net.start(2, {}, observers[1]) as friend,
+            net.start(3, {}, observers[2]) as other,
+        ):
+            befriend(author, friend)
+            (other if untrusting == "author" else author).trust(
+                (author if untrusting == "author" else other).peer_id
+            )
+            for listener in (other, friend):
+                await listener.dial(author.addresses[0])
+            while not observers[1].announced:
+                await author.announce("test/presence", b"frame")
+                with trio.move_on_after(0.5):
+                    await observers[1].until(lambda: bool(observers[1].announced))
+            await ask(await other.open(author.peer_id, ECHO), b"x")  # what was sent before has arrived
+            assert observers[2].announced == []
 
     run(main)
 

@@ -14,11 +14,11 @@ from networks import SETUPS, Setup
 from gossip.errors import LocalError
 from peer.network import memory
 from peer.network.group import Group
+from peer.network.limits import Limits
 from peer.network.transport import (
     Announced,
     ConnectionChanged,
     Handler,
-    Limits,
     Stream,
     Transport,
     TransportFactory,
@@ -62,7 +62,7 @@ class VeiledTransport:
         self._inner = inner
         self.peer_id = inner.peer_id
         self.addresses = tuple(from_memory(address) for address in inner.addresses)
-        self.is_connected, self.drop = inner.is_connected, inner.drop
+        self.is_connected, self.trust, self.drop = inner.is_connected, inner.trust, inner.drop
 
     async def dial(self, address: str) -> str:
         peer_of(address)
