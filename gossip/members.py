@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from gossip.events import PeerDown, PeerUp
-from gossip.membership_events import Action, Heartbeat, Post, Search, Tell
+from gossip.membership_events import Action, Drop, Heartbeat, Post, Search, Tell
 from gossip.membership_limits import (
     ADDRESSES_PER_PEER,
     FORGET_S,
@@ -37,6 +37,8 @@ class Member:
         heartbeat: the one that it is being asked for, if any.
         search: the present step of our search for it, if there is one.
         pause_s: mean pause before the next step of the search but one.
+        incarnation, sequence: order its announcements; what is older than was heard is a replay.
+        is_convicted: it has signed what contradicts itself, and is cut off for the rest of the run.
         strikes: when it did what no honest peer does, the last few times.
     """
 
@@ -51,19 +53,26 @@ class Member:
     heartbeat: Heartbeat | None = None
     search: Search | None = None
     pause_s: float = REDIAL_FIRST_S
+    incarnation: int = 0
+    sequence: int = -1
+    is_convicted: bool = False
     strikes: deque[float] = field(default_factory=lambda: deque(maxlen=STRIKES))
 
     def is_banned(self, now: float) -> bool:
-        """Whether it is cut off, for repeated faults."""
-        return len(self.strikes) == STRIKES and now - self.strikes[0] < STRIKES_S
+        """Whether it is cut off, for repeated faults or for good."""
+        return self.is_convicted or (len(self.strikes) == STRIKES and now - self.strikes[0] < STRIKES_S)
 
 
 class Members:
-    """Peer id -> ``Member``, ourselves (``me``) excluded, at most ``PEERS_MAX`` of them."""
+    """Peer id -> ``Member``, ourselves (``me``) excluded, at most ``PEERS_MAX`` of them.
+
+    ``convicted``: who is cut off for the rest of the run, in the table or not.
+    """
 
     def __init__(self) -> None:
         self.me = ""
         self.by_id: dict[str, Member] = {}
+        self.convicted: set[str] = set()
 
     def claimed(
         self, peer: str, name: str, addresses: tuple[str, ...], round: int, now: float
@@ -87,7 +96,7 @@ class Members:
 
     def _place(self, peer: str, now: float) -> Member | None:
         if peer not in self.by_id and peer and peer != self.me and len(self.by_id) < PEERS_MAX:
-            self.by_id[peer] = Member(away_since=now)
+            self.by_id[peer] = Member(away_since=now, is_convicted=peer in self.convicted)
         return self.by_id.get(peer)
 
     def up(self, peer: str, round: int, now: float) -> list[Action]:
@@ -97,11 +106,45 @@ class Members:
             return []
         was_up, member.is_up = member.is_up, True
         member.round = round
-        posted = Post(PeerUp(peer, round, member.data))
+        posted = Post(PeerUp(peer, round, member.data, member.incarnation))
         if was_up:
             return [posted]
         told = Tell(f"peer {self.display_name(peer)} is up ({peer}), {self.up_count} in all")
         return [posted, told]
+
+    def is_replay(self, peer: str, incarnation: int, sequence: int) -> bool:
+        """Note the place of an announcement in a peer's lives; tell whether a newer one was heard before."""
+        member = self.by_id.get(peer)
+        if member is None:
+            return False
+        if (incarnation, sequence) <= (member.incarnation, member.sequence):
+            return True
+        member.incarnation, member.sequence = incarnation, sequence
+        return False
+
+    def strike(self, peer: str, reason: str, now: float) -> list[Action]:
+        """Count a fault of a peer; too many of them and it is cut off for a while."""
+        member = self.by_id.get(peer)
+        if member is None:
+            return []
+        member.strikes.append(now)
+        if not member.is_banned(now):
+            return []
+        member.search = None
+        told = Tell(f"peer {self.display_name(peer)} ({peer}) is cut off for {STRIKES_S:.0f} s: {reason}")
+        return [told, *self.down(peer, reason, now), Drop(peer)]
+
+    def convict(self, peer: str, now: float) -> list[Action]:
+        """Cut a peer off for the rest of the run."""
+        self.convicted.add(peer)
+        if member := self.by_id.get(peer):
+            member.is_convicted, member.search = True, None
+        return self.down(peer, "cut off", now)
+
+    def is_welcome(self, peer: str, now: float) -> bool:
+        """Whether a peer has exchanged a hello of our run with us, has not gone since, and is not cut off."""
+        member = self.by_id.get(peer)
+        return member is not None and member.is_up and not member.is_banned(now)
 
     def down(self, peer: str, reason: str, now: float) -> list[Action]:
         """Note that a peer is down, if it was up; ``reason``: for people."""
@@ -113,6 +156,12 @@ class Members:
         member.missed = 0
         told = Tell(f"peer {self.display_name(peer)} is down: {reason}; {self.up_count} left")
         return [Post(PeerDown(peer)), told]
+
+    def left(self, peer: str, now: float) -> list[Action]:
+        """Take a peer's goodbye: nobody searches for it."""
+        if member := self.by_id.get(peer):
+            member.search = None
+        return self.down(peer, "left", now)
 
     def forget_the_idle(self, now: float) -> None:
         """Let go of peers that have been away for ``FORGET_S`` and that nobody searches for; bans are remembered."""

@@ -21,7 +21,8 @@ from __future__ import annotations
 import random
 from typing import assert_never
 
-from gossip import wire
+from gossip.claims import Claims, Verify, nothing_is_signed
+from gossip.convictions import Convictions
 from gossip.errors import LocalError, RemoteError
 from gossip.introduction import Introduction
 from gossip.joining import Joins
@@ -51,6 +52,7 @@ from gossip.membership_events import (
     Joining,
     JoinOver,
     Leave,
+    Offered,
     Progressed,
     Reject,
     Search,
@@ -69,9 +71,8 @@ from gossip.membership_limits import (
     HEARTBEATS_MISSED,
     REDIAL_FIRST_S,
     REDIAL_LONGEST_S,
-    STRIKES_S,
 )
-from gossip.messages import Hello, Message, Ping, Presence, Refusal
+from gossip.messages import Hello, Message, Ping, Presence, Proof, Refusal
 from topology.announced import Announced
 
 
@@ -83,13 +84,20 @@ class Membership:
         name: our display name.
         rng: spreads redials, decides nothing else; not shared with anybody.
         data: what we announce of our data, if our topology asks for it.
+        verify: see ``claims.Verify``.
     """
 
     def __init__(
-        self, manifest: RunManifest, name: str, rng: random.Random, data: Announced | None = None
+        self,
+        manifest: RunManifest,
+        name: str,
+        rng: random.Random,
+        data: Announced | None = None,
+        verify: Verify = nothing_is_signed,
     ) -> None:
         self.members = Members()
-        self._introduction = Introduction(manifest, name, data)
+        self._convictions = Convictions(Claims(manifest.fingerprint, verify), self.members)
+        self._introduction = Introduction(manifest, name, data, self._convictions.claims)
         self._rng = rng
         self._is_leaving = False
         self._joins = Joins()
@@ -98,8 +106,8 @@ class Membership:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at time ``now`` (seconds on any monotonic clock) and return what to do, in order.
 
-        Nothing raises. At most four actions come of one event, and one more for each peer that is up, for each
-        address that a hello names, and for each address to join.
+        Nothing raises. At most four actions come of one event, and one more for each peer that is up, each address
+        that a hello names or that is to join; four more for each peer that an event convicts.
         """
         if not self.members.me and not isinstance(event, Start | Progressed):
             return []
@@ -127,7 +135,9 @@ class Membership:
             case Suspect():
                 return self._heartbeat(event.peer)
             case Strike():
-                return self._strike(event, now)
+                return self.members.strike(event.peer, event.reason, now)
+            case Offered():
+                return self._convictions.offered(event.claim, now)
             case TimerFired():
                 return self._timer_fired(event.timer, now)
             case Leave():
@@ -140,12 +150,12 @@ class Membership:
     def _start(self, event: Start, now: float) -> list[Action]:
         self.members.me = event.me
         self._introduction.addresses = event.addresses[:ADDRESSES_PER_PEER]
+        self._introduction.incarnation = event.incarnation
         return [*self._introduction.announce(now), SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
 
     def _progressed(self, event: Progressed, now: float) -> list[Action]:
         self._introduction.round = event.round
-        is_listening = self.members.me and not self._is_leaving
-        return self._introduction.announce_soon(now) if is_listening else []
+        return self._introduction.announce_soon(now) if self.members.me and not self._is_leaving else []
 
     def _timer_fired(self, timer: Timer, now: float) -> list[Action]:
         if self._is_leaving:
@@ -175,7 +185,7 @@ class Membership:
     # -- what we say
 
     def _hello(self) -> Hello:
-        return self._introduction.hello(self.members.addresses_up()[: wire.LIST_ITEMS_MAX])
+        return self._introduction.hello(self.members.addresses_up())
 
     def _next_step(self) -> int:
         self._step += 1
@@ -191,7 +201,9 @@ class Membership:
             case Hello():
                 return self._greeted(event.peer, event.question, now)
             case Ping():
-                up = self.members.up(event.peer, event.question.round, now) if member and member.is_up else []
+                if not (member and member.is_up):
+                    return [Answer(Refusal("hello", "exchange a hello of this run first"))]
+                up = self.members.up(event.peer, event.question.round, now)
                 return [Answer(Ping(self._introduction.round)), *up]
             case _:
                 return []
@@ -204,11 +216,18 @@ class Membership:
 
     def _heard(self, event: Heard, now: float) -> list[Action]:
         said, author = event.message, event.author
+        if isinstance(said, Proof):
+            return self._convictions.proven((said,), now)
         if not isinstance(said, Presence) or said.run != self._introduction.run or author == self.members.me:
             return []
+        return [*self._convictions.told(said.claims, now), *self._present(author, said, now)]
+
+    def _present(self, author: str, said: Presence, now: float) -> list[Action]:
+        """Take what a peer announces of itself, unless it is a replay."""
+        if self.members.is_replay(author, said.incarnation, said.sequence):
+            return []
         if said.leaving:
-            self._end_search(author)
-            return self.members.down(author, "left", now)
+            return self.members.left(author, now)
         member = self.members.claimed(author, said.name, said.addresses, said.round, now)
         if member and member.is_up:
             return self.members.up(author, said.round, now)
@@ -219,8 +238,9 @@ class Membership:
         member = self.members.claimed(peer, hello.name, hello.addresses, hello.round, now)
         if member:
             member.missed, member.data = 0, hello.data
-            self._end_search(peer)
-        actions = self.members.up(peer, hello.round, now)
+            self.members.is_replay(peer, hello.incarnation, 0)
+            member.search = None
+        actions = [*self.members.up(peer, hello.round, now), *self._convictions.proven(hello.proofs, now)]
         for address in hello.known:
             other = peer_named_by(address)
             known = self.members.by_id.get(other)
@@ -261,9 +281,11 @@ class Membership:
                 assert_never(errand)
         if not isinstance(judged, Hello):
             return self._failed(errand, judged, now)
-        if isinstance(errand, Joining):
-            return self._joined(errand, judged, now)
-        return self._found(errand, judged, now)
+        return (
+            self._joined(errand, judged, now)
+            if isinstance(errand, Joining)
+            else self._found(errand, judged, now)
+        )
 
     def _failed(self, errand: Search | Joining, error: RemoteError | LocalError, now: float) -> list[Action]:
         if isinstance(errand, Search):
@@ -294,10 +316,6 @@ class Membership:
         """Return the member searched for, if this is the present step of the search."""
         member = self.members.by_id.get(errand.peer)
         return member if member and member.search == errand else None
-
-    def _end_search(self, peer: str) -> None:
-        if member := self.members.by_id.get(peer):
-            member.search = None
 
     def _found(self, errand: Search, hello: Hello, now: float) -> list[Action]:
         member = self._searched(errand)
@@ -355,6 +373,10 @@ class Membership:
         if isinstance(answer, Ping):
             member.missed = 0
             return self.members.up(errand.peer, answer.round, now)
+        if isinstance(answer, Refusal) and answer.reason == "hello":
+            return self._seek(
+                errand.peer, now
+            )  # it has lost sight of us, or was restarted: introduce ourselves
         # An announcement in between does not make up for it: others may have relayed it.
         member.missed += 1
         if member.missed < HEARTBEATS_MISSED:
@@ -374,15 +396,3 @@ class Membership:
         if member.is_connected:
             return [Drop(event.peer)] if member.is_banned(now) else []
         return self._seek(event.peer, now) if member.is_up else []
-
-    def _strike(self, event: Strike, now: float) -> list[Action]:
-        member = self.members.by_id.get(event.peer)
-        if member is None:
-            return []
-        member.strikes.append(now)
-        if not member.is_banned(now):
-            return []
-        self._end_search(event.peer)
-        name = self.members.display_name(event.peer)
-        told = Tell(f"peer {name} ({event.peer}) is cut off for {STRIKES_S:.0f} s: {event.reason}")
-        return [told, *self.members.down(event.peer, event.reason, now), Drop(event.peer)]

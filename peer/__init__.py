@@ -20,6 +20,9 @@ Taking part:
 
 - ``runtime``: the life of a peer, and its loop round the node.
 - ``membership``, ``exchange``: who takes part; the conversations with them.
+- ``standing``: whom we have greeted.
+- ``publisher``: the serving side of pulls.
+- ``signing``, ``incarnation``: what we stand by, and in which life.
 - ``streams``: what follows from how each conversation ended.
 - ``round_records``: what stays of a round.
 - ``leaving``: how a user ends a run.

@@ -305,7 +305,7 @@ async def refusal_of(address: str, key: bytes) -> str:
     """Dial as somebody with this group key; return why it failed, empty if it did not."""
     factory = transport_for("/ip4/127.0.0.1/tcp/0", private_key=os.urandom(32), group_key=key)
     nothing = {"handlers": {}, "on_announced": lambda *said: None, "on_connection": lambda *said: None}
-    async with factory(topic="gossip-peer/2/none", **nothing) as stranger:
+    async with factory(topic="gossip-peer/3/none", **nothing) as stranger:
         try:
             await stranger.dial(address)
         except Unreachable as error:

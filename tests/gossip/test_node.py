@@ -172,7 +172,7 @@ def test_a_failed_fetch_or_a_death_ends_the_wait() -> None:
 
 
 def test_asynchronous_nodes_never_wait() -> None:
-    node = make(collect_s=0.0)
+    node = make(collect_s=0.0, rounds=9)
     actions = collecting(node)
     assert kinds(actions) == ["Publish", "Fetch", "Fetch", "Report", "Train"]
     assert all(action.round is None and action.wait_s == 0 for action in actions if isinstance(action, Fetch))
@@ -185,7 +185,7 @@ def test_asynchronous_nodes_never_wait() -> None:
 
 
 def test_a_adapter_is_not_asked_for_twice() -> None:
-    node = make(collect_s=0.0)
+    node = make(collect_s=0.0, rounds=9)
     collecting(node)
     node.handle(Fetched("a", adapter(4, 6, 6, 6, 6)), 1.5)
     node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 2.0)

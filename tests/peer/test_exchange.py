@@ -11,18 +11,35 @@ import trio
 from gossip import wire
 from gossip.errors import RemoteError
 from gossip.messages import Offer, Ping, Pull, Refusal
+from gossip.offers import RunShape
 from gossip.published import PublishedAdapter
-from peer.exchange import ADAPTER, CONTROL, PULLS_PER_PEER, Publisher, Traffic, ask, pull
+from peer.exchange import ADAPTER, CONTROL, Traffic, ask, pull
 from peer.network.memory import MemoryNetwork
 from peer.network.transport import Stream, Transport, Unreachable
+from peer.publisher import PULLS_PER_PEER, Publisher
 
 RUN = b"run fingerprint!"
 SIZE = 1_000_000
+SHAPE = RunShape(rounds=9, lengths={"round": {SIZE}, "merge": {SIZE}, "initial": {SIZE}}, replicas=False)
 PAYLOAD = bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256)
 
 
 def wanted(round: int | None = 0, newer_than: int = -1, wait_s: float = 0.0) -> Pull:
     return Pull(RUN, round, newer_than, wait_s)
+
+
+async def everybody(peer: str) -> bool:
+    return True
+
+
+def publisher_of(traffic: Traffic, shape: RunShape = SHAPE) -> Publisher:
+    """A publisher to whom everybody is welcome, and who does not sign."""
+    return Publisher(RUN, shape, traffic, everybody, lambda offer: offer)
+
+
+async def read(reader: Transport, request: Pull, traffic: Traffic | None = None) -> PublishedAdapter:
+    """Pull from the server, whatever it signs."""
+    return await pull(reader, "server", request, SHAPE, traffic or Traffic(), lambda offer: None)
 
 
 def run(body: Callable[[], Awaitable[None]]) -> None:
@@ -51,14 +68,14 @@ async def reader_of(
 def test_a_pull_brings_the_published_bytes_and_counts_them() -> None:
     async def body() -> None:
         theirs, ours = Traffic(), Traffic()
-        publisher = Publisher(RUN, theirs)
+        publisher = publisher_of(theirs)
         publisher.publish(PublishedAdapter(3, 12, "float32", PAYLOAD))
 
         async def serve(stream: Stream) -> None:
             await publisher.serve(stream)
 
         async with reader_of(serve) as reader:
-            published = await pull(reader, "server", wanted(None), {SIZE}, ours)
+            published = await read(reader, wanted(None), ours)
         assert (published.round, published.age, published.codec) == (3, 12, "float32")
         assert bytes(published.payload) == PAYLOAD
         assert ours.bytes_in == theirs.bytes_out
@@ -70,7 +87,7 @@ def test_a_pull_brings_the_published_bytes_and_counts_them() -> None:
 
 def test_a_request_is_held_until_its_round_is_published() -> None:
     async def body() -> None:
-        publisher = Publisher(RUN, Traffic())
+        publisher = publisher_of(Traffic())
         publisher.publish(PublishedAdapter(0, 1, "float32", PAYLOAD))
         asked = trio.Event()
 
@@ -85,7 +102,7 @@ def test_a_request_is_held_until_its_round_is_published() -> None:
                 publisher.publish(PublishedAdapter(1, 2, "float32", PAYLOAD))
 
             nursery.start_soon(publish_later)
-            published = await pull(reader, "server", wanted(1, wait_s=15.0), {SIZE}, Traffic())
+            published = await read(reader, wanted(1, wait_s=15.0))
             assert published.round == 1
 
     run(body)
@@ -93,23 +110,23 @@ def test_a_request_is_held_until_its_round_is_published() -> None:
 
 def test_when_the_wait_is_over_the_newest_will_do_or_nothing() -> None:
     async def body() -> None:
-        publisher = Publisher(RUN, Traffic())
+        publisher = publisher_of(Traffic())
         publisher.publish(PublishedAdapter(0, 1, "float32", PAYLOAD))
 
         async def serve(stream: Stream) -> None:
             await publisher.serve(stream)
 
         async with reader_of(serve) as reader:
-            assert (await pull(reader, "server", wanted(5, wait_s=0.01), {SIZE}, Traffic())).round == 0
+            assert (await read(reader, wanted(5, wait_s=0.01))).round == 0
             with pytest.raises(RemoteError, match="nothing"):
-                await pull(reader, "server", wanted(5, newer_than=0, wait_s=0.01), {SIZE}, Traffic())
+                await read(reader, wanted(5, newer_than=0, wait_s=0.01))
 
     run(body)
 
 
 def test_a_broken_transfer_goes_on_where_it_stopped() -> None:
     async def body() -> None:
-        publisher = Publisher(RUN, Traffic())
+        publisher = publisher_of(Traffic())
         publisher.publish(PublishedAdapter(0, 1, "float32", PAYLOAD))
         attempts: list[int] = []
 
@@ -132,7 +149,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped() -> None:
 
         async with reader_of(serve) as reader:
             ours = Traffic()
-            published = await pull(reader, "server", wanted(), {SIZE}, ours)
+            published = await read(reader, wanted(), ours)
         assert bytes(published.payload) == PAYLOAD
         assert attempts[:2] == [0, 300_000]
         assert 599_000 < attempts[2] < 600_000  # the rest and a frame
@@ -189,7 +206,7 @@ def test_lies_and_broken_answers_have_a_reason(answer: bytes, reason: str) -> No
 
         async with reader_of(serve) as reader:
             with pytest.raises(RemoteError) as caught:
-                await pull(reader, "server", wanted(), {SIZE}, Traffic())
+                await read(reader, wanted())
             assert caught.value.reason == reason
 
     run(body)
@@ -201,13 +218,15 @@ def test_lies_and_broken_answers_have_a_reason(answer: bytes, reason: str) -> No
         (wire.framed(Ping(1)), "malformed"),
         (b"\x00\x00\x00\x03abc", "malformed"),
         (b"\xff" * 100, "oversized"),
-        (b"\x00\x00", "unreachable"),
+        (b"\x00\x00", "malformed"),
+        (b"\x00\x00\x00\x09", "malformed"),
+        (b"", "unreachable"),
     ],
-    ids=["ping", "noise", "oversized", "truncated"],
+    ids=["ping", "noise", "oversized", "truncated", "no frame", "nothing"],
 )
 def test_a_server_survives_what_is_not_a_pull(request_bytes: bytes, reason: str) -> None:
     async def body() -> None:
-        publisher = Publisher(RUN, Traffic())
+        publisher = publisher_of(Traffic())
         reasons: list[str] = []
 
         async def serve(stream: Stream) -> None:
@@ -228,19 +247,19 @@ def test_a_server_survives_what_is_not_a_pull(request_bytes: bytes, reason: str)
 
 def test_another_run_and_too_many_requests_are_refused() -> None:
     async def body() -> None:
-        publisher = Publisher(RUN, Traffic())
+        publisher = publisher_of(Traffic())
 
         async def serve(stream: Stream) -> None:
             await publisher.serve(stream)
 
         async with reader_of(serve) as reader:
             with pytest.raises(RemoteError, match="run"):
-                await pull(reader, "server", Pull(b"another run's id", 0, -1, 0.0), {SIZE}, Traffic())
+                await read(reader, Pull(b"another run's id", 0, -1, 0.0))
             reasons: list[str] = []
 
             async def pull_once() -> None:
                 try:
-                    await pull(reader, "server", wanted(0, wait_s=0.05), {SIZE}, Traffic())
+                    await read(reader, wanted(0, wait_s=0.05))
                 except RemoteError as error:
                     reasons.append(error.reason)
 
