@@ -77,6 +77,14 @@ class Neighbor:
         """Count a round in which it was asked and did not deliver."""
         self.misses = min(self.misses + 1, MISSES_MAX)
 
+    def failed(self, reason: str, our_round: int) -> None:
+        """Count a fetch that has ended without an adapter, unless its neighbor only had too much to do, or is behind.
+
+        One that is behind is asked for what there is: that there is nothing yet is no failure.
+        """
+        if reason != "busy" and (reason != "nothing" or not self.is_behind(our_round)):
+            self.missed()
+
     def delivered(self) -> None:
         """Count an adapter that has come: whoever delivers in half of the rounds is waited for in half of them."""
         self.misses = max(self.misses - 1, 0)

@@ -308,9 +308,7 @@ class GossipNode:
         # With a second fetch under way there is still somebody to wait for.
         if not neighbor.fetches and self._current.stop_waiting_for(event.peer):
             self._current.failed.append((event.peer, event.reason))
-            # One that is behind is asked for what there is: that there is nothing yet is no failure.
-            if event.reason != "nothing" or not neighbor.is_behind(self.round):
-                neighbor.missed()
+            neighbor.failed(event.reason, self.round)
         return self._mix_if_complete(now)
 
     def _served_event(self, event: Served, now: float) -> list[Action]:
