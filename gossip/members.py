@@ -141,6 +141,11 @@ class Members:
             member.is_convicted, member.search = True, None
         return self.down(peer, "cut off", now)
 
+    def is_cut_off(self, peer: str, now: float) -> bool:
+        """Whether a peer is cut off, in the table or not."""
+        member = self.by_id.get(peer)
+        return peer in self.convicted or (member is not None and member.is_banned(now))
+
     def is_welcome(self, peer: str, now: float) -> bool:
         """Whether a peer has exchanged a hello of our run with us, has not gone since, and is not cut off."""
         member = self.by_id.get(peer)

@@ -195,7 +195,7 @@ class Membership:
 
     def _asked(self, event: Asked, now: float) -> list[Action]:
         member = self.members.by_id.get(event.peer)
-        if member and member.is_banned(now):
+        if self.members.is_cut_off(event.peer, now):
             return [Answer(Refusal("busy", "cut off for a while after repeated faults"))]
         match event.question:
             case Hello():
