@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gossip.events import PeerDown, PeerUp
-from gossip.membership_events import Action, Heartbeat, Post, Proof, Search
+from gossip.membership_events import Action, Heartbeat, Post, Probe, Search
 from gossip.membership_limits import (
     ADDRESSES_PER_PEER,
     ANCHORS,
@@ -53,8 +53,9 @@ class Member:
         search: the present step of our search for it, if there is one.
         tries: dials of this search so far.
         pause_s: mean pause before the next step of the search but one.
-        proof: the attempt to prove one of its addresses, if there is one.
+        probe: the attempt to prove one of its addresses, if there is one.
         prove_at: when the next round of such attempts may begin; prove_pause_s: the pause before the one after that.
+        incarnation, sequence: order its announcements; what is older than was heard is a replay.
     """
 
     source: str = ""
@@ -76,7 +77,9 @@ class Member:
     search: Search | None = None
     tries: int = 0
     pause_s: float = REDIAL_FIRST_S
-    proof: Proof | None = None
+    incarnation: int = 0
+    sequence: int = -1
+    probe: Probe | None = None
     prove_at: float = 0.0
     prove_pause_s: float = PROOF_PAUSE_S
 
@@ -221,12 +224,22 @@ class Members:
             return []
         was_up, member.is_up = member.is_up, True
         member.round = round
-        posted = Post(PeerUp(peer, round, member.data))
+        posted = Post(PeerUp(peer, round, member.data, member.incarnation))
         if was_up:
             return [posted]
         member.up_since = now
         told = f"peer {self.display_name(peer)} is up ({peer}), {self.up_count} in all"
         return [posted, *self.notices.line("up", peer, told, now)]
+
+    def is_replay(self, peer: str, incarnation: int, sequence: int) -> bool:
+        """Note the place of an announcement in a peer's lives; tell whether a newer one was heard before."""
+        member = self.by_id.get(peer)
+        if member is None:
+            return False
+        if (incarnation, sequence) <= (member.incarnation, member.sequence):
+            return True
+        member.incarnation, member.sequence = incarnation, sequence
+        return False
 
     def down(self, peer: str, reason: str, now: float) -> list[Action]:
         """Note that a peer is down, if it was up; ``reason``: for people."""

@@ -23,7 +23,9 @@ import itertools
 import random
 from typing import assert_never
 
-from gossip import wire
+from gossip.bans import Bans
+from gossip.claims import Claims, Verify, nothing_is_signed
+from gossip.convictions import Convictions
 from gossip.dials import Dials
 from gossip.errors import LocalError, RemoteError
 from gossip.introduction import Introduction
@@ -53,8 +55,9 @@ from gossip.membership_events import (
     Joining,
     JoinOver,
     Leave,
+    Offered,
+    Probe,
     Progressed,
-    Proof,
     Question,
     Reject,
     Search,
@@ -70,15 +73,11 @@ from gossip.membership_limits import (
     ADDRESSES_PER_PEER,
     HEARTBEAT_S,
     HEARTBEATS_MISSED,
-    REFUSALS,
     REFUSED_NOTICE_S,
-    STRIKES,
-    STRIKES_S,
 )
-from gossip.messages import Hello, Message, Ping, Presence, Refusal
+from gossip.messages import Hello, Message, Ping, Presence, Proof, Refusal
 from gossip.notices import Notices
 from gossip.searching import Searches
-from gossip.strikes import Strikes
 from gossip.told_addresses import is_name, peer_named_by
 from topology.announced import Announced
 
@@ -91,27 +90,35 @@ class Membership:
         name: our display name.
         rng: spreads redials, decides nothing else; not shared with anybody.
         data: what we announce of our data, if our topology asks for it.
+        verify: see ``claims.Verify``.
     """
 
     def __init__(
-        self, manifest: RunManifest, name: str, rng: random.Random, data: Announced | None = None
+        self,
+        manifest: RunManifest,
+        name: str,
+        rng: random.Random,
+        data: Announced | None = None,
+        verify: Verify = nothing_is_signed,
     ) -> None:
         self._notices = Notices()
         self.members = Members(lambda member: self._searches.forgotten(member), self._notices)
-        self._introduction = Introduction(manifest, name, data)
+        claims = Claims(manifest.fingerprint, verify)
+        self._introduction = Introduction(manifest, name, data, claims)
         self._is_leaving = False
         self._joins = Joins()
         self._dials = Dials()
         self._searches = Searches(self.members, self._dials, self._notices, rng)
-        self._strikes = Strikes(STRIKES)
-        self._refusals = Strikes(REFUSALS)
+        self._convictions = Convictions(claims, self.members, self._searches)
+        self._bans = Bans(self._convictions, self.members, self._searches, self._notices)
         self._heartbeat_numbers = itertools.count(1)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at time ``now`` (seconds on any monotonic clock) and return what to do, in order.
 
         Nothing raises. At most eight actions come of one event, and one more for each peer that is up, for each address
-        of a join, and for each dial that may be under way at a time (``DIALS_MAX``).
+        of a join, and for each dial that may be under way at a time (``DIALS_MAX``); five more for each peer that an
+        event convicts.
         """
         if not self.members.me and not isinstance(event, Start | Progressed):
             return []
@@ -139,7 +146,9 @@ class Membership:
             case Suspect():
                 return self._heartbeat(event.peer)
             case Strike():
-                return self._strike(event, now)
+                return self._bans.strike(event.peer, event.reason, now)
+            case Offered():
+                return self._convictions.offered(event.claim, now)
             case TimerFired():
                 return self._timer_fired(event.timer, now)
             case Leave():
@@ -147,12 +156,18 @@ class Membership:
             case _:
                 assert_never(event)
 
+    def is_welcome(self, peer: str, now: float) -> bool:
+        """Whether a peer has exchanged a hello of our run with us, has not gone since, and is not cut off."""
+        member = self.members.by_id.get(peer)
+        return member is not None and member.is_up and not self._bans.has(peer, now)
+
     # -- life
 
     def _start(self, event: Start, now: float) -> list[Action]:
         self.members.me, self.members.own = event.me, event.addresses
         plain = [address for address in event.addresses if not is_name(address)]
         self._introduction.addresses = tuple(plain[:ADDRESSES_PER_PEER])
+        self._introduction.incarnation = event.incarnation
         names = [address for address in event.addresses if is_name(address)]
         told = f"others are not told {', '.join(names)}: they take no names from peers; announce an IP address too"
         announced = self._introduction.announce(now)
@@ -160,8 +175,7 @@ class Membership:
 
     def _progressed(self, event: Progressed, now: float) -> list[Action]:
         self._introduction.round = event.round
-        is_listening = self.members.me and not self._is_leaving
-        return self._introduction.announce_soon(now) if is_listening else []
+        return self._introduction.announce_soon(now) if self.members.me and not self._is_leaving else []
 
     def _timer_fired(self, timer: Timer, now: float) -> list[Action]:
         if self._is_leaving:
@@ -194,7 +208,7 @@ class Membership:
     # -- what we say
 
     def _hello(self) -> Hello:
-        return self._introduction.hello(self.members.known()[: wire.LIST_ITEMS_MAX])
+        return self._introduction.hello(self.members.known())
 
     def _in_turn(self, actions: list[Action], now: float) -> list[Action]:
         """Let dials to addresses that the user gave wait for their turn."""
@@ -204,18 +218,17 @@ class Membership:
 
     # -- what others say
 
-    def _is_cut_off(self, peer: str, now: float) -> bool:
-        return self._strikes.is_over(peer, now) or self._refusals.is_over(peer, now)
-
     def _asked(self, event: Asked, now: float) -> list[Action]:
-        if self._is_cut_off(event.peer, now):
+        if self._bans.has(event.peer, now):
             return [Answer(Refusal("busy", "cut off for a while after repeated faults"))]
         member = self.members.by_id.get(event.peer)
         match event.question:
             case Hello():
                 return self._greeted(event.peer, event.question, now)
             case Ping():
-                up = self.members.up(event.peer, event.question.round, now) if member and member.is_up else []
+                if not (member and member.is_up):
+                    return [Answer(Refusal("hello", "exchange a hello of this run first"))]
+                up = self.members.up(event.peer, event.question.round, now)
                 return [Answer(Ping(self._introduction.round)), *up]
             case _:
                 return []
@@ -224,20 +237,26 @@ class Membership:
         if difference := self._introduction.difference_from(hello):
             refused = f"refused peer {peer} of another run: {difference}"
             told = self._notices.line("refused", peer, refused, now, every_s=REFUSED_NOTICE_S)
-            cut_off = (
-                self._cut_off(peer, "greets with another run", now) if self._refusals.add(peer, now) else []
-            )
+            cut_off = self._bans.refused(peer, now)
             return [Reject("manifest"), *told, Answer(self._introduction.refusal_of(hello)), *cut_off]
         return [Answer(self._hello()), *self._welcome(peer, hello, now)]
 
     def _heard(self, event: Heard, now: float) -> list[Action]:
         said, author = event.message, event.author
+        if isinstance(said, Proof):
+            return self._convictions.proven((said,), now)
         if not isinstance(said, Presence) or said.run != self._introduction.run or author == self.members.me:
+            return []
+        return [*self._convictions.told(said.claims, now), *self._present(author, said, now)]
+
+    def _present(self, author: str, said: Presence, now: float) -> list[Action]:
+        """Take what a peer announces of itself, unless it is a replay."""
+        if self.members.is_replay(author, said.incarnation, said.sequence):
             return []
         if said.leaving:
             self._searches.end(author)
             return self.members.down(author, "left", now)
-        if self._is_cut_off(author, now):
+        if self._bans.has(author, now):
             return []
         member = self.members.announced(author, said.name, said.addresses, said.round, now)
         if member and member.is_up:
@@ -249,13 +268,15 @@ class Membership:
         member = self.members.answered(peer, hello.name, hello.addresses, hello.round, now)
         if member:
             member.missed, member.data = 0, hello.data
+            self.members.is_replay(peer, hello.incarnation, 0)
             self._searches.end(peer)
-        actions = [*self.members.up(peer, hello.round, now), *self._searches.prove(peer, now)]
+        up = self.members.up(peer, hello.round, now)
+        actions = [*up, *self._searches.prove(peer, now), *self._convictions.proven(hello.proofs, now)]
         for address in hello.known:
             other = peer_named_by(address)
             known = self.members.by_id.get(other)
             # Whoever is up already has been greeted: greeting it again would never end.
-            if not (known and known.is_up) and not self._is_cut_off(other, now):
+            if not (known and known.is_up) and not self._bans.has(other, now):
                 self.members.rumored(other, address, peer, now)
                 actions += self._seek(other, now)
         return actions
@@ -278,13 +299,13 @@ class Membership:
                 if event.peer == peer_named_by(step.address):
                     self.members.given(event.peer, step.address, now)
                 return [Ask(step, event.peer, self._hello())]
-            case Proof():
+            case Probe():
                 return self._searches.proved(event.errand, event.peer == event.errand.peer, now)
             case _:
                 assert_never(event.errand)
 
     def _not_dialed(self, event: DialFailed, now: float) -> list[Action]:
-        if isinstance(event.errand, Proof):
+        if isinstance(event.errand, Probe):
             return self._searches.proved(event.errand, False, now)
         return self._failed(event.errand, event.error, now)
 
@@ -300,9 +321,11 @@ class Membership:
                 assert_never(errand)
         if not isinstance(judged, Hello):
             return self._failed(errand, judged, now)
-        if isinstance(errand, Joining):
-            return self._joined(errand, judged, now)
-        return self._found(errand, judged, now)
+        return (
+            self._joined(errand, judged, now)
+            if isinstance(errand, Joining)
+            else self._found(errand, judged, now)
+        )
 
     def _failed(self, errand: Search | Joining, error: RemoteError | LocalError, now: float) -> list[Action]:
         if isinstance(errand, Search):
@@ -313,7 +336,7 @@ class Membership:
         peer = peer_named_by(errand.address)
         if not self._joins.is_at(errand):
             return []
-        if self._is_cut_off(peer, now):
+        if self._bans.has(peer, now):
             return self._joins.failed(
                 errand, RemoteError("busy", "cut off for a while after repeated faults")
             )
@@ -328,7 +351,7 @@ class Membership:
         return self._welcome(errand.peer, hello, now)
 
     def _seek(self, peer: str, now: float) -> list[Action]:
-        is_wanted = not self._is_leaving and not self._is_cut_off(peer, now)
+        is_wanted = not self._is_leaving and not self._bans.has(peer, now)
         return self._searches.seek(peer, now) if is_wanted else []
 
     # -- watching
@@ -336,8 +359,7 @@ class Membership:
     def _heartbeats(self, now: float) -> list[Action]:
         """Ask everybody who is up for a heartbeat, and where it may be dialed; forget what is long past."""
         self.members.forget_the_idle(now)
-        self._strikes.forget_old(now)
-        self._refusals.forget_old(now)
+        self._bans.forget_old(now)
         asked = [action for peer in self.members.by_id for action in self._heartbeat(peer)]
         proofs = [action for peer in self.members.by_id for action in self._searches.prove(peer, now)]
         return [*asked, *proofs, *self._notices.sum_up(now), SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
@@ -360,6 +382,10 @@ class Membership:
         if isinstance(answer, Ping):
             member.missed = 0
             return self.members.up(errand.peer, answer.round, now)
+        if isinstance(answer, Refusal) and answer.reason == "hello":
+            return self._seek(
+                errand.peer, now
+            )  # it has lost sight of us, or was restarted: introduce ourselves
         # An announcement in between does not make up for it: others may have relayed it.
         member.missed += 1
         if member.missed < HEARTBEATS_MISSED:
@@ -373,19 +399,6 @@ class Membership:
         if member := self.members.by_id.get(event.peer):
             member.is_connected = is_connected
         if is_connected:
-            return [Drop(event.peer)] if self._is_cut_off(event.peer, now) else []
+            return [Drop(event.peer)] if self._bans.has(event.peer, now) else []
         is_missed = member and member.is_up and not self._is_leaving
         return self._searches.lost(event.peer, now) if is_missed else []
-
-    def _strike(self, event: Strike, now: float) -> list[Action]:
-        was_cut_off = self._is_cut_off(event.peer, now)
-        if not self._strikes.add(event.peer, now):
-            return []
-        return [Drop(event.peer)] if was_cut_off else self._cut_off(event.peer, event.reason, now)
-
-    def _cut_off(self, peer: str, reason: str, now: float) -> list[Action]:
-        self._searches.end(peer)
-        name = self.members.display_name(peer)
-        line = f"peer {name} ({peer}) is cut off for {STRIKES_S:.0f} s: {reason}"
-        told = self._notices.line("cut off", peer, line, now)
-        return [*told, *self.members.down(peer, reason, now), Drop(peer)]

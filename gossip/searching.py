@@ -13,7 +13,7 @@ import random
 from gossip.dials import Dials
 from gossip.errors import LocalError, RemoteError
 from gossip.members import Member, Members
-from gossip.membership_events import Action, Dial, Incompatible, Proof, Search, SetTimer
+from gossip.membership_events import Action, Dial, Incompatible, Probe, Search, SetTimer
 from gossip.membership_limits import (
     FLAPS_MAX,
     PROOF_PAUSE_LONGEST_S,
@@ -137,11 +137,11 @@ class Searches:
         """Take no interest in any of them any more."""
         self._dials.clear()
         for member in self._members.by_id.values():
-            member.search = member.proof = None
+            member.search = member.probe = None
 
     def forgotten(self, member: Member) -> None:
         """Take no interest in a member that has lost its place."""
-        for errand in (member.search, member.proof):
+        for errand in (member.search, member.probe):
             if errand:
                 self._dials.cancel(errand)
 
@@ -153,27 +153,27 @@ class Searches:
         One that answers is enough; none is passed on before it has.
         """
         member = self._members.by_id.get(peer)
-        if member is None or not member.is_up or member.proof or member.proven or now < member.prove_at:
+        if member is None or not member.is_up or member.probe or member.proven or now < member.prove_at:
             return []
         untried = (one for one in member.addresses if one not in member.tried)
         if (address := next(untried, None)) is None:
             return []
         member.tried |= {address}
-        proof = member.proof = Proof(peer, address, next(self._steps))
-        return self._dials.rumored(Dial(proof, (address,), peer), peer, now)
+        probe = member.probe = Probe(peer, address, next(self._steps))
+        return self._dials.rumored(Dial(probe, (address,), peer), peer, now)
 
-    def proved(self, proof: Proof, has_answered: bool, now: float) -> list[Action]:
+    def proved(self, probe: Probe, has_answered: bool, now: float) -> list[Action]:
         """Take the outcome of an attempt; after a pause all addresses are tried once more."""
-        member = self._members.by_id.get(proof.peer)
-        if member is None or member.proof != proof:
+        member = self._members.by_id.get(probe.peer)
+        if member is None or member.probe != probe:
             return []
-        member.proof = None
-        if has_answered and proof.address in member.addresses:
-            member.proven |= {proof.address}
+        member.probe = None
+        if has_answered and probe.address in member.addresses:
+            member.proven |= {probe.address}
             member.prove_pause_s = PROOF_PAUSE_S
             member.keep((), ())
             return []
-        if following := self.prove(proof.peer, now):
+        if following := self.prove(probe.peer, now):
             return following
         member.tried = frozenset()
         member.prove_at = now + member.prove_pause_s

@@ -43,7 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 MESSAGES: dict[str, Message] = {
     "hello": Hello(
-        {"protocol": 2, "codec": "int8"},
+        {"protocol": 3, "codec": "int8"},
         "anna",
         3,
         ("/ip4/1.2.3.4/tcp/5/p2p/x",),

@@ -35,8 +35,8 @@ from gossip.membership_events import (
     Join,
     JoinOver,
     Post,
+    Probe,
     Progressed,
-    Proof,
     Search,
     SetTimer,
     Start,
@@ -246,7 +246,7 @@ def test_nobody_is_dialed_at_an_address_that_is_none(place: str) -> None:
 def test_an_address_is_passed_on_once_its_peer_has_answered_there() -> None:
     world = World()
     (proof,) = only(world.does(Asked("a", hello("a"))), Dial)
-    assert isinstance(proof.errand, Proof)
+    assert isinstance(proof.errand, Probe)
     assert proof.addresses == (address("a"),)
     assert world.members.known() == ()
     world.does(Dialed(proof.errand, "a"))
@@ -485,7 +485,7 @@ class Hostile(World):
                 TimerFired(DialsDue()),
                 TimerFired(JoinOver(self.joins)),
                 Dialed(Search(peer, rng.randrange(99)), peer),
-                DialFailed(Proof(peer, address(peer), rng.randrange(99)), AWAY),
+                DialFailed(Probe(peer, address(peer), rng.randrange(99)), AWAY),
             )
         )
 
@@ -541,7 +541,7 @@ class Hostile(World):
             assert len(member.addresses) <= 4
             assert member.proven <= set(member.addresses)
             assert not (member.is_up and not member.has_answered)
-        assert not any(self.membership._is_cut_off(peer, self.now) for peer in self.up)
+        assert not any(self.membership._bans.has(peer, self.now) for peer in self.up)
         assert len(self.membership._strikes) <= STRIKERS_MAX
         assert len(self.membership._notices) <= PEERS_MAX
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gossip import wire
 from gossip.errors import LocalError, RemoteError
 from gossip.events import PeerDown, PeerUp
 from gossip.manifest import RunManifest
@@ -45,8 +46,8 @@ from gossip.membership_events import (
     Leave,
     NobodyThere,
     Post,
+    Probe,
     Progressed,
-    Proof,
     Reject,
     Search,
     SetTimer,
@@ -77,6 +78,7 @@ from gossip.simulated_membership import ANSWER_S
 from gossip.simulated_network import LinkModel
 from gossip.simulation import Simulation
 
+ANNOUNCEMENTS = itertools.count(1)
 AWAY = RemoteError("unreachable", "nobody answers")
 
 
@@ -95,8 +97,10 @@ def manifest(codec: str = "float32") -> RunManifest:
         codec=codec,
         feedback="n",
         gamma="1",
+        rounds=9,
         merge="none",
         overlap="no",
+        private="no",
     )
 
 
@@ -109,7 +113,8 @@ def hello(peer: str, *known: str, codec: str = "float32", round: int = 0) -> Hel
 
 
 def presence(peer: str, *addresses: str, round: int = 0, leaving: bool = False) -> Heard:
-    said = Presence(manifest().fingerprint, peer.upper(), round, addresses or (address(peer),), leaving)
+    told = addresses or (address(peer),)
+    said = Presence(manifest().fingerprint, peer.upper(), round, told, leaving, sequence=next(ANNOUNCEMENTS))
     return Heard(peer, said)
 
 
@@ -132,7 +137,7 @@ class Machine:
         """Be greeted, and find the peers where they say they are."""
         for peer in peers:
             (proof,) = only(self.does(Asked(peer, hello(peer))), Dial)
-            assert isinstance(proof.errand, Proof)
+            assert isinstance(proof.errand, Probe)
             assert self.does(Dialed(proof.errand, peer)) == []
 
     def member(self, peer: str):
@@ -173,7 +178,7 @@ def test_a_greeting_is_answered_with_those_that_are_up() -> None:
     answer, *rest, proof = me.does(Asked("b", hello("b", round=2)))
     assert answer == Answer(Hello(manifest().fields(), "ME", 0, (address("me"),), (address("a"),)))
     assert rest == [Post(PeerUp("b", 2)), Tell("peer B is up (b), 2 in all")]
-    assert proof == Dial(Proof("b", address("b"), 2), (address("b"),), "b")
+    assert proof == Dial(Probe("b", address("b"), 2), (address("b"),), "b")
 
 
 def test_a_refusal_names_the_field_in_the_readers_words() -> None:
@@ -206,8 +211,48 @@ def test_another_run_ends_a_first_join_and_a_search(answer: Message) -> None:
 def test_what_is_neither_hello_nor_ping_is_not_answered() -> None:
     me = Machine()
     assert me.does(Asked("a", Pull(bytes(16), None, -1, 0.0))) == []
-    assert me.does(Asked("a", Ping(3))) == [Answer(Ping(0))]
     assert me.up == set()
+
+
+def test_a_ping_is_answered_only_after_a_hello() -> None:
+    me = Machine()
+    (answer,) = me.does(Asked("a", Ping(3)))
+    assert answer == Answer(Refusal("hello", "exchange a hello of this run first"))
+    me.meets("a")
+    assert me.does(Asked("a", Ping(3)))[0] == Answer(Ping(0))
+
+
+def test_whoever_does_not_know_us_any_more_is_greeted_at_once() -> None:
+    me = Machine()
+    me.meets("a")
+    (ask,) = me.does(Suspect("a"))
+    (dial,) = me.does(Answered(ask.errand, Refusal("hello", "")))
+    assert isinstance(dial, Dial)
+    (greeting,) = me.does(Dialed(dial.errand, "a"))
+    assert isinstance(greeting.question, Hello)
+
+
+def test_what_was_announced_before_does_not_count_again() -> None:
+    me = Machine()
+    me.meets("a")
+    goodbye = presence("a", leaving=True)
+    me.does(goodbye)
+    me.meets("a")
+    assert me.does(goodbye) == []
+    later = replace(goodbye.message, sequence=0, incarnation=1)
+    me.does(Asked("a", replace(hello("a"), incarnation=2)))
+    assert me.does(Heard("a", later)) == []  # of an earlier life
+    assert me.up == {"a"}
+
+
+def test_a_hello_fits_into_a_frame_however_long_addresses_are() -> None:
+    me = Machine()
+    for number in range(63):
+        peer = f"{number:02}" + "x" * 900
+        me.does(Asked(peer, Hello(manifest().fields(), "A", 0, (address(peer),))))
+    (answer, *_) = me.does(Asked("a", hello("a")))
+    assert len(wire.encode(answer.message)) <= wire.FRAME_BYTES_MAX
+    assert 15 < len(answer.message.known) < 63
 
 
 def test_nothing_is_looked_at_before_the_start() -> None:
@@ -578,7 +623,9 @@ def test_a_ban_outlives_forgetting() -> None:
 def test_we_announce_ourselves_at_intervals_and_soon_after_a_round() -> None:
     me = Machine()
     announce, first, heartbeats = me.began
-    assert announce == Announce(Presence(manifest().fingerprint, "ME", 0, (address("me"),), False))
+    assert announce == Announce(
+        Presence(manifest().fingerprint, "ME", 0, (address("me"),), False, sequence=1)
+    )
     assert first.delay_s == PRESENCE_S
     assert heartbeats == SetTimer(HeartbeatsDue(), HEARTBEAT_S)
     me.now += 0.25 * PRESENCE_GAP_S
@@ -722,7 +769,7 @@ def test_in_any_order_of_events_it_keeps_its_promises(data: st.DataObject) -> No
             for post in only(actions, Post):
                 (node_sees.add if isinstance(post.event, PeerUp) else node_sees.remove)(post.event.peer)
             assert node_sees == me.up
-            banned = {peer for peer in members.by_id if me.membership._is_cut_off(peer, me.now)}
+            banned = {peer for peer in members.by_id if me.membership._bans.has(peer, me.now)}
             assert not banned & me.up
 
 
