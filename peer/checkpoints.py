@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.membership_limits import REMEMBERED
 from gossip.settings import NodeSnapshot
 from peer.durable import (
     keep_folder,
@@ -40,6 +41,7 @@ from peer.durable import (
 )
 from peer.exported import bring_up_to_date, tensors_file
 from peer.journal_file import JournalFile
+from peer.network.catalogue import peer_of
 from peer.training.frames import Export
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -52,6 +54,8 @@ PARTS = frozenset({ADAPTER_WEIGHTS, TRAINER_STATE, NODE_STATE, NODE_TENSORS})
 LOCK = "lock"
 JOURNAL = "journal.jsonl"
 PEERS = "peers.json"
+PEERS_BYTES_MAX = 64 * 1024
+"""So much of that file is read; it holds 16 addresses of at most 256 letters. Source: ours."""
 UNFINISHED = ".tmp"
 """Ending of the name of a checkpoint that is being written."""
 DAMAGED = ".damaged"
@@ -131,13 +135,20 @@ class Home:
             self.check()
             raise HomeError(f"cannot write {self.path / PEERS}: {told(error)}") from error
 
-    def remembered_peers(self) -> tuple[str, ...]:
-        """Return the addresses kept last; nothing if there are none or the file is damaged (they are only hints)."""
+    def remembered_peers(self) -> tuple[tuple[str, ...], list[str]]:
+        """Return the addresses kept last, and for people what is wrong with the file: they are only hints."""
+        path = self.path / PEERS
         try:
-            kept = json.loads((self.path / PEERS).read_text())
-        except (FileNotFoundError, ValueError):
-            return ()
-        return tuple(address for address in kept if isinstance(address, str))
+            with path.open("rb") as file:
+                kept = json.loads(file.read(PEERS_BYTES_MAX))
+        except FileNotFoundError:
+            return (), []
+        except (OSError, ValueError, RecursionError) as error:
+            return (), [f"{path} is damaged ({error}): the peers that it held are not looked for"]
+        entries = kept if isinstance(kept, list) else [kept]
+        addresses = tuple(entry for entry in entries if isinstance(entry, str) and _is_address(entry))
+        bad = len(entries) - len(addresses)
+        return addresses[:REMEMBERED], [f"{path}: skipped {bad} entries that are no addresses"] if bad else []
 
     def open_journal(self) -> JournalFile:
         """Return the journal's file, which goes on where it ended.
@@ -340,6 +351,14 @@ def open_home(path: Path) -> Iterator[Home]:
         yield home
     finally:
         os.close(lock)  # releases it; so does any death of the process
+
+
+def _is_address(text: str) -> bool:
+    try:
+        peer_of(text)
+    except LocalError:
+        return False
+    return True
 
 
 def _not_writable(path: Path, error: OSError) -> HomeError:

@@ -89,7 +89,8 @@ def run(
 ) -> int:
     """Take part in a run: learn from your data, and read the adapters of neighbors.
 
-    Starts a new group, or joins one with --join. Started again in the same home, it goes on where it stopped.
+    Starts a new group, or joins one with --join. Started again in the same home, it goes on where it stopped. Only
+    those can connect who know the group's secret, which stands in the line to join with.
     """
     # Heavy imports (torch, libp2p: seconds) happen here, before the event loop runs, because they would block it.
     import trio
@@ -97,7 +98,7 @@ def run(
     from peer.checkpoints import open_home
     from peer.journal import Journal, JsonPrinter, SentencePrinter
     from peer.network.catalogue import transport_for
-    from peer.network.group import group_key, secret_of
+    from peer.network.group import Group, secret_of
     from peer.network.identity import load_or_create_identity
     from peer.run_plan import check_inputs, plan_run
     from peer.runtime import run_peer
@@ -107,12 +108,13 @@ def run(
     with open_home(home_path(config.run.home)) as home:
         key = load_or_create_identity(home.path)
         network = config.network
-        secret = secret_of(home.path, network.secret, may_create=network.closed)
+        begins = not network.join and not home.has_checkpoint
+        secret = secret_of(home.path, network.secret, is_open=network.open, begins=begins)
         plan = dataclasses.replace(plan, config=config.with_options(secret=secret))
         factory = transport_for(
             network.listen,
             private_key=key,
-            group_key=group_key(secret) if secret else b"",
+            group=Group.of(secret, network.allow),
             announce=network.announce,
         )
         printer = JsonPrinter(sys.stdout) if json else SentencePrinter(sys.stdout)

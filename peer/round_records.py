@@ -57,7 +57,7 @@ class RoundRecords:
         return checkpoint
 
     def _remember_peers(self) -> None:
-        others = self._membership.addresses_up()
+        others = self._membership.addresses_to_remember()
         if others and others != self._remembered:
             kept = self._run.home.path / PEERS
             try:

@@ -198,7 +198,9 @@ class Peer:
         addresses = self.streams.addresses
         self.nursery.start_soon(self.membership.run)
         self.journal.emit(Listening(addresses=addresses, join=join_line(config, addresses)))
-        remembered = self.run.home.remembered_peers() if checkpoint else ()
+        remembered, complaints = self.run.home.remembered_peers() if checkpoint else ((), [])
+        for complaint in complaints:
+            self._note(complaint)
         if others := tuple(dict.fromkeys((*config.network.join, *remembered))):
             # A restarted peer's friends may be away just now: only a first start insists.
             await self.membership.join(others, config.network.join_timeout_s, required=checkpoint is None)
@@ -209,9 +211,12 @@ class Peer:
     async def go_through_rounds(self) -> None:
         """Let the node decide until it says that it is done."""
         self.post(Start())
+        own_thread = trio.CapacityLimiter(1)  # nothing that others can delay may wait in the same row
         async for event in self.inbox:
             # In a thread: mixing a large adapter must not stop the sockets for longer than a switch interval.
-            actions = await trio.to_thread.run_sync(self.node.handle, event, trio.current_time())
+            actions = await trio.to_thread.run_sync(
+                self.node.handle, event, trio.current_time(), limiter=own_thread
+            )
             for action in actions:
                 await self._perform(action)
             if self.is_done:

@@ -38,6 +38,7 @@ class Saving:
         self._run = run
         self._home = run.home
         self._journal = journal
+        self._thread = trio.CapacityLimiter(1)  # nothing that others can delay may wait in the same row
         self._refusals = 0
         self._due_at = 0.0
         self._unsaved: tuple[AdapterState, NodeSnapshot] | None = None
@@ -155,6 +156,7 @@ class Saving:
             run.manifest.fields(),
             run.ready.export,
             run.plan.config.run.keep_checkpoints,
+            limiter=self._thread,
         )
         if self._refusals:
             self._journal.emit(
@@ -165,7 +167,8 @@ class Saving:
         return checkpoint
 
     async def _export(self, state: AdapterState) -> None:
-        await trio.to_thread.run_sync(self._home.export, self._home.adapter, state, self._run.ready.export)
+        home, export = self._home, self._run.ready.export
+        await trio.to_thread.run_sync(home.export, home.adapter, state, export, limiter=self._thread)
 
     def _take_refusal(self, error: HomeError) -> None:
         saved = f"the last complete checkpoint is of round {self.checkpoint.round}" if self.checkpoint else ""

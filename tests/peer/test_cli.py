@@ -17,6 +17,8 @@ from gossip.errors import LocalError
 from peer.cli import check_environment, main
 from peer.config import OPTIONS, PeerConfig
 
+FRIEND = "/ip4/192.0.2.7/tcp/4001/p2p/12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5"
+
 
 def peer_command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PEER_")}
@@ -57,9 +59,10 @@ def test_help_imports_nothing_heavy() -> None:
         (["run", "--data", "{data}", "--mixing", "averag"], "Did you mean 'average'?"),
         (["run", "--data", "{data}", "--join", "/ip4/1.2.3"], "malformed address"),
         (
-            ["run", "--data", "{data}", "--closed", "--join", "/ip4/1.2.3.4/tcp/5/p2p/x"],
-            "--closed begins a group",
+            ["run", "--data", "{data}", "--home", "{home}", "--join", FRIEND],
+            "the whole line with which you were",
         ),
+        (["run", "--data", "{data}", "--allow", "bob"], "--allow bob: not a peer id"),
         (["run", "--data", "{data}", "--home", "{home}", "--secret", "abc"], "incomplete or mistyped"),
         (["run", "--data", "{data}", "--listen", "/ip4/1.2.3.4/udp/5"], "malformed listen address"),
         (["run", "--data", "{data}", "--lora-r", "0"], "lora_r must be greater than 0"),

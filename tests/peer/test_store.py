@@ -16,6 +16,7 @@ import torch
 from faulty_disk import FOR_EVER, FaultyDisk, installed
 
 from gossip.adapter import AdapterSpec, AdapterState
+from gossip.membership_limits import REMEMBERED
 from gossip.settings import NodeSnapshot
 from peer import checkpoints
 from peer.checkpoints import Checkpoint, Home, HomeError, HomeGone, open_home
@@ -173,6 +174,43 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_not_called_damaged(
             with pytest.raises(HomeError, match="ulimit"):
                 home.newest()
         assert home.newest()[0].round == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "complaint"),
+    [
+        ('["/memory/a/p2p/a", "/memory/b/p2p/b"]', ("/memory/a/p2p/a", "/memory/b/p2p/b"), ""),
+        (
+            '["/memory/a/p2p/a", "nonsense", 5, null, ["/memory/b/p2p/b"]]',
+            ("/memory/a/p2p/a",),
+            "skipped 4 entries",
+        ),
+        ('{"/memory/a/p2p/a": 1}', (), "skipped 1 entries"),
+        ("5", (), "skipped 1 entries"),
+        ("[" * 20_000, (), "is damaged"),
+        ('["/memory/a/p2p/a"', (), "is damaged"),
+        ("\udcff", (), "is damaged"),
+    ],
+)
+def test_what_is_wrong_with_remembered_peers_is_told_and_the_rest_is_used(
+    tmp_path: Path, text: str, kept: tuple[str, ...], complaint: str
+) -> None:
+    with open_home(tmp_path) as home:
+        assert home.remembered_peers() == ((), [])
+        (tmp_path / checkpoints.PEERS).write_bytes(text.encode(errors="surrogateescape"))
+        addresses, complaints = home.remembered_peers()
+    assert addresses == kept
+    assert [complaint in line and str(tmp_path / checkpoints.PEERS) in line for line in complaints] == (
+        [True] if complaint else []
+    )
+
+
+def test_no_more_peers_are_remembered_than_were_kept(tmp_path: Path) -> None:
+    with open_home(tmp_path) as home:
+        home.remember_peers([f"/memory/{number}/p2p/{number}" for number in range(100)])
+        addresses, complaints = home.remembered_peers()
+    assert len(addresses) == REMEMBERED
+    assert complaints == []
 
 
 def test_damaged_checkpoints_do_not_pile_up(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ MAY_NOT_IMPORT = {
     r"gossip\.(adapter|errors|messages|wire|manifest|events|deadline|published)": (
         r"gossip\.(methods\..*|node|settings|simulation|quadratic)"
     ),
-    r"gossip\.(member\w*|introduction|joining)": r"gossip\.(methods\..*|node|settings|simulat\w*|quadratic)",
+    r"gossip\.(member\w*|introduction|joining|dials|searching|strikes|notices|told_addresses|token_bucket)": (
+        r"gossip\.(methods\..*|node|settings|simulat\w*|quadratic)"
+    ),
     r"gossip\.methods\..*": r"gossip\.(node|settings|simulation|quadratic|final_merge)",
     GROUND: r"peer\.(?!config$|options$|durable$|child_python$).*",
     r"peer\.network\..*": rf"(?!{GROUND}$)peer\.(?!network\.).*",
