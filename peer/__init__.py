@@ -32,7 +32,7 @@ Taking part:
 
 On this machine:
 
-- ``checkpoints``, ``durable``: folders and files that survive a crash.
+- ``checkpoints``, ``checkpoint_files``, ``durable``: folders and files that survive a crash.
 - ``exported``: the adapter as others load it, kept up to the newest checkpoint.
 - ``child_python``: how a child process finds our packages.
 

@@ -1,9 +1,8 @@
 """What survives a crash: one folder per peer, locked by one process, with complete checkpoints or none.
 
-A checkpoint is a folder that becomes visible by one rename after every byte of it has reached the disk; a manifest with
-the SHA-256 of each file tells a good one from a damaged one. A checkpoint holds the adapter as it travels; from the
-newest one follows ``adapter/``, as others load it (``peer/exported.py``). Tensors are safetensors, all else JSON:
-nothing is pickled.
+A checkpoint is a folder (``peer/checkpoint_files.py``) that becomes visible by one rename after every byte of it has
+reached the disk. It holds the adapter as it travels; from the newest one follows ``adapter/``, as others load it
+(``peer/exported.py``).
 """
 
 from __future__ import annotations
@@ -11,21 +10,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.membership_limits import REMEMBERED
 from gossip.settings import NodeSnapshot
+from peer.checkpoint_files import TRAINER_STATE, Checkpoint, RunFields, complete, load
 from peer.durable import (
     keep_folder,
     link,
@@ -37,20 +32,12 @@ from peer.durable import (
     sync,
     told,
     write_atomically,
-    write_new,
 )
-from peer.exported import bring_up_to_date, tensors_file
+from peer.exported import bring_up_to_date
 from peer.journal_file import JournalFile
 from peer.network.catalogue import peer_of
 from peer.training.frames import Export
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TRAINER_STATE = "trainer.safetensors"
-NODE_STATE = "node.json"
-NODE_TENSORS = "node.safetensors"
-MANIFEST = "MANIFEST.json"
-PARTS = frozenset({ADAPTER_WEIGHTS, TRAINER_STATE, NODE_STATE, NODE_TENSORS})
-"""What every checkpoint has, beside its manifest."""
 LOCK = "lock"
 JOURNAL = "journal.jsonl"
 PEERS = "peers.json"
@@ -66,9 +53,6 @@ DAMAGED_KEPT = 2
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 """Errors of reading that the next start would meet again; all others say nothing against the checkpoint."""
 
-RunFields = Mapping[str, str | int]
-"""``RunManifest.fields()``."""
-
 
 class HomeError(LocalError):
     """The home folder is in use, not writable, or holds no usable checkpoint."""
@@ -78,27 +62,6 @@ class HomeError(LocalError):
 
 class HomeGone(HomeError):
     """The home folder was removed or replaced while we ran: nothing more can be saved."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A complete, verified checkpoint.
-
-    Args:
-        path: its folder.
-        round: rounds completed when it was made.
-        state: the adapter after mixing.
-        snapshot: the node's own state.
-        run: fields of the run manifest under which it was made.
-        trainer_state: the training process's file: optimizer, generators and sampler.
-    """
-
-    path: Path
-    round: int
-    state: AdapterState
-    snapshot: NodeSnapshot
-    run: RunFields
-    trainer_state: Path
 
 
 class Home:
@@ -216,7 +179,7 @@ class Home:
         final = temporary.with_suffix("")
         self.check()
         try:
-            _complete(temporary, state, snapshot, run, export)
+            complete(temporary, state, snapshot, run, export)
             publish_folder(temporary, final)
             for path in self._newest_first()[keep:]:
                 remove_folder(path)
@@ -246,13 +209,14 @@ class Home:
         Damaged ones are renamed to ``*.damaged`` and kept for inspection.
 
         Raises:
-            HomeError: there are checkpoints, but none is whole.
+            HomeError: there are checkpoints, but none is whole; or the newest one is of another version, or cannot be
+                read just now: then none is put aside.
         """
         complaints: list[str] = []
         for path in self._newest_first():
             try:
-                return _load(path), complaints
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                return load(path), complaints
+            except (OSError, ValueError, TypeError, RecursionError) as error:
                 if isinstance(error, OSError) and error.errno not in _DAMAGE:
                     raise HomeError(f"cannot read the checkpoint {path}: {told(error)}") from error
                 complaints.append(
@@ -363,38 +327,3 @@ def _is_address(text: str) -> bool:
 
 def _not_writable(path: Path, error: OSError) -> HomeError:
     return HomeError(f"cannot write to the home folder {path}: {told(error)}; or choose another --home")
-
-
-def _complete(
-    folder: Path, state: AdapterState, snapshot: NodeSnapshot, run: RunFields, export: Export
-) -> None:
-    """Write what is missing of a checkpoint, the manifest last."""
-    node = snapshot._asdict()
-    contents = {
-        ADAPTER_WEIGHTS: tensors_file(dict(state.tensors())),
-        **{name: text.encode() for name, text in export.files.items()},
-        NODE_TENSORS: tensors_file(node.pop("tensors")),
-        NODE_STATE: json.dumps({"run": run, "node": node}).encode(),
-    }
-    for name, content in contents.items():
-        write_new(folder / name, content)
-    digests = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-    write_new(folder / MANIFEST, json.dumps(digests, indent=1).encode())
-
-
-def _load(path: Path) -> Checkpoint:
-    digests = dict(json.loads((path / MANIFEST).read_text()))
-    if missing := sorted(PARTS - digests.keys()):
-        raise ValueError(f"its {MANIFEST} does not name {', '.join(missing)}")
-    for name, digest in digests.items():
-        if _sha256(path / name) != digest:
-            raise ValueError(f"{name} does not have the digest it was written with")
-    node = json.loads((path / NODE_STATE).read_text())
-    state = AdapterState.from_tensors(load_file(path / ADAPTER_WEIGHTS))
-    snapshot = NodeSnapshot(**node["node"], tensors=load_file(path / NODE_TENSORS))
-    return Checkpoint(path, snapshot.round, state, snapshot, node["run"], path / TRAINER_STATE)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

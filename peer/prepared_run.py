@@ -10,7 +10,8 @@ from gossip.manifest import RunManifest
 from gossip.methods.method_set import MethodSet
 from gossip.node import GossipNode
 from gossip.published import PublishedAdapter
-from peer.checkpoints import Checkpoint, Home, HomeError
+from peer.checkpoint_files import Checkpoint
+from peer.checkpoints import Home, HomeError
 from peer.incarnation import begin_life
 from peer.network.identity import peer_id
 from peer.run_manifest import manifest_of

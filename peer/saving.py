@@ -13,7 +13,8 @@ import trio
 
 from gossip.adapter import AdapterState
 from gossip.settings import NodeSnapshot
-from peer.checkpoints import TRAINER_STATE, Checkpoint, HomeError, HomeGone
+from peer.checkpoint_files import TRAINER_STATE, Checkpoint
+from peer.checkpoints import HomeError, HomeGone
 from peer.journal import Journal
 from peer.journal_events import Note
 from peer.prepared_run import PreparedRun

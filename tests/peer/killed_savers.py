@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.settings import NodeSnapshot
-from peer.checkpoints import TRAINER_STATE, open_home
+from peer.checkpoint_files import TRAINER_STATE
+from peer.checkpoints import open_home
 from peer.durable import write_atomically
 from peer.training.frames import Export
 
