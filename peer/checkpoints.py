@@ -33,6 +33,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINER_STATE = "trainer.safetensors"
 NODE_STATE = "node.json"
 NODE_TENSORS = "node.safetensors"
+HEALTHY = "healthy"
+"""An empty file in a checkpoint whose adapter had a held-out loss that was in order."""
 MANIFEST = "MANIFEST.json"
 PEERS = "peers.json"
 
@@ -56,7 +58,8 @@ class Checkpoint:
         state: the adapter after mixing.
         snapshot: the node's own state.
         run: fields of the run manifest under which it was made.
-        trainer_state: the training process's file: optimizer, generators and sampler.
+        trainer_state: the training process's file: optimizer, generators and sampler; None if training has come to
+            nothing so far.
     """
 
     path: Path
@@ -64,7 +67,7 @@ class Checkpoint:
     state: AdapterState
     snapshot: NodeSnapshot
     run: RunFields
-    trainer_state: Path
+    trainer_state: Path | None
 
 
 class Home:
@@ -111,8 +114,11 @@ class Home:
         run: RunFields,
         export: Export,
         keep: int,
+        is_healthy: bool = False,
     ) -> Checkpoint:
         """Complete the checkpoint begun for ``snapshot.round``, make it visible, and prune older ones to ``keep``.
+
+        Besides those, the newest one is kept whose adapter was found in order.
 
         When this returns, the checkpoint survives kill -9 and power loss.
 
@@ -122,6 +128,7 @@ class Home:
             run: fields of the run manifest.
             export: how the adapter is written for others to load.
             keep: how many checkpoints to keep, at least 1.
+            is_healthy: the adapter was found in order.
 
         Raises:
             HomeError: the disk refused; earlier checkpoints are unharmed.
@@ -129,20 +136,22 @@ class Home:
         final = self._checkpoints / f"round-{snapshot.round:06d}"
         temporary = final.with_name(final.name + ".tmp")
         try:
+            if is_healthy:
+                (temporary / HEALTHY).touch()
             _complete(temporary, state, snapshot, run, export)
             if final.exists():  # a damaged one of the same round, put aside before
                 shutil.rmtree(final)
             temporary.rename(final)
             sync(self._checkpoints)
             _export(self.adapter, state, export)
-            for path in self._newest_first()[keep:]:
+            for path in self._superfluous(keep):
                 shutil.rmtree(path)
         except OSError as error:
             raise HomeError(
                 f"cannot write the checkpoint of round {snapshot.round} to {temporary}: {error.strerror}; "
                 "earlier checkpoints are unharmed. Free some space and start again"
             ) from error
-        return Checkpoint(final, snapshot.round, state, snapshot, run, final / TRAINER_STATE)
+        return Checkpoint(final, snapshot.round, state, snapshot, run, _trainer_state(final))
 
     def export_personal(self, state: AdapterState, export: Export) -> Path:
         """Write our personal adapter to ``personal/`` and return the folder.
@@ -181,10 +190,26 @@ class Home:
             )
         return None, []
 
+    def healthy(self) -> AdapterState | None:
+        """Return the adapter of the newest whole checkpoint that was found in order; None if there is none."""
+        for path in self._newest_first():
+            if (path / HEALTHY).exists():
+                try:
+                    return _load(path).state
+                except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+                    continue  # damaged: an older one will do
+        return None
+
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from."""
         return bool(self._newest_first())
+
+    def _superfluous(self, keep: int) -> list[Path]:
+        """Return all checkpoints but the newest ``keep`` and the newest that was found in order."""
+        paths = self._newest_first()
+        healthy = [path for path in paths if (path / HEALTHY).exists()][:1]
+        return [path for path in paths[keep:] if path not in healthy]
 
     def _newest_first(self) -> list[Path]:
         """Return the folders of checkpoints that were completed."""
@@ -261,7 +286,13 @@ def _load(path: Path) -> Checkpoint:
     node = json.loads((path / NODE_STATE).read_text())
     state = AdapterState.from_tensors(load_file(path / ADAPTER_WEIGHTS))
     snapshot = NodeSnapshot(**node["node"], tensors=load_file(path / NODE_TENSORS))
-    return Checkpoint(path, snapshot.round, state, snapshot, node["run"], path / TRAINER_STATE)
+    return Checkpoint(path, snapshot.round, state, snapshot, node["run"], _trainer_state(path))
+
+
+def _trainer_state(path: Path) -> Path | None:
+    """Return the training process's file in a checkpoint, if it has one."""
+    file = path / TRAINER_STATE
+    return file if file.exists() else None
 
 
 def _sha256(path: Path) -> str:

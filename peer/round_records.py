@@ -39,6 +39,10 @@ class RoundRecords:
         """Return where the training process saves its state in ``round``, in a fresh folder."""
         return self._run.home.begin(round + 1) / TRAINER_STATE
 
+    def keep_trainer_file(self, round: int) -> None:
+        """Let the checkpoint after ``round``, in which training came to nothing, have the file of the one before."""
+        self._run.home.begin(round + 1, self.checkpoint.trainer_state if self.checkpoint else None)
+
     async def write(self, report: RoundReport, snapshot: NodeSnapshot, rounds: int) -> Checkpoint:
         """Write down a round; when this returns, it survives kill -9 and power loss.
 
@@ -57,6 +61,7 @@ class RoundRecords:
             run.manifest.fields(),
             run.ready.export,
             run.plan.config.run.keep_checkpoints,
+            report.is_healthy,
         )
         self.checkpoint = checkpoint
         self._remember_peers()
