@@ -9,7 +9,9 @@ reading order:
     messages, wire         what peers say to each other, and as which bytes
     published              an adapter as published, and the last few of them: which answers a request
     events, node           the node's contract with the world, and the protocol
+    company                who takes part as far as the node knows, and whom of them it reads
     neighbor, round        what the node remembers of each neighbor, and of the round it is in
+    health, round_end      what own held-out losses say of a mix, and what is kept of it
     pipelines              the numbers of its rounds, and of the final merge
     deadline               how long a round waits for neighbors, learned from arrivals
     final_merge            the rounds after the last, in which all adapters become one

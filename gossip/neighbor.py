@@ -5,6 +5,7 @@ It does not decide anything: what a peer is asked for, and when, is ``node.py``'
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gossip.methods.contribution import Contribution
@@ -88,6 +89,11 @@ class Neighbors:
         """Return peer -> cosine of what its adapter and ours have learned, of all that were mixed."""
         known = ((peer, neighbor.likeness) for peer, neighbor in self._records.items())
         return {peer: cosine for peer, cosine in known if cosine is not None}
+
+    def learn_likeness(self, cosines: Mapping[str, float]) -> None:
+        """Keep the cosines, peer -> cosine, of those just mixed."""
+        for peer, cosine in cosines.items():
+            self.of(peer).likeness = cosine
 
     def announced(self, me: str, own: Announced | None) -> dict[str, Announced]:
         """Return what has been announced of data, by those that have said something; ``own``: by ourselves."""

@@ -10,6 +10,7 @@ is a stage of its own, as push-sum is (``push_sum.py``).
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -119,9 +120,11 @@ def age_weighted(row: MixInput) -> AdapterState:
     """Row of W times age, renormalized: the MergeUpdate of gossip learning (Ormandi et al. 2013) on a row.
 
     A newcomer (age 0) takes over its neighbors' adapter; between equals it is ``average``. Ages above
-    ``AGE_RATIO_MAX`` times our own are cut to that, so that a lie does not replace us (a newcomer has nothing to lose).
+    ``AGE_RATIO_MAX`` times our own are cut to that, so that a lie does not replace us. A newcomer has no
+    age, and takes the lower median of the others' in its place: half of them may lie.
     """
-    cap = AGE_RATIO_MAX * row.own.age if row.own.age else float("inf")
+    claims = [contribution.age for contribution in row.others]
+    cap = AGE_RATIO_MAX * (row.own.age or (statistics.median_low(claims) if claims else 0))
     masses = [contribution.weight * min(contribution.age, cap) for contribution in (row.own, *row.others)]
     total = sum(masses)
     if total == 0:  # everybody is new
