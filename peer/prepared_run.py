@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from gossip.manifest import RunManifest
 from gossip.methods.method_set import MethodSet
 from gossip.node import GossipNode
-from peer.checkpoints import Checkpoint, Home, HomeError
+from peer.checkpoint_folder import Checkpoint
+from peer.checkpoints import Home, HomeError
 from peer.run_manifest import manifest_of
 from peer.run_plan import RunPlan
 from peer.training.frames import Ready

@@ -16,10 +16,10 @@ from gossip import wire
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from gossip.messages import Ping
-from peer.checkpoints import Home, HomeError, open_home
+from peer.checkpoints import PEERS, Home, HomeError, open_home
 from peer.config import PeerConfig
 from peer.journal import Journal
-from peer.journal_events import Finished, JournalEvent, Listening, Measured, Resumed, RoundDone
+from peer.journal_events import Finished, JournalEvent, Listening, Measured, Note, Resumed, RoundDone
 from peer.journal_lines import Record
 from peer.leaving import Leaving
 from peer.network.catalogue import transport_for
@@ -67,7 +67,7 @@ class Quadratic:
         self,
         state: AdapterState,
         round: int,
-        save_to: Path,
+        save_to: Path | None,
         on_step: OnStep,
         trainable: str,
         correction: object,
@@ -76,7 +76,8 @@ class Quadratic:
         if self.deaths and round == self.deaths[0]:
             self.deaths.pop(0)
             raise TrainerDied("killed by SIGKILL")
-        save_to.write_bytes(b"state")
+        if save_to is not None:
+            save_to.write_bytes(b"state")
         return Trained(AdapterState(SPEC, (state.flat + self.optimum) / 2), 0.0, 1, 1, 1, 0.0)
 
     async def evaluate(self, state: AdapterState) -> Evaluated:
@@ -246,6 +247,29 @@ def test_a_restarted_peer_finds_the_others_though_its_own_address_has_changed(ho
             endless.leaving.scope.cancel()
         assert again.events(Listening)[0].addresses != first.events(Listening)[0].addresses
         assert [len(event.mixed) for event in again.events(RoundDone)] == [1, 1]
+
+    limited(body)
+
+
+def test_a_restart_goes_on_though_a_remembered_peer_is_of_another_run_and_others_are_none(homes: Any) -> None:
+    """Either once ended every restart: exit codes 5 and 2."""
+
+    async def body() -> None:
+        make = memory()
+        home = homes("a")
+        await Running(1, home, 1.0, rounds=3).run(make(bytes([1]) * 32))
+        other = Running(2, homes("b"), 1.0, rounds=10**6, codec="int8")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.run, make(other.key))
+            kept = [*await other.addresses(), "nonsense", "/ip4/10.0.0.1/tcp/1/p2p/alice", 5, None]
+            (home.path / PEERS).write_text(json.dumps(kept))
+            again = Running(1, home, 1.0, rounds=5)
+            await again.run(make(again.key))
+            other.leaving.scope.cancel()
+        notes = [note.text for note in again.events(Note)]
+        assert f"{home.path / PEERS}: skipped 4 entries that are no addresses" in notes
+        assert any("takes part in another run" in note and "(going on without it)" in note for note in notes)
+        assert [event.round for event in again.events(RoundDone)] == [3, 4]
 
     limited(body)
 
