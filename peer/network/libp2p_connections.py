@@ -247,9 +247,9 @@ class Connections:
             self._shut_out(peer, connection.session.reason)
 
     def _tell(self, peer: str, connected: bool) -> None:
-        if self.is_member(peer):
-            self.on_member(peer, connected)
         try:
+            if self.is_member(peer):
+                self.on_member(peer, connected)
             self._on_connection(peer, connected)
         except Exception:
             log.exception("on_connection raised")  # our own bug, yet no reason to cut the others off
