@@ -11,7 +11,9 @@ reading order:
     offers                 what an offer of this run must be to answer a question
     claims                 what peers have signed, and when that proves that one of them lies
     events, node           the node's contract with the world, and the protocol
+    company                who takes part as far as the node knows, and whom of them it reads
     neighbor, round        what the node remembers of each neighbor, and of the round it is in
+    health, round_end      what own held-out losses say of a mix, and what is kept of it
     pipelines              the numbers of its rounds, and of the final merge
     deadline               how long a round waits for neighbors, learned from arrivals
     final_merge            the rounds after the last, in which all adapters become one

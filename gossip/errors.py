@@ -15,6 +15,12 @@ class LocalError(Exception):
     exit_code = 2
 
 
+class Diverged(LocalError):
+    """Our own training came to a loss or an adapter that is not finite."""
+
+    exit_code = 9
+
+
 class RemoteError(Exception):
     """A peer sent something that we refuse. ``reason`` is a short stable word for counters, e.g. ``"digest"``."""
 

@@ -6,6 +6,7 @@ in which they are returned. Every ``Fetch`` ends in exactly one ``Fetched`` or `
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -89,18 +90,46 @@ class TimerFired:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingFailed:
+    """Local steps have come to nothing: the loss was no number any more. ``reason``: what the training process said."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The answer to ``Check`` of that round: the candidate's loss on our own held-out rows, perhaps not finite."""
+
+    round: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The user wants to end now; what was mixed last is kept."""
 
 
-Event = Start | Trained | Fetched | FetchFailed | Served | PeerUp | PeerDown | TimerFired | Stop
+Event = (
+    Start
+    | Trained
+    | TrainingFailed
+    | Fetched
+    | FetchFailed
+    | Served
+    | PeerUp
+    | PeerDown
+    | TimerFired
+    | Checked
+    | Stop
+)
 
 # -- actions
 
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Run local steps from this state; answer with ``Trained``.
+    """Run local steps from this state; answer with ``Trained``, or ``TrainingFailed``.
 
     Args:
         state: where to begin.
@@ -154,6 +183,28 @@ class Penalize:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """Measure an adapter on a few of our own held-out rows; answer with ``Checked``."""
+
+    round: int
+    candidate: AdapterState = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Distrust:
+    """A neighbor's adapter would have harmed ours: it is left out for so many ``rounds``, beginning with the next.
+
+    ``loss``: of our own held-out rows with the mix in which it was, where up to ``limit`` is in order.
+    """
+
+    peer: str
+    round: int
+    loss: float
+    limit: float
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
 class RoundReport:
     """What one round was: the record that journal, table and checkpoints are made of.
 
@@ -171,6 +222,8 @@ class RoundReport:
             this row (gossip/methods/products.py); NaN where there are no factors, or none was mixed.
         collect_s: seconds between publishing and mixing.
         deadline_s: seconds that we would have waited at most.
+        held_out: loss of ``state`` on a few of our own held-out rows; NaN if it was not measured.
+        went_back: ``state`` is the last adapter whose loss was in order, as that of this round was not.
         state: the adapter after mixing.
     """
 
@@ -186,7 +239,14 @@ class RoundReport:
     cross_term: float
     collect_s: float
     deadline_s: float
+    held_out: float
+    went_back: bool
     state: AdapterState = field(repr=False)
+
+    @property
+    def is_healthy(self) -> bool:
+        """The adapter is known to be in order."""
+        return self.went_back or not math.isnan(self.held_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,4 +261,4 @@ class Finish:
     """All rounds are done, or we were stopped."""
 
 
-Action = Train | Publish | Fetch | SetTimer | Penalize | Report | Finish
+Action = Train | Publish | Fetch | SetTimer | Check | Penalize | Distrust | Report | Finish

@@ -169,6 +169,11 @@ class Neighbors:
         known = ((peer, neighbor.likeness) for peer, neighbor in self._records.items())
         return {peer: cosine for peer, cosine in known if cosine is not None}
 
+    def learn_likeness(self, cosines: Mapping[str, float]) -> None:
+        """Keep the cosines, peer -> cosine, of those just mixed."""
+        for peer, cosine in cosines.items():
+            self.of(peer).likeness = cosine
+
     def announced(self, me: str, own: Announced | None) -> dict[str, Announced]:
         """Return what has been announced of data, by those that have said something; ``own``: by ourselves."""
         said = [(me, own), *((peer, neighbor.data) for peer, neighbor in self._records.items())]

@@ -16,18 +16,19 @@ of what did not come returns to self. It does not know bytes on the wire, addres
 
 from __future__ import annotations
 
-import bisect
-import enum
 import math
 import random
 from functools import partial
 from typing import assert_never
 
 from gossip.adapter import AdapterState
+from gossip.company import Company
 from gossip.deadline import Deadline
 from gossip.errors import LocalError, RemoteError
 from gossip.events import (
     Action,
+    Check,
+    Checked,
     Event,
     Fetched,
     FetchFailed,
@@ -44,35 +45,21 @@ from gossip.events import (
     TimerFired,
     Train,
     Trained,
+    TrainingFailed,
 )
-from gossip.final_merge import MERGE_S, merge_rounds, merge_topology
-from gossip.methods.contribution import Contribution
+from gossip.final_merge import MERGE_S
+from gossip.health import Health
 from gossip.methods.stage import RoundContext
 from gossip.neighbor import Neighbors
 from gossip.pipelines import Pipelines
-from gossip.round import Round
+from gossip.round import Phase, Round
+from gossip.round_end import Settled
 from gossip.settings import NodeSettings, NodeSnapshot, random_state, restore_random
-from topology.links import Links, Topology
 
 HOLD_SHARE = 0.9
 """A neighbor is asked to hold our request for this share of the deadline: its answer must still reach us in time."""
 NOT_A_FAULT = frozenset({"gap"})
 """Reasons for which an adapter cannot be used although its sender did nothing wrong."""
-
-
-class Diverged(LocalError):
-    """Our own training produced a NaN or an infinity."""
-
-    exit_code = 9
-
-
-class Phase(enum.Enum):
-    """Where a node is in its round."""
-
-    NEW = "new"
-    TRAINING = "training"
-    COLLECTING = "collecting"
-    DONE = "done"
 
 
 class GossipNode:
@@ -83,10 +70,10 @@ class GossipNode:
         state: the adapter to start from: the initial one, or the one of a checkpoint.
         settings: what to run.
         rng: our own generator (epidemic neighbors); not shared with anybody.
-        members: peers known to be alive from the beginning, sorted, us included; may be one object shared by
-            many nodes of a simulation.
+        members: peers known to be alive, sorted, us included; may be one object shared by many nodes.
         snapshot: where to go on, from ``snapshot()`` of an earlier life.
         initial: the adapter that all peers began with; None = ``state``.
+        healthy: the last adapter of an earlier life that is known to be in order, if any.
     """
 
     def __init__(
@@ -98,9 +85,9 @@ class GossipNode:
         members: tuple[str, ...] = (),
         snapshot: NodeSnapshot | None = None,
         initial: AdapterState | None = None,
+        healthy: AdapterState | None = None,
     ) -> None:
         self.me = me
-        self.members = members or (me,)  # live peers of the run, us included, sorted
         self.state = state
         self.settings = settings
         self.phase = Phase.NEW
@@ -114,21 +101,27 @@ class GossipNode:
             restore_random(rng, snapshot.random)
             self._deadline = Deadline(snapshot.arrivals_s)
         saved = snapshot.tensors if snapshot else None
-        self._pipelines = Pipelines(me, settings, initial or state, saved)
+        self._pipelines = Pipelines(me, settings, initial or state, saved, state)
+        self._health = Health(settings, initial or state, healthy, snapshot.losses if snapshot else ())
         self._neighbors = Neighbors()
         self._current = Round()
-        self._topology = self._informed_topology()
+        self._company = Company(me, members or (me,), settings, rng, self._neighbors, self._health)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Live peers of the run, us included, sorted."""
+        return self._company.members
 
     @property
     def rounds(self) -> int:
         """All rounds, with those of the final merge as they would be with the present members."""
-        merges = self.settings.names.merge != "none"
-        return self.settings.rounds + (merge_rounds(len(self.members)) if merges else 0)
+        return self._company.rounds
 
     def snapshot(self) -> NodeSnapshot:
         """Return what a restart needs besides the adapter; meant for round boundaries (after a ``Report``)."""
         arrivals_s, tensors = self._deadline.snapshot(), self._pipelines.tensors()
-        return NodeSnapshot(self.round, self.age, random_state(self._rng), arrivals_s, tensors)
+        random = random_state(self._rng)
+        return NodeSnapshot(self.round, self.age, random, arrivals_s, tensors, self._health.losses)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at time ``now`` (seconds on any monotonic clock) and return what to do, in order.
@@ -141,6 +134,10 @@ class GossipNode:
                 return self._start(now)
             case Trained():
                 return self._trained_event(event, now)
+            case TrainingFailed():
+                return self._training_failed(event, now)
+            case Checked():
+                return self._checked(event, now)
             case Fetched():
                 return self._fetched(event, now)
             case FetchFailed():
@@ -201,10 +198,8 @@ class GossipNode:
         if self.phase is Phase.DONE or current.trained is not None:
             return []  # stopped meanwhile
         if not math.isfinite(float(event.state.flat.sum())):
-            raise Diverged(
-                f"the adapter is no longer finite after round {self.round}: lower the learning rate; "
-                "the last complete checkpoint is unharmed"
-            )
+            reason = f"the adapter is no longer finite after round {self.round}"
+            return self._training_failed(TrainingFailed(self.round, reason), now)
         current.trained, self.own = event, event.state
         self.age += event.steps
         current.train_s = now - current.since_s
@@ -213,17 +208,26 @@ class GossipNode:
         current.since_s = now
         return [self._publish(event.state, event.steps), *self._collect(now)]
 
+    def _training_failed(self, event: TrainingFailed, now: float) -> list[Action]:
+        """Go through the round with the last adapter that was in order, as if we had not trained."""
+        if self.phase is Phase.DONE or self._current.trained is not None or event.round != self.round:
+            return []
+        self._health.diverged(event.reason)
+        self._current.has_diverged = True
+        if (
+            not self.settings.overlap
+        ):  # else this round's adapter has been published, and cannot be another one now
+            self.state = self._health.healthy
+            self._pipelines.reset()
+        return self._trained_event(Trained(self.state, 0, math.nan), now)
+
     def _publish(self, trained: AdapterState, steps: int) -> Publish:
         return Publish(self._pipelines.publish(self._context(trained, steps)))
 
     def _context(self, trained: AdapterState, steps: int) -> RoundContext:
+        readers, steps = partial(self._company.readers, self.round), max(1, steps)  # they are divided by
         return RoundContext(
-            round=self.round,
-            age=self.age,
-            steps=steps,
-            start=self.state,
-            trained=trained,
-            readers=partial(self._topology.readers, self.me, self.members, self.round),
+            round=self.round, age=self.age, steps=steps, start=self.state, trained=trained, readers=readers
         )
 
     def _collect(self, now: float) -> list[Action]:
@@ -231,8 +235,13 @@ class GossipNode:
         self.phase = Phase.COLLECTING
         current = self._current
         current.deadline_s = self._longest_wait_s
-        current.links = self._draw_links()
-        row = dict(current.links.read_from)
+        current.links = self._company.links(self.round, merging=self._is_merging)
+        row = {}
+        for peer, weight in current.links.read_from:
+            if self._health.leaves_out(peer, self.round):
+                current.failed.append((peer, "left out"))
+            else:
+                row[peer] = weight
         hold_s, pipelines = HOLD_SHARE * current.deadline_s, self._pipelines
         fetches = self._neighbors.ask(
             row, self.round, pipelines.kind_of(self.round), hold_s, pipelines.base_of
@@ -253,13 +262,6 @@ class GossipNode:
         if self._waits_long:
             return self._collect_s
         return self._deadline.seconds(self._collect_s, self._current.train_s)
-
-    def _draw_links(self) -> Links:
-        topology, round = self._topology, self.round
-        if self._is_merging:
-            topology, round = merge_topology(len(self.members)), self.round - self.settings.rounds
-        likeness = self._neighbors.likeness() if topology.sharpness else None
-        return topology.links(self.me, self.members, round, self._rng, likeness)
 
     # -- what comes back
 
@@ -344,51 +346,46 @@ class GossipNode:
     def _peer_up(self, event: PeerUp) -> list[Action]:
         if event.peer == self.me:
             return []
-        if not self._is_member(event.peer):
-            self.members = tuple(sorted((*self.members, event.peer)))
+        self._company.join(event.peer)
         if self._neighbors.of(event.peer).heard_of(event):
-            self._topology = self._informed_topology()
+            self._company.inform()
         return []
 
-    def _informed_topology(self) -> Topology:
-        """Return the topology as it is with all that we and others have announced of our data."""
-        return self.settings.topology.knowing(self._neighbors.announced(self.me, self.settings.data))
-
     def _peer_down(self, event: PeerDown, now: float) -> list[Action]:
-        if event.peer == self.me or not self._is_member(event.peer):
+        if event.peer == self.me or event.peer not in self._company:
             return []
-        self.members = tuple(peer for peer in self.members if peer != event.peer)
+        self._company.leave(event.peer)
         self._neighbors.of(event.peer).went_down()
         self._pipelines.forget(event.peer)
         if self._current.stop_waiting_for(event.peer):
             self._current.failed.append((event.peer, "down"))
         return self._mix_if_complete(now)
 
-    def _is_member(self, peer: str) -> bool:
-        place = bisect.bisect_left(self.members, peer)
-        return place < len(self.members) and self.members[place] == peer
-
     # -- the round's end
 
     def _mix(self, trained: Trained, now: float) -> list[Action]:
         """Mix whatever has come, in sorted order of senders; report, and begin the next round."""
-        current = self._current
-        context = self._context(trained.state, trained.steps)
-        mixed = self._pipelines.mix(context, self._take_contributions(), 1.0 - current.links.self_weight)
-        report = current.report(mixed, round=self.round, merging=self._is_merging, age=self.age, now=now)
-        faults = [objection for objection in mixed.objections if objection.is_fault]
-        penalties = [Penalize(fault.sender, fault.reason) for fault in faults]
-        if self.settings.topology.sharpness:
-            for peer, cosine in self._pipelines.likeness(mixed).items():
-                self._neighbors.of(peer).likeness = cosine
-        self.state = mixed.state
-        self.round += 1
-        return [*penalties, Report(report), *self._next_round(now)]
+        context, came = self._context(trained.state, trained.steps), self._neighbors.take_unmixed()
+        usable = [one for one in came if self._pipelines.is_usable(one, self.round)]
+        end = self._current.begin_end(self._pipelines, self._health, context, usable)
+        return self._settle(end.begin(), now)
 
-    def _take_contributions(self) -> list[Contribution]:
-        """Return what waits to be mixed and can be in this round, in sorted order of senders."""
-        return [
-            contribution._replace(confirmed=contribution.sender in self._current.served)
-            for contribution in self._neighbors.take_unmixed()
-            if self._pipelines.is_usable(contribution, self.round)
-        ]
+    def _checked(self, event: Checked, now: float) -> list[Action]:
+        end = self._current.end
+        if self.phase is not Phase.CHECKING or event.round != self.round or end is None:
+            return []
+        return self._settle(end.measured(event.loss), now)
+
+    def _settle(self, outcome: Check | Settled, now: float) -> list[Action]:
+        """Ask for a measurement, or end the round: report it, and begin the next."""
+        if isinstance(outcome, Check):
+            self.phase = Phase.CHECKING
+            return [outcome]
+        report = self._current.report(
+            outcome, round=self.round, merging=self._is_merging, age=self.age, now=now
+        )
+        if self.settings.topology.sharpness:
+            self._neighbors.learn_likeness(self._pipelines.likeness(outcome.mixed))
+        self.state = report.state
+        self.round += 1
+        return [*outcome.complaints, Report(report), *self._next_round(now)]

@@ -5,23 +5,42 @@ Rounds from ``settings.rounds`` on are those of the final merge. It knows neithe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 from gossip.adapter import AdapterState
 from gossip.errors import RemoteError
 from gossip.events import Train
 from gossip.final_merge import MERGE_ROUNDS_MAX
 from gossip.messages import Kind
+from gossip.methods import products
 from gossip.methods.contribution import Contribution
 from gossip.methods.factors import switching_interval
 from gossip.methods.method_set import resolve
 from gossip.methods.pipeline import Mixed, Pipeline
+from gossip.methods.reach import Reach, RoundReach, vector_distance
 from gossip.methods.requirements import State
 from gossip.methods.stage import RoundContext
 from gossip.published import PublishedAdapter
 from gossip.settings import NodeSettings
 from topology.consensus import measured_contraction
+
+
+class Row(NamedTuple):
+    """What a round mixes.
+
+    Attributes:
+        context: of the round; its ``trained`` is our adapter after local steps.
+        contributions: what has come and is usable, in sorted order of senders.
+        neighbor_weight: the share of the row of W that is not ours.
+    """
+
+    context: RoundContext
+    contributions: Sequence[Contribution]
+    neighbor_weight: float
 
 
 class Pipelines:
@@ -32,6 +51,7 @@ class Pipelines:
         settings: what the node runs.
         initial: the adapter that all peers began with.
         saved: ``tensors()`` of an earlier life.
+        state: the adapter to go on from; None = ``initial``.
     """
 
     def __init__(
@@ -40,12 +60,15 @@ class Pipelines:
         settings: NodeSettings,
         initial: AdapterState,
         saved: State | None = None,
+        state: AdapterState | None = None,
     ) -> None:
         self._methods = methods = resolve(settings.names, initial.spec)
         self._settings = settings
         self._rounds = Pipeline(me, methods.rounds, initial, settings.norm_cap, saved)
         self._merge = Pipeline(me, methods.merge, initial, settings.norm_cap)
         self._interval = methods.factor_rule.interval  # None until it is measured
+        self._distance = products.distance if methods.factor_rule.refactors else vector_distance
+        self._reach = Reach(settings.step_cap, self._moved(initial, state) if state else 0.0)
 
     @property
     def newest_only(self) -> bool:
@@ -111,23 +134,57 @@ class Pipelines:
             return True
         return self._methods.sends_plain_adapters and (of_merge or self._methods.merges_as_it_mixes)
 
-    def mix(
-        self, context: RoundContext, contributions: Sequence[Contribution], neighbor_weight: float
-    ) -> Mixed:
-        """Mix a round's row; returns the adapter to go on with.
+    def mix(self, row: Row, excluded: frozenset[str] = frozenset()) -> Mixed:
+        """Mix a round's row; returns the adapter to go on with. ``excluded``: senders that are left out."""
+        mixed = self._mixed(row, excluded)
+        if self._reach.is_on:
+            movement = self._movement(row.context)
+            distances = [self._distance(other.state, mixed.own.state) for other in mixed.others]
+            radius = self._reach.radius(movement, distances)
+            self._reach.record(movement, [min(far, radius) for far in distances])
+        return mixed
 
-        Args:
-            contributions: what has come and is usable, in sorted order of senders.
-            neighbor_weight: the share of the row of W that is not ours.
-        """
-        pipeline = self._of(context.round)
+    def try_mix(self, row: Row, excluded: frozenset[str] = frozenset()) -> Mixed:
+        """Return what ``mix`` would, and leave everything as it is."""
+        with self._of(row.context.round).trial():
+            return self._mixed(row, excluded)
+
+    def reset(self) -> None:
+        """Forget what the stages of rounds remember of an adapter that is given up."""
+        self._rounds.reset()
+
+    def _mixed(self, row: Row, excluded: frozenset[str]) -> Mixed:
+        context, pipeline = row.context, self._of(row.context.round)
+        mix = partial(pipeline.mix, reach=self._round_reach(context), excluded=excluded)
         if not self._settings.overlap or self.is_merging(context.round):
-            return pipeline.mix(context, contributions, neighbor_weight)
+            return mix(context, row.contributions, row.neighbor_weight)
         # What was published is mixed; what has been learned meanwhile comes on top.
         start = context.start
-        mixed = pipeline.mix(replace(context, trained=start), contributions, neighbor_weight)
+        mixed = mix(replace(context, trained=start), row.contributions, row.neighbor_weight)
         flat = mixed.state.flat + (context.trained.flat - start.flat)
         return replace(mixed, state=AdapterState(start.spec, flat))
+
+    def _movement(self, context: RoundContext) -> float:
+        """Return how far local steps have moved what travels of our adapter."""
+        return self._moved(context.start, context.trained)
+
+    def _moved(self, start: AdapterState, end: AdapterState) -> float:
+        shared = self._methods.rounds.shared_spec
+        return (
+            self._distance(end.select(shared), start.select(shared))
+            if self._settings.step_cap < math.inf
+            else 0.0
+        )
+
+    def _round_reach(self, context: RoundContext) -> RoundReach | None:
+        """Return how far others may lie from us; in the merge, in which each is met once, only our path counts."""
+        if not self._reach.is_on:
+            return None
+        movement = self._movement(context)
+        radius = partial(
+            self._reach.longest if self.is_merging(context.round) else self._reach.radius, movement
+        )
+        return RoundReach(self._distance, radius, by_weight=self._methods.factor_rule.refactors)
 
     def _of(self, round: int) -> Pipeline:
         return self._merge if self.is_merging(round) else self._rounds

@@ -8,6 +8,7 @@ the cheapest workload for convergence experiments.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Quadratic:
         rounds: rounds per peer.
         topology, weights, collect_s, overlap: as in ``peer run``.
         methods: how the methods of the run are written.
+        step_cap, check_every, check_slack: see ``NodeSettings``; a peer's held-out loss is its own |x - b_i|^2 / 2.
         heterogeneity: how far the optima lie from their mean, times standard normal; 0 = all peers want the same.
         step_size: eta in (0, 1).
         local_steps: H >= 1.
@@ -55,6 +57,9 @@ class Quadratic:
     methods: MethodNames = field(default_factory=MethodNames)
     collect_s: float = 60.0
     overlap: bool = False
+    step_cap: float = math.inf
+    check_every: int = 0
+    check_slack: float = 0.25
     step_size: float = 0.1
     local_steps: int = 3
     heterogeneity: float = 1.0
@@ -91,6 +96,9 @@ class Quadratic:
             collect_s=self.collect_s,
             overlap=self.overlap,
             norm_cap=1e6,  # the origin has no norm to measure against
+            step_cap=self.step_cap,
+            check_every=self.check_every,
+            check_slack=self.check_slack,
         )
         return self._node(name, settings, members or self.names)
 
@@ -164,6 +172,7 @@ class Quadratic:
             on_report=on_report,
             memberships=memberships,
             joins=joins,
+            evaluate=lambda name, state: float((state.flat - optima[name]).square().sum()) / 2,
         )
 
     def stationary_point(self) -> NDArray[np.float64]:

@@ -1,13 +1,29 @@
-"""What a node keeps of the round that it is in; a new record begins with each round."""
+"""Where a node is in its round, and what it keeps of it; a new record begins with each round."""
 
 from __future__ import annotations
 
+import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gossip.events import RoundReport, Trained
-from gossip.methods.pipeline import Mixed
+from gossip.health import Health
+from gossip.methods.contribution import Contribution
+from gossip.methods.stage import RoundContext
+from gossip.pipelines import Pipelines, Row
+from gossip.round_end import RoundEnd, Settled
 from topology.links import Links
+
+
+class Phase(enum.Enum):
+    """Where a node is in its round."""
+
+    NEW = "new"
+    TRAINING = "training"
+    COLLECTING = "collecting"
+    CHECKING = "checking"
+    DONE = "done"
 
 
 @dataclass(slots=True)
@@ -26,6 +42,8 @@ class Round:
         failed: ``(peer, reason)`` of neighbors that did not come.
         objections: ``(peer, reason)`` of what came and could not be used.
         payload_bytes: bytes of what came.
+        has_diverged: our local steps came to nothing.
+        end: its end, once that has begun.
     """
 
     since_s: float = 0.0
@@ -39,6 +57,8 @@ class Round:
     failed: list[tuple[str, str]] = field(default_factory=list)
     objections: list[tuple[str, str]] = field(default_factory=list)
     payload_bytes: int = 0
+    has_diverged: bool = False
+    end: RoundEnd | None = None
 
     @property
     def half_are_here(self) -> bool:
@@ -51,16 +71,30 @@ class Round:
         self.waiting_for.discard(peer)
         return was_waited_for
 
-    def report(self, mixed: Mixed, *, round: int, merging: bool, age: int, now: float) -> RoundReport:
+    def begin_end(
+        self,
+        pipelines: Pipelines,
+        health: Health,
+        context: RoundContext,
+        contributions: Sequence[Contribution],
+    ) -> RoundEnd:
+        """Return the round's end; ``contributions``: what can be mixed, in sorted order of senders."""
+        said = [one._replace(confirmed=one.sender in self.served) for one in contributions]
+        row = Row(context, said, 1.0 - self.links.self_weight)
+        self.end = RoundEnd(pipelines, health, row, has_diverged=self.has_diverged)
+        return self.end
+
+    def report(self, settled: Settled, *, round: int, merging: bool, age: int, now: float) -> RoundReport:
         """Return what there is to say of the round at its end.
 
         Args:
-            mixed: what came of mixing.
+            settled: what came of mixing.
             round: its number.
             merging: it is one of the final merge.
             age: local steps that went into our adapter.
             now: seconds on the caller's clock.
         """
+        mixed = settled.mixed
         guards_objections = ((objection.sender, objection.reason) for objection in mixed.objections)
         return RoundReport(
             round=round,
@@ -69,11 +103,17 @@ class Round:
             age=age,
             mixed=tuple((used.sender, used.round, used.weight) for used in mixed.others),
             failed=tuple(sorted(self.failed)),
-            objections=(*self.objections, *guards_objections),
+            objections=(
+                *self.objections,
+                *guards_objections,
+                *((distrusted.peer, "unhealthy") for distrusted in settled.distrust),
+            ),
             payload_bytes=self.payload_bytes,
             mixing_change=mixed.mixing_change,
             cross_term=mixed.cross_term,
             collect_s=now - self.since_s,
             deadline_s=self.deadline_s,
+            held_out=settled.loss,
+            went_back=settled.went_back,
             state=mixed.state,
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +24,9 @@ class NodeSettings:
         rounds: rounds to run, before the final merge.
         collect_s: longest wait for neighbors, seconds; 0 = asynchronous.
         norm_cap: see ``guards.norm_clip``.
+        step_cap: F of ``reach.py``: how far others may lie from us, in rounds of local steps; infinity = anywhere.
+        check_every: at least each so many rounds our own held-out loss decides whether a mix is kept; 0 = never.
+        check_slack: by how much that loss may rise, as a share of what it is without any learning.
         overlap: read neighbors while the local steps run.
         data: what we announce of our data, where the topology asks for it.
     """
@@ -31,6 +36,9 @@ class NodeSettings:
     rounds: int
     collect_s: float
     norm_cap: float
+    step_cap: float = math.inf
+    check_every: int = 0
+    check_slack: float = 0.25
     overlap: bool = False
     data: Announced | None = None
 
@@ -38,7 +46,7 @@ class NodeSettings:
 class NodeSnapshot(NamedTuple):
     """All of a node that must survive a restart, besides its adapter: plain JSON values but for ``tensors``.
 
-    Taken at a round boundary.
+    Taken at a round boundary. ``losses``: what ``Health`` has measured.
     """
 
     round: int
@@ -46,6 +54,7 @@ class NodeSnapshot(NamedTuple):
     random: list[Any]
     arrivals_s: list[float]
     tensors: State = {}  # noqa: RUF012 - never written
+    losses: Sequence[float] = []
 
 
 def restore_random(rng: random.Random, state: list[Any]) -> None:

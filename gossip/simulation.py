@@ -19,6 +19,9 @@ from gossip.adapter import AdapterState
 from gossip.errors import RemoteError
 from gossip.events import (
     Action,
+    Check,
+    Checked,
+    Distrust,
     Event,
     Fetch,
     Fetched,
@@ -58,6 +61,9 @@ class LocalSteps(NamedTuple):
 
 TrainFunction = Callable[[str, Train], LocalSteps]
 """``(peer, what to do) -> LocalSteps``; deterministic in its arguments and its own seeds."""
+
+EvaluateFunction = Callable[[str, AdapterState], float]
+"""``(peer, adapter) -> loss on the peer's own held-out rows``."""
 
 
 @dataclass(slots=True)
@@ -106,6 +112,7 @@ class Simulation:
         memberships: peer id -> machine, fresh: then peers find each other themselves, and ``group`` is theirs; None =
             an oracle tells everybody who is up and down.
         joins: with memberships, peer id -> peers whose addresses it is given. Its node starts once it has joined.
+        evaluate: answers nodes that check their adapters; as it is, every adapter is as good as any other.
     """
 
     def __init__(
@@ -119,10 +126,13 @@ class Simulation:
         on_report: Callable[[float, str, RoundReport], None] | None = None,
         memberships: Mapping[str, Membership] | None = None,
         joins: Mapping[str, Sequence[str]] | None = None,
+        evaluate: EvaluateFunction = lambda peer, state: 0.0,
     ) -> None:
         self.events = 0
         self.penalties: list[tuple[str, str, str]] = []
+        self.distrusts: list[tuple[str, Distrust]] = []
         self.train = train
+        self.evaluate = evaluate
         self._hosts = {peer: _Host(nodes[peer]) for peer in sorted(nodes)}
         self._network = SimulatedNetwork(links or LinkModel(), seed)
         self.group: SimulatedGroup | None = None
@@ -242,6 +252,11 @@ class Simulation:
                 self._ask(peer, host, action)
             case SetTimer():
                 self._post(peer, TimerFired(action.round), action.delay_s)
+            case Check():
+                loss = self.evaluate(peer, action.candidate)
+                self._post(peer, Checked(action.round, loss), 0.0)
+            case Distrust():
+                self.distrusts.append((peer, action))
             case Penalize():
                 self.penalties.append((peer, action.peer, action.reason))
                 self._liveness.penalized(peer, action.peer, action.reason)

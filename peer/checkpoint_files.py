@@ -27,8 +27,10 @@ TRAINER_STATE = "trainer.safetensors"
 NODE_STATE = "node.json"
 NODE_TENSORS = "node.safetensors"
 MANIFEST = "MANIFEST.json"
-PARTS = frozenset({ADAPTER_WEIGHTS, TRAINER_STATE, NODE_STATE, NODE_TENSORS})
+PARTS = frozenset({ADAPTER_WEIGHTS, NODE_STATE, NODE_TENSORS})
 """What every checkpoint has, beside its manifest."""
+HEALTHY = "healthy"
+"""An empty file in a checkpoint whose adapter had a held-out loss that was in order."""
 
 RunFields = Mapping[str, str | int]
 """``RunManifest.fields()``."""
@@ -50,7 +52,8 @@ class Checkpoint:
         state: the adapter after mixing.
         snapshot: the node's own state.
         run: fields of the run manifest under which it was made.
-        trainer_state: the training process's file: optimizer, generators and sampler.
+        trainer_state: the training process's file: optimizer, generators and sampler; None if training has come to
+            nothing so far.
     """
 
     path: Path
@@ -58,7 +61,7 @@ class Checkpoint:
     state: AdapterState
     snapshot: NodeSnapshot
     run: RunFields
-    trainer_state: Path
+    trainer_state: Path | None
 
 
 def complete(
@@ -94,12 +97,18 @@ def load(path: Path) -> Checkpoint:
         node = json.loads((path / NODE_STATE).read_text())
         state = AdapterState.from_tensors(load_file(path / ADAPTER_WEIGHTS))
         snapshot = NodeSnapshot(**node["node"], tensors=load_file(path / NODE_TENSORS))
-        return Checkpoint(path, snapshot.round, state, snapshot, node["run"], path / TRAINER_STATE)
+        return Checkpoint(path, snapshot.round, state, snapshot, node["run"], trainer_state_in(path))
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise OtherVersion(
             f"the checkpoint {path} is whole, but this version of the program cannot read it ({error}): go on with "
             "the version that wrote it, or start anew with another --home"
         ) from error
+
+
+def trainer_state_in(path: Path) -> Path | None:
+    """Return the training process's file in a checkpoint, if it has one."""
+    file = path / TRAINER_STATE
+    return file if file.exists() else None
 
 
 def _verify(path: Path) -> None:

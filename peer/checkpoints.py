@@ -20,7 +20,16 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.membership_limits import REMEMBERED
 from gossip.settings import NodeSnapshot
-from peer.checkpoint_files import TRAINER_STATE, Checkpoint, RunFields, complete, load
+from peer.checkpoint_files import (
+    HEALTHY,
+    TRAINER_STATE,
+    Checkpoint,
+    OtherVersion,
+    RunFields,
+    complete,
+    load,
+    trainer_state_in,
+)
 from peer.durable import (
     keep_folder,
     link,
@@ -32,6 +41,7 @@ from peer.durable import (
     sync,
     told,
     write_atomically,
+    write_new,
 )
 from peer.exported import bring_up_to_date
 from peer.journal_file import JournalFile
@@ -145,12 +155,19 @@ class Home:
             if trainer_state is not None:
                 link(trainer_state, path / TRAINER_STATE)  # files of checkpoints are never written again
         except OSError as error:
-            raise self._refused(round, error) from error
+            refusal = self._refused(round, error)
+            self.abandon(round)
+            raise refusal from error
         return path
 
     def has_begun(self, round: int) -> bool:
-        """Whether the trainer's file of the checkpoint after ``round`` rounds has been written."""
-        return (self._unfinished(round) / TRAINER_STATE).exists()
+        """Whether there is a folder for the checkpoint after ``round`` rounds."""
+        return self._unfinished(round).is_dir()
+
+    def abandon(self, round: int) -> None:
+        """Give up the checkpoint begun after ``round`` rounds, and the space that it takes."""
+        if self.has_begun(round):
+            self._discard(self._unfinished(round))
 
     def commit(
         self,
@@ -159,10 +176,12 @@ class Home:
         run: RunFields,
         export: Export,
         keep: int,
+        is_healthy: bool = False,
     ) -> Checkpoint:
         """Complete the checkpoint begun for ``snapshot.round``, make it visible, and prune older ones to ``keep``.
 
-        When this returns, the checkpoint survives kill -9 and power loss.
+        Besides those, the newest one is kept whose adapter was found in order. When this returns, the checkpoint
+        survives kill -9 and power loss.
 
         Args:
             state: the adapter after mixing.
@@ -170,6 +189,7 @@ class Home:
             run: fields of the run manifest.
             export: how the adapter is written for others to load.
             keep: how many checkpoints to keep, at least 1.
+            is_healthy: the adapter was found in order.
 
         Raises:
             HomeGone: there is no home any more.
@@ -179,15 +199,17 @@ class Home:
         final = temporary.with_suffix("")
         self.check()
         try:
+            if is_healthy:
+                write_new(temporary / HEALTHY, b"")
             complete(temporary, state, snapshot, run, export)
             publish_folder(temporary, final)
-            for path in self._newest_first()[keep:]:
+            for path in self._superfluous(keep):
                 remove_folder(path)
         except OSError as error:
             if temporary.exists() and self._is_ours():
                 self._discard(temporary)
             raise self._refused(snapshot.round, error) from error
-        return Checkpoint(final, snapshot.round, state, snapshot, run, final / TRAINER_STATE)
+        return Checkpoint(final, snapshot.round, state, snapshot, run, trainer_state_in(final))
 
     def export(self, folder: Path, state: AdapterState, export: Export) -> bool:
         """Let ``adapter`` or ``personal`` hold an adapter as others load it; return whether it had to be written.
@@ -280,6 +302,20 @@ class Home:
 
     def _unfinished(self, round: int) -> Path:
         return self._checkpoints / f"round-{round:06d}{UNFINISHED}"
+
+    def healthy(self) -> AdapterState | None:
+        """Return the adapter of the newest whole checkpoint that was found in order; None if there is none."""
+        for path in self._newest_first():
+            if (path / HEALTHY).exists():
+                with contextlib.suppress(OSError, ValueError, TypeError, RecursionError, OtherVersion):
+                    return load(path).state  # if it is damaged, an older one will do
+        return None
+
+    def _superfluous(self, keep: int) -> list[Path]:
+        """Return all checkpoints but the newest ``keep`` and the newest that was found in order."""
+        paths = self._newest_first()
+        healthy = [path for path in paths if (path / HEALTHY).exists()][:1]
+        return [path for path in paths[keep:] if path not in healthy]
 
     def _newest_first(self) -> list[Path]:
         """Return the folders of checkpoints that were completed."""

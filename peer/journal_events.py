@@ -240,6 +240,32 @@ class RoundDone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A neighbor's adapter would have harmed ours; it is not read for a while, which is longer each time."""
+
+    kind: ClassVar[str] = "left-out"
+    is_transient: ClassVar[bool] = False
+
+    peer: str
+    """Its name."""
+    round: int
+    """The round, from 0."""
+    loss: float
+    """What our loss on a few held-out rows would have been with the mix in which it was; null if not finite."""
+    limit: float
+    """Up to what it would have been in order."""
+    rounds: int
+    """Rounds for which it is left out."""
+
+    def sentence(self) -> str | None:
+        """Return who is left out, why, and for how long."""
+        return (
+            f"{self.peer} is left out for {self.rounds} rounds: with its adapter our held-out loss would have been "
+            f"{_loss(self.loss)}, where up to {_loss(self.limit)} is in order"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """The adapter has been measured on held-out rows."""
 
@@ -328,6 +354,7 @@ JournalEvent = (
     | Note
     | StepTaken
     | RoundDone
+    | LeftOut
     | Measured
     | Personalized
     | Finished

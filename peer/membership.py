@@ -110,17 +110,16 @@ class Membership:
 
     async def run(self) -> None:
         """Carry out what the machine says until cancelled."""
-        try:
-            async with trio.open_nursery() as self._nursery:
-                for act in self._waiting:
-                    self._nursery.start_soon(act)
-                self._waiting.clear()
+        async with trio.open_nursery() as self._nursery:
+            for act in self._waiting:
+                self._nursery.start_soon(act)
+            self._waiting.clear()
+            try:
                 await trio.sleep_forever()
-        finally:
-            self._nursery = None
-            self._machine.handle(
-                Leave(), trio.current_time()
-            )  # connections that end from now on are ours to end
+            finally:
+                self._nursery = None  # before it closes, for what happens meanwhile must not be started in it
+                # Connections that end from now on are ours to end.
+                self._machine.handle(Leave(), trio.current_time())
 
     async def join(self, addresses: tuple[str, ...], within_s: float, *, required: bool) -> None:
         """Dial all addresses at once, for up to ``within_s`` seconds, and greet whoever answers. Needs ``run``.

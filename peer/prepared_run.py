@@ -69,6 +69,7 @@ class PreparedRun:
             random.Random(f"{self.plan.config.run.seed}/{self.me}"),
             snapshot=checkpoint.snapshot if checkpoint else None,
             initial=self.ready.initial,
+            healthy=self.home.healthy() if checkpoint else None,
         )
 
 

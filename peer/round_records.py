@@ -47,7 +47,9 @@ class RoundRecords:
         Raises:
             HomeError: the disk has refused too often, or there is no home any more.
         """
-        checkpoint = await self.saving.save(report.state, snapshot, has_trained=not report.merging)
+        checkpoint = await self.saving.save(
+            report.state, snapshot, has_trained=not report.merging, is_healthy=report.is_healthy
+        )
         self._remember_peers()
         self._membership.progressed(snapshot.round)
         for peer, reason in report.failed:

@@ -102,6 +102,9 @@ class RunPlan:
             rounds=self.config.run.rounds,
             collect_s=mixing.collect_s,
             norm_cap=mixing.norm_cap,
+            step_cap=mixing.step_cap,
+            check_every=mixing.check_every if mixing.check_rows else 0,
+            check_slack=mixing.check_slack,
             overlap=mixing.overlap,
             data=data,
         )

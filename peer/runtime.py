@@ -18,8 +18,12 @@ from typing import assert_never
 
 import trio
 
+from gossip.errors import Diverged
 from gossip.events import (
     Action,
+    Check,
+    Checked,
+    Distrust,
     Event,
     Fetch,
     Finish,
@@ -32,6 +36,7 @@ from gossip.events import (
     TimerFired,
     Train,
     Trained,
+    TrainingFailed,
 )
 from gossip.node import GossipNode
 from peer.checkpoints import Home
@@ -48,7 +53,7 @@ from peer.round_records import RoundRecords
 from peer.run_manifest import join_line
 from peer.run_plan import RunPlan
 from peer.streams import Streams, open_streams
-from peer.telling import measured, model_ready, training_callbacks
+from peer.telling import left_out, measured, model_ready, training_callbacks
 from peer.training.export import load_line_of
 from peer.training.process import TrainerProcess
 from peer.training.supervisor import StartTrainer, TrainingSupervisor, supervised_training
@@ -254,6 +259,10 @@ class Peer:
                 self.nursery.start_soon(self.streams.fetch, action)
             case SetTimer():
                 self.nursery.start_soon(self._wait, action)
+            case Check():
+                self.nursery.start_soon(self._check, action)
+            case Distrust():
+                self.journal.emit(left_out(action, self.membership))
             case Penalize():
                 self.membership.strike(action.peer, action.reason)
             case Report():
@@ -264,22 +273,35 @@ class Peer:
                 assert_never(action)
 
     async def _train(self, action: Train) -> None:
-        trained = await self.training.train(
-            action.state,
-            action.round,
-            action.trainable,
-            action.correction,
-            lambda: self.records.saving.trainer_file(action.round),
-        )
-        if trained.unsaved:
-            self.records.saving.trainer_refused(trained.unsaved)
-        self.post(Trained(trained.state, trained.steps, trained.loss))
+        try:
+            trained = await self.training.train(
+                action.state,
+                action.round,
+                action.trainable,
+                action.correction,
+                lambda: self.records.saving.trainer_file(action.round),
+            )
+        except Diverged as error:
+            self._note(f"training has diverged in round {action.round + 1}: {error}")
+            self.records.saving.keep_trainer_file(action.round)
+            self.post(TrainingFailed(action.round, str(error)))
+        else:
+            if trained.unsaved:
+                self.records.saving.trainer_refused(action.round, trained.unsaved)
+            self.post(Trained(trained.state, trained.steps, trained.loss))
+
+    async def _check(self, action: Check) -> None:
+        rows = self.run.plan.config.mixing.check_rows
+        self.post(Checked(action.round, await self.training.probe(action.candidate, rows)))
 
     async def _wait(self, action: SetTimer) -> None:
         await trio.sleep(action.delay_s)
         self.post(TimerFired(action.round))
 
     async def _report(self, action: Report) -> None:
+        if action.report.went_back:
+            text = f"round {action.report.round + 1} did us no good: going on from the last adapter that was in order"
+            self._note(text)
         checkpoint = await self.records.write(action.report, self.node.snapshot(), self.node.rounds)
         if checkpoint:
             self.training.restart_from(checkpoint.round, checkpoint.trainer_state)

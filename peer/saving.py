@@ -59,13 +59,27 @@ class Saving:
             self._take_refusal(error)
             return None
 
-    def trainer_refused(self, reason: str) -> None:
-        """Take note that the training process could not save its state; raises as ``trainer_file`` does."""
+    def keep_trainer_file(self, round: int) -> None:
+        """Let the checkpoint after ``round``, in which training came to nothing, have the file of the one before."""
+        if trio.current_time() >= self._due_at:
+            try:
+                self._home.begin(round + 1, self.checkpoint.trainer_state if self.checkpoint else None)
+            except HomeError as error:
+                self._take_refusal(error)
+
+    def trainer_refused(self, round: int, reason: str) -> None:
+        """Take note that the training process could not save its state in ``round``; raises as ``trainer_file``."""
         self._home.check()
+        self._home.abandon(round + 1)
         self._take_refusal(HomeError(reason))
 
     async def save(
-        self, state: AdapterState, snapshot: NodeSnapshot, *, has_trained: bool = True
+        self,
+        state: AdapterState,
+        snapshot: NodeSnapshot,
+        *,
+        has_trained: bool = True,
+        is_healthy: bool = False,
     ) -> Checkpoint | None:
         """Save a round; if a checkpoint is returned, it survives kill -9 and power loss.
 
@@ -74,6 +88,7 @@ class Saving:
             snapshot: the node's own state after it.
             has_trained: whether the training process was given ``trainer_file`` in this round; if not, its state is
                 that of the newest checkpoint.
+            is_healthy: the adapter was found in order.
 
         Returns:
             the checkpoint, or None if the disk did not take it, now or just before.
@@ -88,7 +103,7 @@ class Saving:
                 self._home.begin(snapshot.round, self.checkpoint.trainer_state)
             if not self._home.has_begun(snapshot.round):
                 return None
-            checkpoint = await self._commit(state, snapshot)
+            checkpoint = await self._commit(state, snapshot, is_healthy)
         except HomeError as error:
             self._take_refusal(error)
             return None
@@ -148,7 +163,9 @@ class Saving:
         if self._complaints.pop(about, None):
             self._journal.emit(Note(text=f"{about} is up to date again"))
 
-    async def _commit(self, state: AdapterState, snapshot: NodeSnapshot) -> Checkpoint:
+    async def _commit(
+        self, state: AdapterState, snapshot: NodeSnapshot, is_healthy: bool = False
+    ) -> Checkpoint:
         run = self._run
         checkpoint = await trio.to_thread.run_sync(
             self._home.commit,

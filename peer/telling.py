@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gossip.events import RoundReport
+from gossip.events import Distrust, RoundReport
 from peer.config import PeerConfig
 from peer.exchange import Traffic
 from peer.journal import Journal
-from peer.journal_events import Measured, ModelReady, Note, Preparing, RoundDone, StepTaken
+from peer.journal_events import LeftOut, Measured, ModelReady, Note, Preparing, RoundDone, StepTaken
 from peer.membership import Membership
 from peer.training.frames import Evaluated, Ready, Step
 from peer.training.supervisor import Callbacks
@@ -57,6 +57,17 @@ def measured(round: int, result: Evaluated) -> Measured:
         per_file=dict(result.per_file),
         accuracy=result.accuracy,
         accuracy_all=result.accuracy_all,
+    )
+
+
+def left_out(distrust: Distrust, membership: Membership) -> LeftOut:
+    """Return the event of a neighbor that is left out."""
+    return LeftOut(
+        peer=membership.display_name(distrust.peer),
+        round=distrust.round,
+        loss=distrust.loss,
+        limit=distrust.limit,
+        rounds=distrust.rounds,
     )
 
 

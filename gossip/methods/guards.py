@@ -1,7 +1,8 @@
 """What is checked before anything from a neighbor touches our adapter: the catalogue of guards.
 
 A guard takes our own contribution and the others', and returns those that may pass (perhaps clipped) and a reason for
-each one dropped or changed. Guards run in the order of ``GUARDS``; the weight of what is dropped returns to self.
+each one dropped or changed. Guards run in the order of ``GUARDS``; the weight of what is dropped returns to self. Those
+of the catalogue need nothing but the row; after them comes the bound by what rounds have been like (``reach.py``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from gossip.adapter import AdapterState
 from gossip.methods.contribution import Contribution, Objection
+from gossip.methods.reach import RoundReach
 from gossip.methods.stage import Combination
 
 REFUSE_RATIO = 100.0
@@ -47,8 +49,9 @@ def norm_clip(own: Contribution, others: Sequence[Contribution], norm_cap: float
         if distance <= radius:
             passed.append(contribution)
         elif distance <= REFUSE_RATIO * radius:
-            clipped = AdapterState(own.state.spec, torch.add(own.state.flat, delta, alpha=radius / distance))
-            passed.append(contribution._replace(state=clipped))
+            passed.append(
+                contribution._replace(state=_nearer(own.state, contribution.state, radius / distance))
+            )
             objections.append(Objection(contribution.sender, "clipped", is_fault=False))
         else:
             objections.append(Objection(contribution.sender, "norm", is_fault=True))
@@ -58,14 +61,18 @@ def norm_clip(own: Contribution, others: Sequence[Contribution], norm_cap: float
 def guarded(row: Combination) -> Combination:
     """Return a row with those that may pass; the weight of the others returns to self."""
     own, norm_cap = row.own, row.norm_cap
-    of_our_rank = [contribution for contribution in row.others if contribution.state.spec == own.state.spec]
+    others = [contribution for contribution in row.others if contribution.sender not in row.excluded]
+    of_our_rank = [contribution for contribution in others if contribution.state.spec == own.state.spec]
     passed, objections = apply_all(own, of_our_rank, norm_cap)
-    if len(of_our_rank) < len(row.others):  # decoded with a spec of this run, hence of another rank
+    if len(of_our_rank) < len(others):  # decoded with a spec of this run, hence of another rank
         of_other_ranks = [
-            contribution for contribution in row.others if contribution.state.spec != own.state.spec
+            contribution for contribution in others if contribution.state.spec != own.state.spec
         ]
         more, more_objections = of_another_rank(own, of_other_ranks, norm_cap)
         passed = sorted((*passed, *more), key=lambda contribution: contribution.sender)
+        objections = [*objections, *more_objections]
+    if row.reach is not None:
+        passed, more_objections = within_reach(own, passed, row.reach)
         objections = [*objections, *more_objections]
     return replace(
         row,
@@ -82,6 +89,34 @@ def apply_all(own: Contribution, others: Sequence[Contribution], norm_cap: float
         passed, more_objections = guard(own, passed, norm_cap)
         objections += more_objections
     return passed, objections
+
+
+def within_reach(own: Contribution, others: Sequence[Contribution], reach: RoundReach) -> Guarded:
+    """Clip what lies farther from ours than rounds go (``reach.py``); all are finite.
+
+    In the mean of a row, drawing an adapter nearer to ours is the same as giving it less weight and ourselves more;
+    where products are mixed, only the latter can be done.
+    """
+    distances = [reach.distance(contribution.state, own.state) for contribution in others]
+    radius = reach.radius(distances)
+    passed, objections = [], []
+    for contribution, distance in zip(others, distances, strict=True):
+        if distance <= radius:
+            passed.append(contribution)
+            continue
+        objections.append(Objection(contribution.sender, "far", is_fault=False))
+        if reach.by_weight:
+            passed.append(contribution._replace(weight=contribution.weight * radius / distance))
+        else:
+            passed.append(
+                contribution._replace(state=_nearer(own.state, contribution.state, radius / distance))
+            )
+    return passed, objections
+
+
+def _nearer(own: AdapterState, other: AdapterState, share: float) -> AdapterState:
+    """Return the point at this share of the way from our adapter to another."""
+    return AdapterState(own.spec, torch.add(own.flat, other.flat - own.flat, alpha=share))
 
 
 def of_another_rank(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:

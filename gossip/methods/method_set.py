@@ -22,7 +22,8 @@ from gossip.methods.origin import Origin
 from gossip.methods.pipeline import MakeStage, PipelinePlan
 
 RANKS_MAX = 64
-"""Highest LoRA rank that a neighbor may have where ranks may differ. Source: ours; beyond, adapters are not small."""
+"""Highest LoRA rank that a peer may have where ranks may differ. Source: ours; beyond, adapters are not small, and one
+mix of rank 4096 takes hours, because turning factors toward ours needs an SVD of rank x rank for each module."""
 MERGE_CODEC = "int8"
 """How adapters travel in the final merge if the run's codec needs several rounds to be accurate (an error memory, a
 mixing step below 1): one round must do. Source: int8 loses nothing measurable (docs/results.md)."""
@@ -113,6 +114,11 @@ def resolve(names: MethodNames, spec: AdapterSpec) -> MethodSet:
         raise LocalError(
             f"--feedback {feedback_name} needs neighbors' adapters of one size, but with --factors {names.factors} "
             "ranks may differ: use --feedback error, or --factors both"
+        )
+    if rule.refactors and (rank := products.largest_rank(shared_spec)) > RANKS_MAX:
+        raise LocalError(
+            f"--factors {names.factors} mixes adapters of rank {RANKS_MAX} at most, and this one has rank {rank}: use "
+            "a lower --lora-r, or --factors both"
         )
     ranks = range(1, RANKS_MAX + 1) if rule.refactors else ()
     other_ranks = [products.with_rank(shared_spec, rank) for rank in ranks]

@@ -7,7 +7,8 @@ name, and neither events nor time. A node has one for its rounds and one for the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,6 +20,7 @@ from gossip.errors import LocalError, RemoteError
 from gossip.methods import products
 from gossip.methods.contribution import Contribution, Objection, scaled_to
 from gossip.methods.factors import has_factors
+from gossip.methods.reach import RoundReach
 from gossip.methods.requirements import State
 from gossip.methods.stage import Combination, Encoded, Incoming, RoundContext, Stage
 from gossip.published import PublishedAdapter
@@ -170,13 +172,16 @@ class Pipeline:
 
     def likeness(self, mixed: Mixed) -> dict[str, float]:
         """Return peer -> cosine between what it has learned since the common beginning and what we have, in [-1, 1]."""
-        own = mixed.own.state.flat - self._initial.flat
-        cosines = {}
-        for contribution in mixed.others:
-            theirs = contribution.state.flat - self._initial.flat
-            scale = float(torch.linalg.vector_norm(own) * torch.linalg.vector_norm(theirs))
-            cosines[contribution.sender] = float(own @ theirs) / scale if scale else 0.0
-        return cosines
+        return {other.sender: self._cosine(mixed.own.state, other.state) for other in mixed.others}
+
+    def _cosine(self, own: AdapterState, other: AdapterState) -> float:
+        """Return the cosine of what two adapters have learned; of unequal ranks by their products, which begin at 0."""
+        if own.spec == other.spec:
+            learned, theirs = own.flat - self._initial.flat, other.flat - self._initial.flat
+            scale = float(torch.linalg.vector_norm(learned) * torch.linalg.vector_norm(theirs))
+            return float(learned @ theirs) / scale if scale else 0.0
+        scale = math.sqrt(products.inner(own, own) * products.inner(other, other))
+        return products.inner(own, other) / scale if scale else 0.0
 
     # -- out
 
@@ -229,13 +234,20 @@ class Pipeline:
     # -- together
 
     def mix(
-        self, context: RoundContext, contributions: Sequence[Contribution], neighbor_weight: float
+        self,
+        context: RoundContext,
+        contributions: Sequence[Contribution],
+        neighbor_weight: float,
+        reach: RoundReach | None = None,
+        excluded: frozenset[str] = frozenset(),
     ) -> Mixed:
         """Guard and mix what has come, in the order given (sorted by sender); return the adapter to go on with.
 
         Args:
             context: of the round; its ``trained`` is what was published.
             neighbor_weight: the share of the row of W that is not ours.
+            reach: how far others may lie from us.
+            excluded: senders whose contributions are read, but not mixed.
         """
         narrowed = self._narrowed(context)
         row = Combination(
@@ -245,6 +257,8 @@ class Pipeline:
             others=tuple(scaled_to(neighbor_weight, contributions)),
             vector=narrowed.trained.flat,
             norm_cap=self._norm_cap,
+            reach=reach,
+            excluded=excluded,
         )
         for place, stage in reversed(list(enumerate(self._plan.stages))):
             if place in self._given:  # a stage may pass by those after it
@@ -261,6 +275,21 @@ class Pipeline:
             mixing_change=_relative_distance(state, context.trained) if row.others else 0.0,
             cross_term=self._cross_term(row),
         )
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Let what is mixed meanwhile leave no trace."""
+        states = list(self._states)
+        try:
+            yield
+        finally:
+            self._states = states
+
+    def reset(self) -> None:
+        """Forget all that the stages remember: of an adapter that is given up they remember what is wrong."""
+        self._states = [
+            stage.init(_padded(self._initial.flat, stage.spec.size)) for stage in self._plan.stages
+        ]
 
     def _narrowed(self, context: RoundContext) -> RoundContext:
         """Leave of the adapters what travels."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.methods.contribution import Contribution, Objection
+from gossip.methods.reach import RoundReach
 from gossip.methods.requirements import State
 from gossip.published import PublishedAdapter
 
@@ -90,6 +91,8 @@ class Combination:
         vector: the adapter so far: ours as published, then what came of mixing, at the end where the next round begins.
         norm_cap: how far others may lie from us, see ``guards.norm_clip``.
         objections: what guards dropped or clipped.
+        reach: how far others may lie from us besides, see ``reach.py``; None = anywhere.
+        excluded: senders whose contributions are read, but not mixed.
     """
 
     context: RoundContext
@@ -99,6 +102,8 @@ class Combination:
     vector: Tensor
     norm_cap: float
     objections: tuple[Objection, ...] = ()
+    reach: RoundReach | None = None
+    excluded: frozenset[str] = frozenset()
 
 
 class Stage(Protocol):

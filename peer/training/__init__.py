@@ -9,6 +9,7 @@ Between the processes:
 Our trainer:
 - ``local_trainer``: optimizer steps on the adapter of a frozen base, held-out losses, what resumes.
 - ``local_steps``: optimizers, and what is added to a step besides the gradient.
+- ``memory``: what running out of memory looks like.
 - ``shard``: the sequences that a peer learns and measures.
 - ``adapted_model``: a frozen base model with one adapter on it.
 

@@ -20,7 +20,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from gossip.adapter import AdapterState
-from gossip.errors import LocalError
+from gossip.errors import Diverged, LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.durable import told, write_atomically
@@ -28,6 +28,7 @@ from peer.training import data, tasks
 from peer.training.adapted_model import AdaptedModel, generators, set_generators
 from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step, Trained
 from peer.training.local_steps import OPTIMIZERS, Parameters, Shift, frozen_but
+from peer.training.memory import is_out_of_memory, out_of_memory, release_cache
 from peer.training.readers import DataError
 from peer.training.sequences import Batch, BatchSampler, Tokens
 from peer.training.shard import make_shard
@@ -39,12 +40,6 @@ NON_FINITE_MAX = 3
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of a parameter, as torch calls it."""
-
-
-class Diverged(LocalError):
-    """The loss is not a number any more; more steps would not bring it back."""
-
-    exit_code = 9
 
 
 def make_trainer(config: PeerConfig, progress: Progress) -> Trainer:
@@ -102,6 +97,7 @@ class LocalTrainer:
         self._sampler = BatchSampler(len(self.shard.train), config.training.batch_size, config.run.seed)
         self._draw = draw or self.draw_batch
         self._non_finite = 0
+        self._halved = False  # a batch did not fit into memory
 
     def ready(self, seconds: float) -> Ready:
         """Return what the network process is told of us; see ``Trainer``."""
@@ -136,6 +132,7 @@ class LocalTrainer:
         Raises:
             Diverged: ``NON_FINITE_MAX`` steps in a row had no finite loss or gradient (each was left out).
             LocalError: the adapter has nothing of that part.
+            OutOfMemory: not even half a batch fits.
         """
         self.model.put(state)
         self.model.module.train()
@@ -145,11 +142,10 @@ class LocalTrainer:
         with self._own_generators(), frozen_but(trained, self._parameters):
             shift = Shift(trained, state, correction, self.config.training.proximal)
             for step in range(1, steps + 1):
-                batch, targets = self._batch(self._draw())
-                loss, taken = self._step(batch, shift)
+                loss, taken, targets, count = self._step_if_it_fits(self._draw(), shift)
                 if taken:
                     loss_sum, tokens = loss_sum + loss * targets, tokens + targets
-                    sequences += len(batch["labels"])
+                    sequences += count
                 if on_step is not None:
                     on_step(Step(step, steps, loss, targets))
         mean = loss_sum / tokens if tokens else math.nan
@@ -166,6 +162,31 @@ class LocalTrainer:
                 "use lora"
             )
         return selected
+
+    def _step_if_it_fits(self, drawn: Sequence[Tokens], shift: Shift) -> tuple[float, bool, int, int]:
+        """Take one step; return loss, whether it was taken, targets and sequences.
+
+        The first that does not fit into memory is dropped, and all after it have half as many sequences.
+
+        Raises:
+            OutOfMemory: nor did half of them fit, or there is only one.
+        """
+        if self._halved:
+            drawn = drawn[: max(1, len(drawn) // 2)]
+        try:
+            batch, targets = self._batch(drawn)
+            loss, taken = self._step(batch, shift)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._optimizer.zero_grad(set_to_none=True)
+            if self._halved or len(drawn) < 2:
+                raise out_of_memory(error) from error
+            self._halved = True
+        else:
+            return loss, taken, targets, len(batch["labels"])
+        release_cache()  # here, because the exception holds what did not fit
+        return math.nan, False, 0, 0
 
     def _step(self, batch: Batch, shift: Shift) -> tuple[float, bool]:
         """Take one step; return its loss, and whether it was taken (else loss or gradient were not finite)."""
@@ -217,6 +238,21 @@ class LocalTrainer:
         if self.task.correct is None:
             return Evaluated(*losses)
         return Evaluated(*losses, *self._means(sums, lambda measured: measured.correct))
+
+    @torch.no_grad()
+    def probe(self, state: AdapterState, rows: int) -> float:
+        """Return the loss of ``state`` on a few of our own held-out sequences; see ``Trainer``."""
+        self.model.put(state)
+        self.model.module.eval()
+        own = [
+            sequence
+            for file in self.config.data.data
+            for sequence in self.shard.held_out.get(file.resolve(), ())
+        ]
+        measured = measure(
+            self.task, self.model.module, own[:rows], self.config.training.batch_size, self._pad
+        )
+        return measured.loss / measured.targets
 
     def _means(
         self, sums: Mapping[Path, Measured], total: Callable[[Measured], float]

@@ -141,6 +141,12 @@ class TrainerProcess:
         header, _ = await self._exchange({"kind": "evaluate"}, [state.flat], {"evaluated"})
         return Evaluated(**header)
 
+    async def probe(self, state: AdapterState, rows: int) -> float:
+        """Return the loss of ``state`` on so many of the held-out rows, perhaps not finite."""
+        header, _ = await self._exchange({"kind": "probe", "rows": rows}, [state.flat], {"probed"})
+        loss: float = header["loss"]
+        return loss
+
     async def stop(self) -> None:
         """End the child: ask, wait ``STOP_S`` seconds, kill.
 

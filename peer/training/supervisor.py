@@ -1,4 +1,4 @@
-"""Keeps a training process at work: starts it, survives one death of it, and tells what it does.
+"""Keeps a training process at work: starts it, replaces it when it has died or diverged, and tells what it does.
 
 Every so many rounds it measures before it trains; of the optimizer steps it tells only as many as a person can follow.
 It knows neither rounds' other half (who reads whom) nor where checkpoints lie: what it must tell goes through
@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from gossip.adapter import AdapterState
-from gossip.errors import LocalError
+from gossip.errors import Diverged, LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step, Trained
@@ -26,11 +26,15 @@ from peer.training.process import TrainerDied
 STEP_EVENT_S = 0.5
 """Training steps are told at most this often: a tiny model makes a hundred a second. Source: guess."""
 
+DEATHS_MAX = 3
+"""So many deaths in a row, none of them after a round's local steps, end the peer. Source: guess; one may be somebody's
+kill, or memory that was short for a moment."""
+
 Answer = TypeVar("Answer")
 
 
 class TrainerFailed(LocalError):
-    """The training process died twice."""
+    """The training process died again and again without completing a round."""
 
     exit_code = 8
 
@@ -39,7 +43,7 @@ class RemoteTrainer(Protocol):
     """A trainer in a process of its own, as its parent sees it; ``TrainerProcess`` is the real one (see there).
 
     Its methods raise ``TrainerDied`` when the process has ended by itself, and ``LocalError`` for what the user or we
-    did wrong.
+    did wrong (then it has ended too).
     """
 
     async def train(
@@ -53,6 +57,8 @@ class RemoteTrainer(Protocol):
     ) -> Trained: ...
 
     async def evaluate(self, state: AdapterState) -> Evaluated: ...
+
+    async def probe(self, state: AdapterState, rows: int) -> float: ...
 
     async def stop(self) -> None: ...
 
@@ -96,20 +102,20 @@ async def supervised_training(
     Yields:
         its supervisor, and what the process said when it was ready.
     """
-    trainer, ready = await start(config, trainer_state, callbacks.preparing)
-    supervisor = TrainingSupervisor(config, round, trainer_state, callbacks, start, trainer)
+    supervisor = TrainingSupervisor(config, round, trainer_state, callbacks, start)
     try:
-        yield supervisor, ready
+        yield supervisor, await supervisor.begin()
     finally:
         await supervisor.stop()
 
 
 class TrainingSupervisor:
-    """A training process that is replaced once if it dies. One call at a time.
+    """A training process that is replaced when it dies. One call at a time.
 
     Use ``supervised_training``, which says what the arguments are.
 
-    Raises (every method but ``stop``): ``TrainerFailed`` at the second death; ``LocalError`` that the process reported.
+    Raises (every method but ``stop``): ``TrainerFailed`` after ``DEATHS_MAX`` deaths without a round between them;
+    ``LocalError`` that the process reported.
     """
 
     def __init__(
@@ -119,17 +125,28 @@ class TrainingSupervisor:
         trainer_state: Path | None,
         callbacks: Callbacks,
         start: StartTrainer,
-        trainer: RemoteTrainer,
     ) -> None:
         self._config = config
         self._round = round
         self._trainer_state = trainer_state
         self._callbacks = callbacks
         self._start = start
-        self._trainer = trainer
-        self._has_died = False
+        self._trainer: RemoteTrainer | None = None  # none before the first, and after one that has ended
+        self._deaths = 0
 
-    def restart_from(self, round: int, trainer_state: Path) -> None:
+    async def begin(self) -> Ready:
+        """Start the first process; return what it said when it was ready."""
+        while True:
+            try:
+                self._trainer, ready = await self._start(
+                    self._config, self._trainer_state, self._callbacks.preparing
+                )
+            except TrainerDied as death:
+                self._bury(death)
+            else:
+                return ready
+
+    def restart_from(self, round: int, trainer_state: Path | None) -> None:
         """Let a new process go on from the checkpoint after ``round`` rounds; ``trainer_state`` is its file there."""
         self._round, self._trainer_state = round, trainer_state
 
@@ -150,45 +167,64 @@ class TrainingSupervisor:
             correction: float32[P] to add to the adapter after every step, or None.
             save_to: returns a new file for the process's own state, in a folder that holds nothing of an attempt that
                 broke off; None: its state is not saved in this round.
+
+        Raises:
+            Diverged: the loss is no number any more; the next call finds a new process.
         """
         if round % self._config.data.eval_every == 0:
             self._callbacks.evaluated(round, await self.evaluate(state))
         on_step = self._sparing(round)
-        return await self._surviving(
-            lambda trainer: trainer.train(state, round, save_to(), on_step, trainable, correction)
-        )
+        try:
+            trained = await self._surviving(
+                lambda trainer: trainer.train(state, round, save_to(), on_step, trainable, correction)
+            )
+        except LocalError as error:
+            if error.exit_code != Diverged.exit_code:
+                raise
+            self._trainer = None
+            raise Diverged(str(error)) from error
+        self._deaths = 0
+        return trained
 
     async def evaluate(self, state: AdapterState) -> Evaluated:
         """Measure an adapter on the held-out rows."""
         return await self._surviving(lambda trainer: trainer.evaluate(state))
 
+    async def probe(self, state: AdapterState, rows: int) -> float:
+        """Return the loss of an adapter on so many of the held-out rows, perhaps not finite."""
+        return await self._surviving(lambda trainer: trainer.probe(state, rows))
+
     async def stop(self) -> None:
-        """End the process; never raises for one that is gone already."""
-        await self._trainer.stop()
+        """End the process, if there is one; never raises for one that is gone already."""
+        if self._trainer is not None:
+            await self._trainer.stop()
 
     async def _surviving(self, ask: Callable[[RemoteTrainer], Awaitable[Answer]]) -> Answer:
         """Ask the process; if it dies, ask a new one."""
         while True:
+            if self._trainer is None:
+                await self.begin()
+                continue
             try:
                 return await ask(self._trainer)
             except TrainerDied as death:
-                await self._replace(death)
+                self._trainer = None
+                self._bury(death)
 
-    async def _replace(self, death: TrainerDied) -> None:
-        if self._has_died:
-            raise self._failure(death) from death
-        self._has_died = True
+    def _bury(self, death: TrainerDied) -> None:
+        """Count a death.
+
+        Raises:
+            TrainerFailed: it is one too many.
+        """
+        self._deaths += 1
+        if self._deaths >= DEATHS_MAX:
+            raise TrainerFailed(
+                f"the training process died {DEATHS_MAX} times without completing a round between: {death.reason}\n"
+                f"The last complete checkpoint is of round {self._round}; start again to go on from there. If it was "
+                "out of memory, lower batch_size or max_length, or use a smaller model."
+            ) from death
         self._callbacks.restarting(death.reason, self._round)
-        try:
-            self._trainer, _ = await self._start(self._config, self._trainer_state, self._callbacks.preparing)
-        except TrainerDied as second:
-            raise self._failure(second) from second
-
-    def _failure(self, death: TrainerDied) -> TrainerFailed:
-        return TrainerFailed(
-            f"the training process died a second time: {death.reason}\n"
-            f"The last complete checkpoint is of round {self._round}; start again to go on from there."
-        )
 
     def _sparing(self, round: int) -> OnStep:
         """Return what tells the steps of a round: the first one, and then not more often than ``STEP_EVENT_S``."""

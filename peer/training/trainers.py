@@ -29,7 +29,8 @@ class Trainer(Protocol):
     adapters, on a CPU to the bit.
 
     Raises (every method): ``LocalError`` for what the user or this machine did; it ends the training process, and
-    reaches the user with its message and exit code. Any other exception is a bug.
+    reaches the user with its message and exit code, but for ``Diverged``: after that the peer goes on from an adapter
+    that was in order, with a new process. Any other exception is a bug.
     """
 
     def ready(self, seconds: float) -> Ready:
@@ -59,10 +60,18 @@ class Trainer(Protocol):
 
         Raises:
             LocalError: the adapter has no tensors of that part; or training cannot go on.
+            Diverged: the loss is no number any more.
         """
 
     def evaluate(self, state: AdapterState) -> Evaluated:
         """Return held-out losses of ``state``; neither optimizer nor order of data nor generators notice."""
+
+    def probe(self, state: AdapterState, rows: int) -> float:
+        """Return the loss of ``state`` on the first ``rows`` of the own held-out sequences, or all if there are fewer.
+
+        Perhaps not finite; neither optimizer nor order of data nor generators notice. It decides whether an adapter is
+        kept, several times in some rounds, so it must be quick.
+        """
 
     def save(self, path: Path) -> None:
         """Write all that ``train`` goes on from (but the adapter) to the file ``path``, whole or not at all.

@@ -1,8 +1,9 @@
 """The training process: ``python -m peer.training.worker`` serves framed commands on its stdin and stdout.
 
-Commands: start, train, evaluate, stop; answers: ready, progress, step, trained, evaluated, error. It ends when its
-parent closes the pipe or dies, whatever it is doing. Heavy imports happen after the pipes are safe, because a library
-that prints would corrupt them. It knows nothing of training itself: the parent names who trains (``trainers.py``).
+Commands: start, train, evaluate, probe, stop; answers: ready, progress, step, trained, evaluated, probed, error. It
+ends when its parent closes the pipe or dies, whatever it is doing. Heavy imports happen after the pipes are safe,
+because a library that prints would corrupt them. It knows nothing of training itself: the parent names who trains
+(``trainers.py``).
 """
 
 from __future__ import annotations
@@ -70,6 +71,10 @@ class Server:
                 evaluated = self._running().evaluate(self._vectors(payload, 1)[0])
                 give_back_memory()
                 self._say("evaluated", evaluated)
+            case {"kind": "probe", "rows": rows}:
+                self._send(
+                    {"kind": "probed", "loss": self._running().probe(self._vectors(payload, 1)[0], rows)}
+                )
             case _:
                 raise AssertionError(f"unknown command {command['kind']!r}")
 
@@ -179,9 +184,8 @@ def main() -> int:
     os.dup2(null, 0)
     os.close(null)
 
-    import torch
-
     from gossip.errors import LocalError
+    from peer.training.memory import is_out_of_memory, out_of_memory
 
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     threading.Thread(target=read_commands, args=(pipe, commands), daemon=True).start()
@@ -195,10 +199,12 @@ def main() -> int:
         except LocalError as error:
             server.fail(str(error), error.exit_code)
             return error.exit_code
-        except torch.OutOfMemoryError as error:
-            short = "the device is out of memory: lower batch_size or max_length, or use a smaller model"
-            server.fail(f"{short} ({str(error).splitlines()[0]})", LocalError.exit_code)
-            return LocalError.exit_code
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = out_of_memory(error)
+            server.fail(str(failure), failure.exit_code)
+            return failure.exit_code
 
 
 if __name__ == "__main__":

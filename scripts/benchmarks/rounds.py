@@ -66,6 +66,10 @@ class IdleTrainer:
         """Return nothing of interest."""
         return Evaluated(0.0, None, {})
 
+    async def probe(self, state: AdapterState, rows: int) -> float:
+        """Find every adapter in order."""
+        return 0.0
+
     async def stop(self) -> None:
         """There is nothing to stop."""
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.errors import LocalError
+from gossip.errors import Diverged, LocalError
 from gossip.events import (
     Action,
     Event,
@@ -35,8 +35,9 @@ from gossip.final_merge import MERGE_ROUNDS_MAX
 from gossip.methods.codecs import CODECS
 from gossip.methods.method_set import MethodNames
 from gossip.neighbor import PATIENCE
-from gossip.node import Diverged, GossipNode, Phase
+from gossip.node import GossipNode
 from gossip.published import PublishedAdapter
+from gossip.round import Phase
 from gossip.settings import NodeSettings
 from topology.links import parse_topology
 

@@ -179,9 +179,9 @@ def test_a_partition_heals() -> None:
     assert mean_error(network, simulation) < 1e-4
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30, 1e6, 100.0, 30.0])
 def test_poison_never_reaches_an_honest_adapter(poison: float) -> None:
-    network = Quadratic(peers=5, topology="complete", rounds=6)
+    network = Quadratic(peers=5, topology="complete", rounds=6, step_cap=5.0, check_every=10)
     simulation = network.simulation()
     pipelines = simulation.node("p0001")._pipelines
     publish = pipelines.publish
@@ -195,9 +195,8 @@ def test_poison_never_reaches_an_honest_adapter(poison: float) -> None:
     honest = [name for name in network.names if name != "p0001"]
     assert all(torch.isfinite(simulation.node(name).state.flat).all() for name in honest)
     assert max(float(simulation.node(name).state.flat.norm()) for name in honest) < 10
-    assert {(victim, culprit) for victim, culprit, _ in simulation.penalties} == {
-        (n, "p0001") for n in honest
-    }
+    assert {victim for victim, culprit, _ in simulation.penalties if culprit == "p0001"} == set(honest)
+    assert sum(culprit != "p0001" for _, culprit, _ in simulation.penalties) <= 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gossip.adapter import AdapterState
-from gossip.errors import LocalError
+from gossip.errors import Diverged, LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.durable import write_atomically
@@ -79,7 +79,7 @@ class LeastSquares:
                 values["lora_A"], values["lora_B"], self._x[rows], self._y[rows]
             )
             if not np.isfinite(loss):
-                raise LocalError("the loss is not a number any more: lower learning_rate")
+                raise Diverged("the loss is not a number any more: lower learning_rate")
             for name in filter(lambda name: selects(trainable, name), values):
                 self._velocity[name] = MOMENTUM * self._velocity[name] + gradients[name]
                 values[name] -= np.float32(training.learning_rate) * self._velocity[name]
@@ -94,12 +94,15 @@ class LeastSquares:
         return Trained(trained, float(np.mean(losses)), len(losses), rows_seen, rows_seen, seconds)
 
     def evaluate(self, state: AdapterState) -> Evaluated:
+        return Evaluated(self.probe(state, len(self._x)), None, {})
+
+    def probe(self, state: AdapterState, rows: int) -> float:
         factors = {name: view.numpy() for name, view in state.tensors()}
-        held_out = slice(self._train_rows, None)
+        held_out = slice(self._train_rows, self._train_rows + rows)
         loss, _ = _loss_and_gradients(
             factors["lora_A"], factors["lora_B"], self._x[held_out], self._y[held_out]
         )
-        return Evaluated(loss, None, {})
+        return loss
 
     def save(self, path: Path) -> None:
         velocity = {name: values.tolist() for name, values in self._velocity.items()}

@@ -133,6 +133,27 @@ def test_peers_that_know_each_other_do_not_greet_for_ever() -> None:
     run(body)
 
 
+@pytest.mark.parametrize("steps", range(12))
+def test_what_happens_while_it_ends_is_not_begun(steps: int) -> None:
+    """Whoever was heard of just then made it raise "Nursery is closed to new arrivals", in the transport's own call."""
+
+    async def body() -> None:
+        ours = Node("a")
+
+        async def announce_a_little_later() -> None:
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            said = Presence(manifest().fingerprint, "b", 0, ("/memory/b/p2p/b",), False)
+            ours.membership.on_announced("b", wire.encode(said))
+            assert "b" in ours.membership.members
+
+        async with trio.open_nursery() as outer, group(MemoryNetwork(), ours):
+            await trio.testing.wait_all_tasks_blocked()
+            outer.start_soon(announce_a_little_later)
+
+    run(body)
+
+
 def test_another_run_is_refused_by_both_sides_in_their_own_words() -> None:
     async def body() -> None:
         ours, theirs = Node("a"), Node("b", codec="int8")

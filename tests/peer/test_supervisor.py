@@ -1,4 +1,4 @@
-"""One death of the training process is survived, wherever it happens; measurements and steps are told as promised."""
+"""Deaths of the training process are survived, wherever they happen, as long as rounds are completed between them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import torch
 import trio
 
 from gossip.adapter import AdapterSpec, AdapterState
+from gossip.errors import Diverged, LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.training import supervisor
 from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Step, Trained
+from peer.training.memory import OutOfMemory
 from peer.training.process import TrainerDied
 from peer.training.supervisor import Callbacks, TrainerFailed, TrainingSupervisor, supervised_training
 
@@ -29,6 +31,9 @@ class World:
 
     dies_at: Sequence[str] = ()
     steps: int = 0
+    diverges_at: Sequence[str] = ()
+    error: LocalError = field(default_factory=lambda: Diverged("the loss is no number any more"))
+    eval_every: int = 2
     happened: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -38,6 +43,8 @@ class World:
         self.happened.append(call)
         if self._deaths and call.startswith(self._deaths[0]):
             raise TrainerDied(f"killed at {self._deaths.pop(0)}")
+        if any(call.startswith(start) for start in self.diverges_at):
+            raise self.error
 
     async def start(self, config: PeerConfig, resume: Path | None, progress: Progress) -> tuple[World, Ready]:
         await trio.lowlevel.checkpoint()
@@ -65,6 +72,11 @@ class World:
         self._do("evaluate")
         return Evaluated(1.0, None, {})
 
+    async def probe(self, state: AdapterState, rows: int) -> float:
+        await trio.lowlevel.checkpoint()
+        self._do(f"probe {rows}")
+        return 2.0
+
     async def stop(self) -> None:
         await trio.lowlevel.checkpoint()
         self.happened.append("stop")
@@ -77,9 +89,9 @@ class World:
             restarting=lambda reason, round: self.happened.append(f"told {reason}, from {round}"),
         )
 
-    def run(self, body: Callable[[TrainingSupervisor], Awaitable[None]], **options: int) -> list[str]:
+    def run(self, body: Callable[[TrainingSupervisor], Awaitable[None]]) -> list[str]:
         async def main() -> None:
-            config = PeerConfig.of(**{"eval_every": 2, **options})
+            config = PeerConfig.of(eval_every=self.eval_every)
             async with supervised_training(config, 0, None, self.callbacks(), self.start) as (training, _):
                 await body(training)
 
@@ -133,14 +145,61 @@ def test_a_death_while_measuring_is_survived_and_told_once() -> None:
     assert happened[-1] == "stop"
 
 
-@pytest.mark.parametrize("second", ["train 1", "start saved"])
-def test_a_second_death_is_an_error_that_says_where_to_go_on(second: str) -> None:
-    first = "train 0" if second == "train 1" else "train 1"
-    world = World([first, second])
-    with pytest.raises(TrainerFailed, match=r"died a second time: killed at .*\n.*checkpoint is of round 1;"):
-        world.run(two_rounds)
-    assert world.happened[-1] == "stop"
+@pytest.mark.parametrize(
+    ("call", "round"), [("train 1", 1), ("start saved", 1), ("probe", 1), ("evaluate", 0)]
+)
+def test_deaths_without_a_round_between_are_an_error_that_says_where_to_go_on(call: str, round: int) -> None:
+    async def body(training: TrainingSupervisor) -> None:
+        await two_rounds(training)
+        await training.probe(STATE, 4)
+        await training.evaluate(STATE)
+
+    first = "train 1" if call == "start saved" else call
+    world = World([first, *[call] * (supervisor.DEATHS_MAX - 1)], eval_every=100)
+    with pytest.raises(
+        TrainerFailed,
+        match=rf"died 3 times without .* between: killed at {call}\n.*checkpoint is of round {round};",
+    ):
+        world.run(body)
     assert TrainerFailed.exit_code == 8
+
+
+def test_any_number_of_deaths_is_survived_if_rounds_are_completed_between_them() -> None:
+    rounds = 6
+
+    async def body(training: TrainingSupervisor) -> None:
+        for round in range(rounds):
+            await training.train(STATE, round, "all", None, lambda: Path("a"))
+
+    world = World([f"train {round}" for round in range(rounds)])
+    world.run(body)
+    assert sum(line.startswith("start") for line in world.happened) == rounds
+    assert sum(line.startswith("train") for line in world.happened) == 2 * rounds
+
+
+def test_a_death_while_starting_is_survived() -> None:
+    happened = World(["start None"]).run(two_rounds)
+    assert happened[:3] == ["told killed at start None, from 0", "told load", "start None"]
+    assert happened[-1] == "stop"
+
+
+def test_the_process_is_replaced_after_training_has_diverged() -> None:
+    async def body(training: TrainingSupervisor) -> None:
+        training.restart_from(1, Path("saved"))
+        with pytest.raises(Diverged, match="no number"):
+            await training.train(STATE, 1, "all", None, lambda: Path("a"))
+        await training.train(STATE, 3, "all", None, lambda: Path("b"))
+
+    world = World(diverges_at=["train 1"])
+    assert world.run(body) == ["train 1 all a", "told load", "start saved", "train 3 all b", "stop"]
+
+
+def test_what_else_the_process_reports_is_passed_on() -> None:
+    async def body(training: TrainingSupervisor) -> None:
+        await training.train(STATE, 1, "all", None, lambda: Path("a"))
+
+    with pytest.raises(OutOfMemory):
+        World(diverges_at=["train 1"], error=OutOfMemory("too large")).run(body)
 
 
 def test_steps_are_told_sparingly_and_the_first_of_each_round_always(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gossip.adapter import AdapterState
-from gossip.errors import LocalError
+from gossip.errors import Diverged, LocalError
 from peer.config import PeerConfig
-from peer.training.local_trainer import Diverged, LocalTrainer
+from peer.training.local_trainer import LocalTrainer
+from peer.training.memory import OutOfMemory
 from peer.training.readers import DataError
 
 Quick = Callable[..., PeerConfig]
@@ -220,3 +222,61 @@ def test_gossip_beats_training_alone_and_comes_near_to_pooled_data(
     alone, gossip = (sum(losses(mixing)) / len(peers) for mixing in (False, True))
     assert alone - gossip > 0.08, (base, alone, gossip, central)
     assert base - gossip > 0.9 * (base - central), (base, alone, gossip, central)
+
+
+def short_of_memory(trainer: LocalTrainer, largest: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let steps of more than so many sequences fail as torch's allocator does; return the sizes of those tried."""
+    step, tried = trainer._step, []
+
+    def limited(batch: Any, shift: Any) -> tuple[float, bool]:
+        tried.append(len(batch["labels"]))
+        if tried[-1] > largest:
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"
+            )
+        return step(batch, shift)
+
+    monkeypatch.setattr(trainer, "_step", limited)
+    return tried
+
+
+def test_a_step_that_does_not_fit_is_dropped_and_later_batches_are_halved(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = LocalTrainer(quick(batch_size=4, local_steps=3))
+    tried = short_of_memory(trainer, 2, monkeypatch)
+    trained = trainer.train(trainer.initial)
+    trainer.train(trained.state)
+    assert tried == [4, 2, 2, 2, 2, 2]
+    assert trained.sequences == 4
+    assert math.isfinite(trained.loss)
+
+
+@pytest.mark.parametrize(("batch_size", "largest"), [(4, 1), (1, 0)])
+def test_if_half_a_batch_does_not_fit_either_the_user_is_told_what_to_do(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch, batch_size: int, largest: int
+) -> None:
+    trainer = LocalTrainer(quick(batch_size=batch_size, local_steps=3))
+    short_of_memory(trainer, largest, monkeypatch)
+    with pytest.raises(OutOfMemory, match="lower batch_size or max_length") as raised:
+        trainer.train(trainer.initial)
+    assert raised.value.exit_code == 8
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(batch: Any, shift: Any) -> tuple[float, bool]:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    trainer = LocalTrainer(quick())
+    monkeypatch.setattr(trainer, "_step", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        trainer.train(trainer.initial)
+
+
+def test_the_probe_is_the_held_out_loss_of_a_few_rows(quick: Quick) -> None:
+    trainer = LocalTrainer(quick())
+    whole = trainer.evaluate(trainer.initial).own
+    assert trainer.probe(trainer.initial, 10**6) == pytest.approx(whole, rel=1e-5)
+    assert trainer.probe(trainer.initial, 1) != pytest.approx(whole, rel=1e-3)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from gossip.adapter import AdapterState
-from gossip.errors import LocalError
+from gossip.errors import Diverged, LocalError
 from gossip.events import RoundReport, Train
-from gossip.node import Diverged, GossipNode
+from gossip.node import GossipNode
 from gossip.simulated_network import LinkModel
 from gossip.simulation import LocalSteps, Simulation
 from peer.run_plan import plan_run

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from gossip.adapter import AdapterState
 from gossip.events import RoundReport
 from gossip.methods.method_set import MethodNames
-from gossip.node import GossipNode, Phase
+from gossip.node import GossipNode
 from gossip.quadratic import Quadratic
+from gossip.round import Phase
 from gossip.settings import NodeSnapshot
 from gossip.simulated_network import LinkModel
 from gossip.simulation import Simulation

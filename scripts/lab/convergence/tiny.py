@@ -78,6 +78,7 @@ def _learn(cell: Cell, trainers: dict[str, LocalTrainer], measured: tuple[Path, 
         rounds=cell.rounds_max,
         collect_s=cell.collect_s,
         norm_cap=PeerConfig().mixing.norm_cap,
+        step_cap=PeerConfig().mixing.step_cap,
     )
     initial = trainers[names[0]].initial
     nodes = {

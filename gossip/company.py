@@ -1,0 +1,87 @@
+"""Who takes part as far as a node knows, and whom of them it reads in a round.
+
+It knows neither how they are read nor what comes of it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import random
+
+from gossip.final_merge import merge_rounds, merge_topology
+from gossip.health import Health
+from gossip.neighbor import Neighbors
+from gossip.settings import NodeSettings
+from topology.links import Links
+
+
+class Company:
+    """The live peers of a run, and the topology among them.
+
+    Args:
+        me: our peer id.
+        members: peers known to be alive, sorted, us included; may be one object shared by many nodes.
+        settings: of the node.
+        rng: the node's generator.
+        neighbors: what is known of each.
+        health: knows whom we leave out.
+
+    Attributes:
+        members: peers known to be alive, sorted, us included.
+    """
+
+    def __init__(
+        self,
+        me: str,
+        members: tuple[str, ...],
+        settings: NodeSettings,
+        rng: random.Random,
+        neighbors: Neighbors,
+        health: Health,
+    ) -> None:
+        self.members = members
+        self._me, self._settings, self._rng = me, settings, rng
+        self._neighbors, self._health = neighbors, health
+        self.inform()
+
+    def __contains__(self, peer: str) -> bool:
+        place = bisect.bisect_left(self.members, peer)
+        return place < len(self.members) and self.members[place] == peer
+
+    def join(self, peer: str) -> None:
+        """Count a peer among the living."""
+        if peer not in self:
+            self.members = tuple(sorted((*self.members, peer)))
+
+    def leave(self, peer: str) -> None:
+        """Count a peer no longer among the living."""
+        self.members = tuple(member for member in self.members if member != peer)
+
+    def inform(self) -> None:
+        """Let the topology know all that we and others have announced of our data."""
+        announced = self._neighbors.announced(self._me, self._settings.data)
+        self._topology = self._settings.topology.knowing(announced)
+
+    @property
+    def rounds(self) -> int:
+        """All rounds, with those of the final merge as they would be with the present members."""
+        merges = self._settings.names.merge != "none"
+        return self._settings.rounds + (merge_rounds(len(self.members)) if merges else 0)
+
+    def links(self, round: int, *, merging: bool) -> Links:
+        """Return our row of W in a round."""
+        topology, members = self._topology, self.members
+        if merging:
+            # Without those we distrust: whoever leaves out the same ones comes to the same adapter.
+            members = tuple(peer for peer in members if not self._health.leaves_out(peer, round))
+            topology, round = merge_topology(len(members)), round - self._settings.rounds
+        likeness = self._neighbors.likeness() if topology.sharpness else None
+        return topology.links(self._me, members, round, self._rng, likeness)
+
+    def readers(self, round: int) -> int:
+        """Return how many read us in a round.
+
+        Raises:
+            TopologyError: nobody can know.
+        """
+        return self._topology.readers(self._me, self.members, round)
