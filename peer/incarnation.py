@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gossip.errors import LocalError
 from gossip.wire import INCARNATION_MAX
-from peer.durable import write_atomically
+from peer.durable import told, write_atomically
 
 FILE = "incarnation"
 
@@ -30,12 +30,12 @@ def begin_life(home: Path) -> int:
     except (FileNotFoundError, ValueError):  # new, or damaged
         kept = 0
     except OSError as error:
-        raise LocalError(f"cannot read {path}: {error.strerror}; choose another --home") from error
+        raise LocalError(f"cannot read {path}: {told(error)}; or choose another --home") from error
     if not 0 <= kept < INCARNATION_MAX:
         kept = 0
     number = max(kept + 1, int(time.time()))
     try:
         write_atomically(path, f"{number}\n".encode())
     except OSError as error:
-        raise LocalError(f"cannot write {path}: {error.strerror}; choose another --home") from error
+        raise LocalError(f"cannot write {path}: {told(error)}; or choose another --home") from error
     return number

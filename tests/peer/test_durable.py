@@ -26,6 +26,7 @@ from gossip.errors import LocalError
 from gossip.settings import NodeSnapshot
 from peer.checkpoint_files import TRAINER_STATE
 from peer.checkpoints import PEERS, Home, open_home
+from peer.incarnation import FILE, begin_life
 from peer.network.group import SECRET_FILE, secret_of
 from peer.network.identity import KEY_FILE, load_or_create_identity, peer_id
 from peer.training.frames import Export
@@ -155,6 +156,7 @@ def first_start(path: Path, export: Export, reported: Reported) -> None:
     with open_home(path):
         reported["key"] = load_or_create_identity(path)
         reported["secret"] = secret_of(path, is_open=False, begins=True)
+        reported["life"] = begin_life(path)
 
 
 def who_we_are(path: Path, export: Export, reported: Reported) -> None:
@@ -162,7 +164,14 @@ def who_we_are(path: Path, export: Export, reported: Reported) -> None:
         key, secret = load_or_create_identity(path), secret_of(path, is_open=False, begins=True)
         assert key == reported.get("key", key)
         assert secret == reported.get("secret", secret)
-        assert {found.name for found in path.iterdir()} == {"lock", "checkpoints", KEY_FILE, SECRET_FILE}
+        assert begin_life(path) > reported.get("life", 0)  # type: ignore[operator]
+        assert {found.name for found in path.iterdir()} == {
+            "lock",
+            "checkpoints",
+            KEY_FILE,
+            SECRET_FILE,
+            FILE,
+        }
 
 
 def a_peer_is_known(path: Path, export: Export) -> None:
