@@ -44,6 +44,7 @@ class Member:
         data: what it has announced of its data, if anything.
         has_answered: it has greeted us or answered our greeting, ever.
         is_up: it has, and has not been found away since.
+        posted: what the node was told of it last.
         up_since: when it came up, if it is up; up_s: seconds that it was up before.
         away_since: when it went down or was first heard of.
         flaps: times in a row that it was lost soon after it had come.
@@ -66,6 +67,7 @@ class Member:
     data: Announced | None = None
     has_answered: bool = False
     is_up: bool = False
+    posted: PeerUp | None = None
     up_since: float = 0.0
     up_s: float = 0.0
     away_since: float = 0.0
@@ -221,12 +223,14 @@ class Members:
             return []
         was_up, member.is_up = member.is_up, True
         member.round = round
-        posted = Post(PeerUp(peer, round, member.data))
-        if was_up:
-            return [posted]
+        said = PeerUp(peer, round, member.data)
+        if was_up:  # whoever repeats itself does not fill the node's inbox
+            member.posted, is_news = said, member.posted != said
+            return [Post(said)] if is_news else []
         member.up_since = now
         told = f"peer {self.display_name(peer)} is up ({peer}), {self.up_count} in all"
-        return [posted, *self.notices.line("up", peer, told, now)]
+        member.posted = said
+        return [Post(said), *self.notices.line("up", peer, told, now)]
 
     def down(self, peer: str, reason: str, now: float) -> list[Action]:
         """Note that a peer is down, if it was up; ``reason``: for people."""

@@ -317,7 +317,9 @@ class Membership:
             return self._joins.failed(
                 errand, RemoteError("busy", "cut off for a while after repeated faults")
             )
-        return [*self._welcome(peer, hello, now), *self._joins.reached(errand)]
+        welcome, reached = self._welcome(peer, hello, now), self._joins.reached(errand)
+        # Our first announcement was made before anybody could hear it.
+        return [*welcome, *reached, *self._introduction.announce_soon(now)]
 
     def _found(self, errand: Search, hello: Hello, now: float) -> list[Action]:
         member = self._searches.searched(errand)

@@ -89,6 +89,7 @@ class Membership:
         self._transport: Transport | None = None
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Callable[[], Awaitable[None]]] = []  # actions that came before ``run``
+        self._is_over = False  # ``run`` has been cancelled
         self._changed = trio.Event()
         self._joins: dict[int, trio.MemorySendChannel[LocalError | None]] = {}
         self._join_numbers = itertools.count()
@@ -102,17 +103,18 @@ class Membership:
 
     async def run(self) -> None:
         """Carry out what the machine says until cancelled."""
-        try:
-            async with trio.open_nursery() as self._nursery:
-                for act in self._waiting:
-                    self._nursery.start_soon(act)
-                self._waiting.clear()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for act in self._waiting:
+                nursery.start_soon(act)
+            self._waiting.clear()
+            try:
                 await trio.sleep_forever()
-        finally:
-            self._nursery = None
-            self._machine.handle(
-                Leave(), trio.current_time()
-            )  # connections that end from now on are ours to end
+            finally:
+                # Before the tasks have ended: what comes until then, or later, is nothing to us, and connections that
+                # end from now on are ours to end.
+                self._is_over = True
+                self._machine.handle(Leave(), trio.current_time())
 
     async def join(self, addresses: tuple[str, ...], within_s: float, *, required: bool) -> None:
         """Dial all addresses at once, for up to ``within_s`` seconds, and greet whoever answers. Needs ``run``.
@@ -243,6 +245,8 @@ class Membership:
                 assert_never(action)
 
     def _start(self, act: Callable[[], Awaitable[None]]) -> None:
+        if self._is_over:
+            return
         if self._nursery:
             self._nursery.start_soon(act)
         else:

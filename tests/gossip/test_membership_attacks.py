@@ -396,6 +396,24 @@ def test_a_flapping_peer_leaves_nothing_behind_and_is_dialed_ever_less_often() -
     assert only(world.does(Disconnected("flap")), Dial)  # it has been steady since
 
 
+def test_who_repeats_itself_does_not_fill_the_nodes_inbox() -> None:
+    world = World()
+    world.meets("a")
+    assert only(world.does(presence("a")), Post) == []
+    assert only(world.does(Asked("a", Ping(0))), Post) == []
+    assert only(world.does(Asked("a", Ping(1))), Post) == [Post(PeerUp("a", 1))]
+
+
+def test_names_that_we_announce_are_kept_from_others_and_the_user_is_told() -> None:
+    membership = Membership(RUN, "ME", random.Random(0))
+    own = ("/dns4/example.org/tcp/1/p2p/me", "/ip4/12.0.0.1/tcp/1/p2p/me")
+    told, announce, *_ = membership.handle(Start("me", own), 0.0)
+    assert told == Tell(
+        "others are not told /dns4/example.org/tcp/1/p2p/me: they take no names from peers; announce an IP address too"
+    )
+    assert announce.presence.addresses == own[1:]
+
+
 # -- strikes
 
 

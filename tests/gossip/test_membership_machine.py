@@ -159,11 +159,12 @@ def test_joining_dials_greets_and_looks_for_those_that_are_named() -> None:
     (ask,) = me.does(Dialed(dial.errand, "a"))
     assert isinstance(ask, Ask)
     assert ask.question == Hello(manifest().fields(), "ME", 0, (address("me"),), ())
-    *up, search, ended = me.does(Answered(ask.errand, hello("a", "b", "me", round=3)))
+    *up, search, ended, soon = me.does(Answered(ask.errand, hello("a", "b", "me", round=3)))
     assert up == [Post(PeerUp("a", 3)), Tell("peer A is up (a), 1 in all")]
     assert isinstance(search, Dial)
     assert (search.peer, search.addresses) == ("b", (address("b"),))
     assert ended == JoinEnded(7, None)
+    assert soon == SetTimer(AnnouncementDue(1), PRESENCE_GAP_S)  # nobody can have heard the first one
     assert me.does(TimerFired(JoinOver(7))) == []
 
 
@@ -257,7 +258,7 @@ def test_what_the_user_has_to_mend_ends_a_first_join_even_if_others_were_reached
     to_a, to_b, _ = me.does(Join(0, (address("a"), address("b")), 15.0, required=True))
     assert me.does(DialFailed(to_b.errand, problem)) == []
     (ask,) = me.does(Dialed(to_a.errand, "a"))
-    assert me.does(Answered(ask.errand, hello("a")))[-1] == JoinEnded(0, problem)
+    assert only(me.does(Answered(ask.errand, hello("a"))), JoinEnded) == [JoinEnded(0, problem)]
 
 
 @pytest.mark.parametrize("problem", [LocalError("malformed address"), Incompatible("another run")])
