@@ -28,7 +28,7 @@ from gossip.membership_limits import (
     STEADY_S,
 )
 from gossip.notices import Notices
-from gossip.told_addresses import is_name, is_worth_keeping
+from gossip.told_addresses import is_worth_keeping
 from topology.announced import Announced
 
 
@@ -256,11 +256,14 @@ class Members:
 
     def known(self) -> tuple[str, ...]:
         """Return what we pass on: one address of every peer that is up and can be dialed there, in order of ids."""
-        return tuple(
-            next(one for one in member.addresses if one in member.proven and not is_name(one))
-            for _, member in sorted(self.by_id.items())
-            if member.is_up and any(not is_name(one) for one in member.proven)
-        )
+        up = sorted(peer for peer, member in self.by_id.items() if member.is_up)
+        return tuple(found for peer in up if (found := self.told_address(peer)) is not None)
+
+    def told_address(self, peer: str) -> str | None:
+        """Return where others may dial a member, None if that is not known: what the user typed may be for us alone."""
+        member = self.by_id[peer]
+        proven = (one for one in member.addresses if one in member.proven)
+        return next((one for one in proven if is_worth_keeping(one, peer, self.own)), None)
 
     def to_remember(self, now: float) -> tuple[str, ...]:
         """Return the addresses to try after a restart: the best of each peer that has answered, longest up first."""

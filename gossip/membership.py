@@ -71,7 +71,6 @@ from gossip.membership_limits import (
     HEARTBEAT_S,
     HEARTBEATS_MISSED,
     REFUSALS,
-    REFUSED_NOTICE_S,
     STRIKES,
     STRIKES_S,
 )
@@ -223,7 +222,7 @@ class Membership:
     def _greeted(self, peer: str, hello: Hello, now: float) -> list[Action]:
         if difference := self._introduction.difference_from(hello):
             refused = f"refused peer {peer} of another run: {difference}"
-            told = self._notices.line("refused", peer, refused, now, every_s=REFUSED_NOTICE_S)
+            told = self._notices.refused(peer, refused, now)
             cut_off = (
                 self._cut_off(peer, "greets with another run", now) if self._refusals.add(peer, now) else []
             )

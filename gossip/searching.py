@@ -113,7 +113,7 @@ class Searches:
         if isinstance(error, Incompatible):
             down = self._members.down(errand.peer, "another run", now)
             self._members.forget(errand.peer)
-            return [*down, *self._notices.line("another run", errand.peer, str(error), now)]
+            return [*down, *self._notices.refused(errand.peer, str(error), now)]
         down = self._members.down(errand.peer, "connection lost", now)
         is_made_up = isinstance(error, LocalError) and not member.has_answered
         if is_made_up:
@@ -153,9 +153,11 @@ class Searches:
         One that answers is enough; none is passed on before it has.
         """
         member = self._members.by_id.get(peer)
-        if member is None or not member.is_up or member.proof or member.proven or now < member.prove_at:
+        if member is None or not member.is_up or member.proof or now < member.prove_at:
             return []
-        untried = (one for one in member.addresses if one not in member.tried)
+        if self._members.told_address(peer) is not None:
+            return []
+        untried = (one for one in member.addresses if one not in member.tried and one not in member.proven)
         if (address := next(untried, None)) is None:
             return []
         member.tried |= {address}

@@ -51,7 +51,9 @@ from gossip.membership_limits import (
     FLAPS_MAX,
     FORGET_S,
     NOTICE_S,
+    NOTICED_MAX,
     NOTICES_BURST,
+    NOTICES_PER_PEER,
     NOTICES_PER_S,
     PEERS_MAX,
     PLACES_PER_SOURCE,
@@ -269,6 +271,20 @@ def test_an_address_where_somebody_else_answers_or_nobody_is_not_passed_on() -> 
     assert world.members.known() == (address("a"),)
 
 
+@pytest.mark.parametrize("typed", ["/dns4/friend.example.org/tcp/1/p2p/a", "/ip4/127.0.0.1/tcp/1/p2p/a"])
+def test_what_the_user_typed_is_dialed_and_kept_but_not_passed_on_if_it_is_for_us_alone(typed: str) -> None:
+    world = World()
+    dial, _ = world.does(Join(0, (typed,), 15.0, required=True))
+    (ask,) = world.does(Dialed(dial.errand, "a"))
+    (proof,) = only(world.does(Answered(ask.errand, hello("a"))), Dial)
+    assert world.members.known() == ()
+    world.does(Dialed(proof.errand, "a"))
+    assert world.members.known() == (address("a"),)
+    assert world.members.to_remember(world.now) == (typed,)
+    (dial,) = only(world.does(Disconnected("a")), Dial)
+    assert dial.addresses == (typed, address("a"))
+
+
 def test_new_claims_never_displace_the_place_where_a_peer_has_answered() -> None:
     world = World()
     world.meets("a")
@@ -388,7 +404,7 @@ def test_a_flapping_peer_leaves_nothing_behind_and_is_dialed_ever_less_often() -
     assert all(pause <= 1.0 for pause in pauses[:FLAPS_MAX])
     assert pauses[-1] > 16.0
     assert set(world.members.by_id) == {"flap"}
-    assert len(world.told) == 2
+    assert len(world.told) == 2 * NOTICES_PER_PEER
     world.meets("flap")
     world.now += 3600.0
     world.refuses(Disconnected("flap"))
@@ -561,7 +577,7 @@ class Hostile(World):
             assert not (member.is_up and not member.has_answered)
         assert not any(self.membership._is_cut_off(peer, self.now) for peer in self.up)
         assert len(self.membership._strikes) <= STRIKERS_MAX
-        assert len(self.membership._notices) <= PEERS_MAX
+        assert len(self.membership._notices) <= 2 * NOTICED_MAX
 
 
 @pytest.mark.parametrize("seed", range(4))
