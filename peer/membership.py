@@ -18,6 +18,7 @@ import trio
 from gossip import wire
 from gossip.errors import LocalError, RemoteError
 from gossip.events import Event as NodeEvent
+from gossip.events import PeerUp
 from gossip.manifest import RunManifest
 from gossip.membership import Membership as MembershipMachine
 from gossip.membership_events import (
@@ -230,6 +231,8 @@ class Membership:
             case SetTimer():
                 self._start(partial(self._wait, action))
             case Post():
+                if isinstance(action.event, PeerUp) and self._transport:
+                    self._transport.trust(action.event.peer)
                 self._post(action.event)
                 self._changed.set()
                 self._changed = trio.Event()

@@ -13,8 +13,9 @@ import trio
 
 from gossip.errors import LocalError
 from peer.network.addresses import Resolver, peer_of
-from peer.network.group import OTHER_GROUP
-from peer.network.transport import Limits, Unreachable
+from peer.network.group import NOT_LISTED, OTHER_GROUP
+from peer.network.limits import Limits
+from peer.network.transport import Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +178,9 @@ def _explain(error: BaseException, address: str, peer: str) -> str:
         return f"the name in {address} cannot be resolved: is it spelled right, is there a network?"
     if "OpenConnectionError" in kinds:
         return f"nobody answers at {address}: is the peer running, is the port open?"
+    if "HandshakeFailure" in kinds and any(NOT_LISTED in str(cause) for cause in causes):
+        return f"{peer} {NOT_LISTED}"
     if "InvalidTag" in kinds:
         return f"{address} answers but breaks off: {OTHER_GROUP}"
-    return f"{address} answers but breaks off: it is another program, or has no room for us ({causes[-1]!r})"
+    guess = "it is another program, has no room for us, or does not have us on its list"
+    return f"{address} answers but breaks off: {guess} ({causes[-1]!r})"

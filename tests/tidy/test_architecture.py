@@ -132,6 +132,26 @@ def test_the_pure_side_has_no_clock_thread_or_network() -> None:
             assert not imports_of(path) & banned, name_of(path)
 
 
+def test_no_deadline_is_on_a_clock_that_may_jump() -> None:
+    """Setting a machine's time by a day ends no wait and begins none: only what is told has the time of day."""
+    readers = set()
+    for path in SOURCES:
+        if name_of(path).startswith("peer/"):
+            calls = {ast.unparse(node) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
+            names = {f"{module}.{name}" for module, name in names_from(path)}
+            if (calls | names) & {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "time.ctime"}:
+                readers.add(name_of(path))
+            assert "datetime" not in imports_of(path), name_of(path)
+    # the latter begins to count messages there, so that a restart does not count them anew
+    assert readers <= {"peer/journal.py", "peer/network/libp2p_announcements.py"}
+
+
+def names_from(path: Path) -> set[tuple[str, str]]:
+    """Return what a file imports from modules by name."""
+    found = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom)]
+    return {(node.module or "", alias.name) for node in found for alias in node.names}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_nothing_is_unpickled_evaluated_or_trusted(path: Path) -> None:
     for node in ast.walk(tree_of(path)):
