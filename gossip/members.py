@@ -44,7 +44,7 @@ class Member:
         data: what it has announced of its data, if anything.
         has_answered: it has greeted us or answered our greeting, ever.
         is_up: it has, and has not been found away since.
-        posted: what the node was told of it last.
+        posted: what the node was told of it last, since its last hello.
         up_since: when it came up, if it is up; up_s: seconds that it was up before.
         away_since: when it went down or was first heard of.
         flaps: times in a row that it was lost soon after it had come.

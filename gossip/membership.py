@@ -247,7 +247,7 @@ class Membership:
         """Take a peer of our run in, see whether it is where it says, and look for those that it knows."""
         member = self.members.answered(peer, hello.name, hello.addresses, hello.round, now)
         if member:
-            member.missed, member.data = 0, hello.data
+            member.missed, member.data, member.posted = 0, hello.data, None
             self._searches.end(peer)
         actions = [*self.members.up(peer, hello.round, now), *self._searches.prove(peer, now)]
         for address in hello.known:

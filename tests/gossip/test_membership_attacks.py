@@ -418,6 +418,10 @@ def test_who_repeats_itself_does_not_fill_the_nodes_inbox() -> None:
     assert only(world.does(presence("a")), Post) == []
     assert only(world.does(Asked("a", Ping(0))), Post) == []
     assert only(world.does(Asked("a", Ping(1))), Post) == [Post(PeerUp("a", 1))]
+    assert only(world.does(Asked("a", hello("a"))), Post) == [Post(PeerUp("a", 0))]
+    assert only(world.does(Asked("a", hello("a"))), Post) == [
+        Post(PeerUp("a", 0))
+    ]  # on a new connection, perhaps
 
 
 def test_names_that_we_announce_are_kept_from_others_and_the_user_is_told() -> None:
