@@ -18,7 +18,8 @@ reading order:
     membership_events      the membership's contract with the world
     membership_limits      all its times and limits
     membership             who takes part: greeting, searching, heartbeats, goodbyes, bans
-    members                its table: what is known of each peer, and who gets a place in it
+    member_places          its table: what is known of each peer, and who gets a place in it
+    members                who is up, what is said of that, and what others are told
     told_addresses         which of the addresses that others tell are worth keeping
     searching              reaching peers that are away, proving where others can be reached
     dials, token_bucket    how many dials at a time, and how often

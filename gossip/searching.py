@@ -12,7 +12,8 @@ import random
 
 from gossip.dials import Dials
 from gossip.errors import LocalError, RemoteError
-from gossip.members import Member, Members
+from gossip.member_places import Member
+from gossip.members import Members
 from gossip.membership_events import Action, Dial, Incompatible, Proof, Search, SetTimer
 from gossip.membership_limits import (
     FLAPS_MAX,

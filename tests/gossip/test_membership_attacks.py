@@ -296,7 +296,7 @@ def test_new_claims_never_displace_the_place_where_a_peer_has_answered() -> None
 
 def test_a_full_table_lets_go_of_rumors_then_of_those_long_away_and_never_of_those_who_are_up() -> None:
     world = World()
-    with mock.patch("gossip.members.PEERS_MAX", 6), mock.patch("gossip.members.RUMORS_MAX", 6):
+    with mock.patch("gossip.member_places.PEERS_MAX", 6), mock.patch("gossip.member_places.RUMORS_MAX", 6):
         world.meets("up", "away")
         world.now += 100.0
         world.does(presence("away", leaving=True))
@@ -326,7 +326,10 @@ def test_anchors_outlive_forgetting_and_are_never_displaced() -> None:
     world.passes(FORGET_S + 200.0)
     assert set(world.members.by_id) == set(friends[:ANCHORS])
     world.dials.clear()
-    with mock.patch("gossip.members.PEERS_MAX", ANCHORS + 2), mock.patch("gossip.members.RUMORS_MAX", 2):
+    with (
+        mock.patch("gossip.member_places.PEERS_MAX", ANCHORS + 2),
+        mock.patch("gossip.member_places.RUMORS_MAX", 2),
+    ):
         for number in range(100):
             world.refuses(presence(f"made-up-{number}"))
             world.refuses(Asked(f"sybil-{number}", hello(f"sybil-{number}")))

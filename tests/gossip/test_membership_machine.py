@@ -358,7 +358,7 @@ def test_whoever_is_up_is_not_greeted_again() -> None:
 
 def test_a_full_table_takes_nobody_in_and_still_answers() -> None:
     me = Machine()
-    with mock.patch("gossip.members.PEERS_MAX", 3):
+    with mock.patch("gossip.member_places.PEERS_MAX", 3):
         me.meets("a", "b", "c")
         assert me.does(presence("d")) == []
         (answer,) = me.does(Asked("d", hello("d", "e")))
@@ -691,7 +691,7 @@ def is_greeting(event: Event) -> bool:
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(st.data())
 def test_in_any_order_of_events_it_keeps_its_promises(data: st.DataObject) -> None:
-    with mock.patch("gossip.members.PEERS_MAX", 4):
+    with mock.patch("gossip.member_places.PEERS_MAX", 4):
         me = Machine()
         members = me.membership.members
         node_sees: set[str] = set()
@@ -912,7 +912,7 @@ def test_halves_of_eight_find_each_other_after_two_minutes_apart() -> None:
     """Although that is longer than anybody is remembered: anchors are."""
     network, simulation = group_of(peers=16, rounds=400, train_s=1.0)
     halves = network.names[:8], network.names[8:]
-    with mock.patch("gossip.members.FORGET_S", 60.0):
+    with mock.patch("gossip.member_places.FORGET_S", 60.0):
         simulation.run(until_s=8.0)
         split(simulation, *halves)
         simulation.run(until_s=128.0)
@@ -929,7 +929,7 @@ def test_a_group_that_loses_everybody_else_finds_them_again_alone() -> None:
     """One peer is cut off from all others for longer than it remembers peers, and then is not."""
     network, simulation = group_of(peers=4, rounds=400)
     alone, rest = network.names[:1], network.names[1:]
-    with mock.patch("gossip.members.FORGET_S", 60.0):
+    with mock.patch("gossip.member_places.FORGET_S", 60.0):
         simulation.run(until_s=8.0)
         split(simulation, alone, rest)
         simulation.run(until_s=600.0)

@@ -311,7 +311,7 @@ def test_five_strikes_and_a_peer_is_cut_off() -> None:
 
 
 def test_the_table_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gossip.members.PEERS_MAX", 10)
+    monkeypatch.setattr("gossip.member_places.PEERS_MAX", 10)
 
     async def body() -> None:
         a = Node("a")
