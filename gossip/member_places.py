@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gossip.events import PeerUp
-from gossip.membership_events import Heartbeat, Proof, Search
+from gossip.membership_events import DialBack, Heartbeat, Search
 from gossip.membership_limits import (
     ADDRESSES_PER_PEER,
     ANCHORS,
@@ -73,7 +73,7 @@ class Member:
     search: Search | None = None
     tries: int = 0
     pause_s: float = REDIAL_FIRST_S
-    proof: Proof | None = None
+    proof: DialBack | None = None
     prove_at: float = 0.0
     prove_pause_s: float = PROOF_PAUSE_S
 

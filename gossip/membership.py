@@ -40,6 +40,7 @@ from gossip.membership_events import (
     AskFailed,
     Connected,
     Dial,
+    DialBack,
     Dialed,
     DialFailed,
     DialsDue,
@@ -54,7 +55,6 @@ from gossip.membership_events import (
     JoinOver,
     Leave,
     Progressed,
-    Proof,
     Question,
     Reject,
     Search,
@@ -277,13 +277,13 @@ class Membership:
                 if event.peer == peer_named_by(step.address):
                     self.members.given(event.peer, step.address, now)
                 return [Ask(step, event.peer, self._hello())]
-            case Proof():
+            case DialBack():
                 return self._searches.proved(event.errand, event.peer == event.errand.peer, now)
             case _:
                 assert_never(event.errand)
 
     def _not_dialed(self, event: DialFailed, now: float) -> list[Action]:
-        if isinstance(event.errand, Proof):
+        if isinstance(event.errand, DialBack):
             return self._searches.proved(event.errand, False, now)
         return self._failed(event.errand, event.error, now)
 

@@ -14,7 +14,7 @@ from gossip.dials import Dials
 from gossip.errors import LocalError, RemoteError
 from gossip.member_places import Member
 from gossip.members import Members
-from gossip.membership_events import Action, Dial, Incompatible, Proof, Search, SetTimer
+from gossip.membership_events import Action, Dial, DialBack, Incompatible, Search, SetTimer
 from gossip.membership_limits import (
     FLAPS_MAX,
     PROOF_PAUSE_LONGEST_S,
@@ -162,10 +162,10 @@ class Searches:
         if (address := next(untried, None)) is None:
             return []
         member.tried |= {address}
-        proof = member.proof = Proof(peer, address, next(self._steps))
+        proof = member.proof = DialBack(peer, address, next(self._steps))
         return self._dials.rumored(Dial(proof, (address,), peer), peer, now)
 
-    def proved(self, proof: Proof, has_answered: bool, now: float) -> list[Action]:
+    def proved(self, proof: DialBack, has_answered: bool, now: float) -> list[Action]:
         """Take the outcome of an attempt; after a pause all addresses are tried once more."""
         member = self._members.by_id.get(proof.peer)
         if member is None or member.proof != proof:

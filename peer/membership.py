@@ -31,6 +31,7 @@ from gossip.membership_events import (
     AskFailed,
     Connected,
     Dial,
+    DialBack,
     Dialed,
     DialFailed,
     Disconnected,
@@ -42,7 +43,6 @@ from gossip.membership_events import (
     Leave,
     Post,
     Progressed,
-    Proof,
     Reject,
     SetTimer,
     Start,
@@ -260,7 +260,7 @@ class Membership:
         if action.afresh:
             await self._transport.drop(action.peer)
         try:
-            if isinstance(action.errand, Proof):
+            if isinstance(action.errand, DialBack):
                 peer = await self._transport.probe(action.errand.address)
             elif action.peer and self._transport.is_connected(action.peer):
                 peer = action.peer

@@ -23,6 +23,7 @@ from gossip.membership_events import (
     AskFailed,
     Connected,
     Dial,
+    DialBack,
     Dialed,
     DialFailed,
     DialsDue,
@@ -36,7 +37,6 @@ from gossip.membership_events import (
     JoinOver,
     Post,
     Progressed,
-    Proof,
     Search,
     SetTimer,
     Start,
@@ -248,7 +248,7 @@ def test_nobody_is_dialed_at_an_address_that_is_none(place: str) -> None:
 def test_an_address_is_passed_on_once_its_peer_has_answered_there() -> None:
     world = World()
     (proof,) = only(world.does(Asked("a", hello("a"))), Dial)
-    assert isinstance(proof.errand, Proof)
+    assert isinstance(proof.errand, DialBack)
     assert proof.addresses == (address("a"),)
     assert world.members.known() == ()
     world.does(Dialed(proof.errand, "a"))
@@ -526,7 +526,7 @@ class Hostile(World):
                 TimerFired(DialsDue()),
                 TimerFired(JoinOver(self.joins)),
                 Dialed(Search(peer, rng.randrange(99)), peer),
-                DialFailed(Proof(peer, address(peer), rng.randrange(99)), AWAY),
+                DialFailed(DialBack(peer, address(peer), rng.randrange(99)), AWAY),
             )
         )
 

@@ -29,6 +29,7 @@ from gossip.membership_events import (
     AskFailed,
     Connected,
     Dial,
+    DialBack,
     Dialed,
     DialFailed,
     Disconnected,
@@ -46,7 +47,6 @@ from gossip.membership_events import (
     NobodyThere,
     Post,
     Progressed,
-    Proof,
     Reject,
     Search,
     SetTimer,
@@ -132,7 +132,7 @@ class Machine:
         """Be greeted, and find the peers where they say they are."""
         for peer in peers:
             (proof,) = only(self.does(Asked(peer, hello(peer))), Dial)
-            assert isinstance(proof.errand, Proof)
+            assert isinstance(proof.errand, DialBack)
             assert self.does(Dialed(proof.errand, peer)) == []
 
     def member(self, peer: str):
@@ -174,7 +174,7 @@ def test_a_greeting_is_answered_with_those_that_are_up() -> None:
     answer, *rest, proof = me.does(Asked("b", hello("b", round=2)))
     assert answer == Answer(Hello(manifest().fields(), "ME", 0, (address("me"),), (address("a"),)))
     assert rest == [Post(PeerUp("b", 2)), Tell("peer B is up (b), 2 in all")]
-    assert proof == Dial(Proof("b", address("b"), 2), (address("b"),), "b")
+    assert proof == Dial(DialBack("b", address("b"), 2), (address("b"),), "b")
 
 
 def test_a_refusal_names_the_field_in_the_readers_words() -> None:
