@@ -8,6 +8,8 @@ reading order:
     manifest               all that must be equal between the peers of a run
     messages, wire         what peers say to each other, and as which bytes
     published              an adapter as published, and the last few of them: which answers a request
+    offers                 what an offer of this run must be to answer a question
+    claims                 what peers have signed, and when that proves that one of them lies
     events, node           the node's contract with the world, and the protocol
     neighbor, round        what the node remembers of each neighbor, and of the round it is in
     pipelines              the numbers of its rounds, and of the final merge
@@ -25,6 +27,7 @@ reading order:
     dials, token_bucket    how many dials at a time, and how often
     strikes                who is cut off for repeated faults
     notices                how often the user is told of others
+    convictions            who is cut off for what it has signed
     introduction           what it says of ourselves, and how answers to that are judged
     joining                its attempts at the addresses that the user gave or that we remember
     simulation             many nodes on a virtual clock

@@ -47,6 +47,7 @@ class Member:
         missed: heartbeats missed in a row.
         heartbeat: the one that it is being asked for, if any.
         search: the present step of our search for it, if there is one.
+        incarnation, sequence: order its announcements; what is older than was heard is a replay.
         tries: dials of this search so far.
         pause_s: mean pause before the next step of the search but one.
         proof: the attempt to prove one of its addresses, if there is one.
@@ -71,6 +72,8 @@ class Member:
     missed: int = 0
     heartbeat: Heartbeat | None = None
     search: Search | None = None
+    incarnation: int = 0
+    sequence: int = -1
     tries: int = 0
     pause_s: float = REDIAL_FIRST_S
     proof: DialBack | None = None

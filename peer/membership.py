@@ -41,6 +41,7 @@ from gossip.membership_events import (
     Join,
     JoinEnded,
     Leave,
+    Offered,
     Post,
     Progressed,
     Reject,
@@ -52,9 +53,11 @@ from gossip.membership_events import (
     TimerFired,
 )
 from gossip.membership_limits import DIAL_S
-from gossip.messages import Message
-from peer.exchange import ANSWER_S, Traffic, ask, receive_message, send_message
+from gossip.messages import Hello, Message
+from peer.exchange import Traffic, ask, receive_question, send_message
 from peer.network.transport import Stream, Transport, Unreachable
+from peer.signing import is_signed
+from peer.standing import Standing
 from topology.announced import Announced
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,7 @@ class Membership:
         tell: takes a line for the user, e.g. that a peer of another run was met.
         traffic: where bytes and rejections are counted.
         data: what we announce of our data, if our topology asks for it.
+        incarnation: number of this life of ours.
     """
 
     def __init__(
@@ -80,10 +84,13 @@ class Membership:
         tell: Callable[[str], None],
         traffic: Traffic,
         data: Announced | None = None,
+        incarnation: int = 0,
     ) -> None:
-        self.topic = f"gossip-peer/2/{manifest.fingerprint.hex()}"
-        self._machine = MembershipMachine(manifest, name, random.Random(), data)
+        self.topic = f"gossip-peer/3/{manifest.fingerprint.hex()}"
+        self._machine = MembershipMachine(manifest, name, random.Random(), data, is_signed)
+        self._incarnation = incarnation
         self.members = self._machine.members.by_id
+        self.standing = Standing(self._machine.members, lambda claim: self._happened(Offered(claim)))
         self._post = post
         self._tell = tell
         self._traffic = traffic
@@ -100,7 +107,7 @@ class Membership:
     def use(self, transport: Transport) -> None:
         """Take the transport; what comes before it is ignored."""
         self._transport = transport
-        self._happened(Start(transport.peer_id, transport.addresses))
+        self._happened(Start(transport.peer_id, transport.addresses, self._incarnation))
 
     async def run(self) -> None:
         """Carry out what the machine says until cancelled."""
@@ -186,7 +193,7 @@ class Membership:
         Raises:
             RemoteError: it was neither.
         """
-        question = await receive_message(stream, ANSWER_S, self._traffic)
+        question = await receive_question(stream, self._traffic)
         answer = self._happened(Asked(stream.peer, question))
         if answer is None:
             raise RemoteError("malformed", "a hello or a ping was expected")
@@ -297,6 +304,13 @@ class Membership:
         raise min(failures, key=lambda error: isinstance(error, LocalError))
 
     async def _ask(self, action: Ask) -> None:
+        if isinstance(action.question, Hello):
+            with self.standing.greeting(action.peer):
+                await self._ask_and_tell(action)
+        else:
+            await self._ask_and_tell(action)
+
+    async def _ask_and_tell(self, action: Ask) -> None:
         assert self._transport
         try:
             answer = await ask(self._transport, action.peer, action.question, self._traffic)

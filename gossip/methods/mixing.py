@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median_low
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -119,9 +120,11 @@ def age_weighted(row: MixInput) -> AdapterState:
     """Row of W times age, renormalized: the MergeUpdate of gossip learning (Ormandi et al. 2013) on a row.
 
     A newcomer (age 0) takes over its neighbors' adapter; between equals it is ``average``. Ages above
-    ``AGE_RATIO_MAX`` times our own are cut to that, so that a lie does not replace us (a newcomer has nothing to lose).
+    ``AGE_RATIO_MAX`` times our own are cut to that, so that a lie does not replace us. A newcomer has nothing to lose,
+    but goes by others' ages no further: those above ``AGE_RATIO_MAX`` times the middle one (the lower of two).
     """
-    cap = AGE_RATIO_MAX * row.own.age if row.own.age else float("inf")
+    known = row.own.age or median_low([contribution.age for contribution in row.others] or [0])
+    cap = AGE_RATIO_MAX * known
     masses = [contribution.weight * min(contribution.age, cap) for contribution in (row.own, *row.others)]
     total = sum(masses)
     if total == 0:  # everybody is new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
 from collections import Counter, deque
@@ -77,10 +78,12 @@ from gossip.strikes import Strikes
 AWAY = RemoteError("unreachable", "nobody answers")
 RUN = RunManifest(
     base_model="b", dtype="d", tokenizer="t", adapter="a", layout="l", seed=0, initial="i", factors="f", mixing="m",
-    optimizer="o", codec="float32", feedback="n", gamma="1", merge="none", overlap="no",
+    optimizer="o", codec="float32", feedback="n", gamma="1", rounds=9, merge="none", overlap="no",
+    private="no",
 )  # fmt: skip
 FIELDS = [{**RUN.fields(), "seed": seed} for seed in range(2)]
 FINGERPRINT = RUN.fingerprint
+ANNOUNCEMENTS = itertools.count(1)
 
 
 def address(peer: str) -> str:
@@ -94,7 +97,8 @@ def hello(peer: str, *known: str, seed: int = 0, addresses: tuple[str, ...] | No
 
 
 def presence(peer: str, *addresses: str, leaving: bool = False) -> Heard:
-    return Heard(peer, Presence(FINGERPRINT, peer, 0, addresses or (address(peer),), leaving))
+    said = addresses or (address(peer),)
+    return Heard(peer, Presence(FINGERPRINT, peer, 0, said, leaving, sequence=next(ANNOUNCEMENTS)))
 
 
 def only(actions: Iterable[Action], *kinds: type) -> list:
@@ -389,7 +393,7 @@ def test_many_identities_cannot_write_more_lines_than_a_person_reads() -> None:
     left_out = sum(int(line.split()[0]) for line in world.told if "not told one by one" in line)
     assert left_out > 10_000
     assert world.members.by_id == {}
-    assert len(world.membership._refusals) <= STRIKERS_MAX
+    assert len(world.membership._cut_off.refusals) <= STRIKERS_MAX
 
 
 def test_a_flapping_peer_leaves_nothing_behind_and_is_dialed_ever_less_often() -> None:
@@ -582,8 +586,8 @@ class Hostile(World):
             assert len(member.addresses) <= 4
             assert member.proven <= set(member.addresses)
             assert not (member.is_up and not member.has_answered)
-        assert not any(self.membership._is_cut_off(peer, self.now) for peer in self.up)
-        assert len(self.membership._strikes) <= STRIKERS_MAX
+        assert not any(self.membership._cut_off.is_over(peer, self.now) for peer in self.up)
+        assert len(self.membership._cut_off.faults) <= STRIKERS_MAX
         assert len(self.membership._notices) <= 2 * NOTICED_MAX
 
 

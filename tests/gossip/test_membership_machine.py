@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gossip import wire
 from gossip.errors import LocalError, RemoteError
 from gossip.events import PeerDown, PeerUp
 from gossip.manifest import RunManifest
@@ -57,6 +58,7 @@ from gossip.membership_events import (
     TimerFired,
 )
 from gossip.membership_limits import (
+    ADDRESS_LETTERS,
     ADDRESSES_PER_PEER,
     DIALS_MAX,
     FORGET_S,
@@ -77,6 +79,7 @@ from gossip.simulated_membership import ANSWER_S
 from gossip.simulated_network import LinkModel
 from gossip.simulation import Simulation
 
+ANNOUNCEMENTS = itertools.count(1)
 AWAY = RemoteError("unreachable", "nobody answers")
 
 
@@ -95,8 +98,10 @@ def manifest(codec: str = "float32") -> RunManifest:
         codec=codec,
         feedback="n",
         gamma="1",
+        rounds=9,
         merge="none",
         overlap="no",
+        private="no",
     )
 
 
@@ -109,7 +114,8 @@ def hello(peer: str, *known: str, codec: str = "float32", round: int = 0) -> Hel
 
 
 def presence(peer: str, *addresses: str, round: int = 0, leaving: bool = False) -> Heard:
-    said = Presence(manifest().fingerprint, peer.upper(), round, addresses or (address(peer),), leaving)
+    told = addresses or (address(peer),)
+    said = Presence(manifest().fingerprint, peer.upper(), round, told, leaving, sequence=next(ANNOUNCEMENTS))
     return Heard(peer, said)
 
 
@@ -207,8 +213,49 @@ def test_another_run_ends_a_first_join_and_a_search(answer: Message) -> None:
 def test_what_is_neither_hello_nor_ping_is_not_answered() -> None:
     me = Machine()
     assert me.does(Asked("a", Pull(bytes(16), None, -1, 0.0))) == []
-    assert me.does(Asked("a", Ping(3))) == [Answer(Ping(0))]
     assert me.up == set()
+
+
+def test_a_ping_is_answered_only_after_a_hello() -> None:
+    me = Machine()
+    (answer,) = me.does(Asked("a", Ping(3)))
+    assert answer == Answer(Refusal("hello", "exchange a hello of this run first"))
+    me.meets("a")
+    assert me.does(Asked("a", Ping(3)))[0] == Answer(Ping(0))
+
+
+def test_whoever_does_not_know_us_any_more_is_greeted_at_once() -> None:
+    me = Machine()
+    me.meets("a")
+    (ask,) = me.does(Suspect("a"))
+    (dial,) = me.does(Answered(ask.errand, Refusal("hello", "")))
+    assert isinstance(dial, Dial)
+    (greeting,) = me.does(Dialed(dial.errand, "a"))
+    assert isinstance(greeting.question, Hello)
+
+
+def test_what_was_announced_before_does_not_count_again() -> None:
+    me = Machine()
+    me.meets("a")
+    goodbye = presence("a", leaving=True)
+    me.does(goodbye)
+    me.meets("a")
+    assert me.does(goodbye) == []
+    later = replace(goodbye.message, sequence=0, incarnation=1)
+    me.does(Asked("a", replace(hello("a"), incarnation=2)))
+    assert me.does(Heard("a", later)) == []  # of an earlier life
+    assert me.up == {"a"}
+
+
+def test_a_hello_fits_into_a_frame_however_long_addresses_are() -> None:
+    me = Machine()
+    for number in range(2 * wire.LIST_ITEMS_MAX):
+        me.meets_and_dials_back(f"{number:03}" + "x" * 115)
+        me.now += 1.0
+    assert len(address(f"{0:03}" + "x" * 115)) > 0.95 * ADDRESS_LETTERS
+    (answer, *_) = me.does(Asked("a", hello("a")))
+    assert len(wire.encode(answer.message)) <= wire.FRAME_BYTES_MAX
+    assert len(answer.message.known) == wire.LIST_ITEMS_MAX
 
 
 def test_nothing_is_looked_at_before_the_start() -> None:
@@ -579,7 +626,9 @@ def test_a_ban_outlives_forgetting() -> None:
 def test_we_announce_ourselves_at_intervals_and_soon_after_a_round() -> None:
     me = Machine()
     announce, first, heartbeats = me.began
-    assert announce == Announce(Presence(manifest().fingerprint, "ME", 0, (address("me"),), False))
+    assert announce == Announce(
+        Presence(manifest().fingerprint, "ME", 0, (address("me"),), False, sequence=1)
+    )
     assert first.delay_s == PRESENCE_S
     assert heartbeats == SetTimer(HeartbeatsDue(), HEARTBEAT_S)
     me.now += 0.25 * PRESENCE_GAP_S
@@ -723,7 +772,7 @@ def test_in_any_order_of_events_it_keeps_its_promises(data: st.DataObject) -> No
             for post in only(actions, Post):
                 (node_sees.add if isinstance(post.event, PeerUp) else node_sees.remove)(post.event.peer)
             assert node_sees == me.up
-            banned = {peer for peer in members.by_id if me.membership._is_cut_off(peer, me.now)}
+            banned = {peer for peer in members.by_id if me.membership._cut_off.is_over(peer, me.now)}
             assert not banned & me.up
 
 

@@ -38,8 +38,10 @@ def manifest(codec: str = "float32") -> RunManifest:
         codec=codec,
         feedback="n",
         gamma="1",
+        rounds=9,
         merge="none",
         overlap="no",
+        private="no",
     )
 
 
