@@ -1,6 +1,6 @@
 """What follows from what peers have signed: whoever contradicts itself is cut off by all for the rest of the run.
 
-It joins the claims (``claims.py``) to the table of members and the searches for them; all are ``membership.py``'s.
+It joins the claims (``claims.py``) to the table of members; both are ``membership.py``'s.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ from gossip.claims import Claims
 from gossip.members import Members
 from gossip.membership_events import Action, Announce, Drop, Tell
 from gossip.messages import Claim, Proof
-from gossip.searching import Searches
 
 
 class Convictions:
-    """Who is cut off for the rest of the run (``convicted``), and on what grounds (``claims``)."""
+    """Who is cut off, and on what grounds (``claims``)."""
 
-    def __init__(self, claims: Claims, members: Members, searches: Searches) -> None:
+    def __init__(self, claims: Claims, members: Members) -> None:
         self.claims = claims
-        self.convicted: set[str] = set()
         self._members = members
-        self._searches = searches
 
     def offered(self, claim: Claim, now: float) -> list[Action]:
         """Take a claim that came with an offer to us, its signature checked before."""
@@ -43,8 +40,6 @@ class Convictions:
         peer, what = proof.first.peer, f"two different adapters of round {proof.first.round}"
         if peer == self._members.me:
             return [Tell(f"{what} were signed with our key: does another process use it?")]
-        self.convicted.add(peer)
-        self._searches.end(peer)
         name = self._members.display_name(peer)
         told = Tell(f"peer {name} ({peer}) is cut off for the rest of the run: it has signed {what}")
-        return [told, *self._members.down(peer, "cut off", now), Drop(peer), Announce(proof)]
+        return [told, *self._members.convict(peer, now), Drop(peer), Announce(proof)]

@@ -11,9 +11,10 @@ import itertools
 from gossip.claims import Claims
 from gossip.errors import RemoteError
 from gossip.manifest import RunManifest, first_difference
-from gossip.membership_events import Action, Announce, AnnouncementDue, Incompatible, SetTimer
-from gossip.membership_limits import PRESENCE_GAP_S, PRESENCE_S
+from gossip.membership_events import Action, Announce, AnnouncementDue, Incompatible, SetTimer, Tell
+from gossip.membership_limits import ADDRESSES_PER_PEER, PRESENCE_GAP_S, PRESENCE_S
 from gossip.messages import Hello, Message, Presence, Refusal
+from gossip.told_addresses import is_name
 from gossip.wire import FRAME_BYTES_MAX, LIST_ITEMS_MAX, PROOFS_MAX
 from topology.announced import Announced
 
@@ -41,6 +42,14 @@ class Introduction:
         self._announcement = 0  # number of the last one
         self._announced_at = 0.0
         self._is_next_hurried = False  # the next announcement comes early, because a round was completed
+
+    def listens(self, addresses: tuple[str, ...], incarnation: int) -> list[Action]:
+        """Take what is known once we listen; names are kept from others, who would not resolve them."""
+        names = [address for address in addresses if is_name(address)]
+        self.addresses = tuple(address for address in addresses if address not in names)[:ADDRESSES_PER_PEER]
+        self.incarnation = incarnation
+        told = f"others are not told {', '.join(names)}: they take no names from peers; announce an IP address too"
+        return [Tell(told)] if names else []
 
     def hello(self, known: tuple[str, ...]) -> Hello:
         """Return our greeting, or our answer to one.

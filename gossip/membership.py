@@ -23,7 +23,6 @@ import itertools
 import random
 from typing import assert_never
 
-from gossip.bans import Bans
 from gossip.claims import Claims, Verify, nothing_is_signed
 from gossip.convictions import Convictions
 from gossip.dials import Dials
@@ -41,7 +40,7 @@ from gossip.membership_events import (
     Asked,
     AskFailed,
     Connected,
-    Dial,
+    DialBack,
     Dialed,
     DialFailed,
     DialsDue,
@@ -56,7 +55,6 @@ from gossip.membership_events import (
     JoinOver,
     Leave,
     Offered,
-    Probe,
     Progressed,
     Question,
     Reject,
@@ -65,20 +63,18 @@ from gossip.membership_events import (
     Start,
     Strike,
     Suspect,
-    Tell,
     Timer,
     TimerFired,
 )
 from gossip.membership_limits import (
-    ADDRESSES_PER_PEER,
     HEARTBEAT_S,
     HEARTBEATS_MISSED,
-    REFUSED_NOTICE_S,
+    STRIKES_S,
 )
 from gossip.messages import Hello, Message, Ping, Presence, Proof, Refusal
 from gossip.notices import Notices
 from gossip.searching import Searches
-from gossip.told_addresses import is_name, peer_named_by
+from gossip.told_addresses import peer_named_by
 from topology.announced import Announced
 
 
@@ -103,21 +99,20 @@ class Membership:
     ) -> None:
         self._notices = Notices()
         self.members = Members(lambda member: self._searches.forgotten(member), self._notices)
-        claims = Claims(manifest.fingerprint, verify)
-        self._introduction = Introduction(manifest, name, data, claims)
+        self._convictions = Convictions(Claims(manifest.fingerprint, verify), self.members)
+        self._introduction = Introduction(manifest, name, data, self._convictions.claims)
         self._is_leaving = False
         self._joins = Joins()
         self._dials = Dials()
         self._searches = Searches(self.members, self._dials, self._notices, rng)
-        self._convictions = Convictions(claims, self.members, self._searches)
-        self._bans = Bans(self._convictions, self.members, self._searches, self._notices)
+        self._cut_off = self.members.cut_off
         self._heartbeat_numbers = itertools.count(1)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at time ``now`` (seconds on any monotonic clock) and return what to do, in order.
 
         Nothing raises. At most eight actions come of one event, and one more for each peer that is up, for each address
-        of a join, and for each dial that may be under way at a time (``DIALS_MAX``); five more for each peer that an
+        of a join, and for each dial that may be under way at a time (``DIALS_MAX``); four more for each peer that an
         event convicts.
         """
         if not self.members.me and not isinstance(event, Start | Progressed):
@@ -126,7 +121,7 @@ class Membership:
             case Start():
                 return self._start(event, now)
             case Join():
-                return self._in_turn(self._joins.begin(event), now)
+                return self._dials.in_turn(self._joins.begin(event), now)
             case Dialed():
                 return [*self._dialed(event, now), *self._dials.ended(event.errand, now)]
             case DialFailed():
@@ -146,7 +141,7 @@ class Membership:
             case Suspect():
                 return self._heartbeat(event.peer)
             case Strike():
-                return self._bans.strike(event.peer, event.reason, now)
+                return self._strike(event, now)
             case Offered():
                 return self._convictions.offered(event.claim, now)
             case TimerFired():
@@ -156,26 +151,17 @@ class Membership:
             case _:
                 assert_never(event)
 
-    def is_welcome(self, peer: str, now: float) -> bool:
-        """Whether a peer has exchanged a hello of our run with us, has not gone since, and is not cut off."""
-        member = self.members.by_id.get(peer)
-        return member is not None and member.is_up and not self._bans.has(peer, now)
-
     # -- life
 
     def _start(self, event: Start, now: float) -> list[Action]:
         self.members.me, self.members.own = event.me, event.addresses
-        plain = [address for address in event.addresses if not is_name(address)]
-        self._introduction.addresses = tuple(plain[:ADDRESSES_PER_PEER])
-        self._introduction.incarnation = event.incarnation
-        names = [address for address in event.addresses if is_name(address)]
-        told = f"others are not told {', '.join(names)}: they take no names from peers; announce an IP address too"
-        announced = self._introduction.announce(now)
-        return [*([Tell(told)] if names else []), *announced, SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
+        told = self._introduction.listens(event.addresses, event.incarnation)
+        return [*told, *self._introduction.announce(now), SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
 
     def _progressed(self, event: Progressed, now: float) -> list[Action]:
         self._introduction.round = event.round
-        return self._introduction.announce_soon(now) if self.members.me and not self._is_leaving else []
+        is_listening = self.members.me and not self._is_leaving
+        return self._introduction.announce_soon(now) if is_listening else []
 
     def _timer_fired(self, timer: Timer, now: float) -> list[Action]:
         if self._is_leaving:
@@ -188,7 +174,7 @@ class Membership:
             case Search():
                 return self._searches.again(timer, now)
             case Joining():
-                return self._in_turn(self._joins.dial(timer), now)
+                return self._dials.in_turn(self._joins.dial(timer), now)
             case DialsDue():
                 return self._dials.timer_fired(now)
             case JoinOver():
@@ -210,16 +196,10 @@ class Membership:
     def _hello(self) -> Hello:
         return self._introduction.hello(self.members.known())
 
-    def _in_turn(self, actions: list[Action], now: float) -> list[Action]:
-        """Let dials to addresses that the user gave wait for their turn."""
-        others = [action for action in actions if not isinstance(action, Dial)]
-        begun = [self._dials.trusted(action, now) for action in actions if isinstance(action, Dial)]
-        return [*itertools.chain.from_iterable(begun), *others]
-
     # -- what others say
 
     def _asked(self, event: Asked, now: float) -> list[Action]:
-        if self._bans.has(event.peer, now):
+        if self._cut_off.is_over(event.peer, now):
             return [Answer(Refusal("busy", "cut off for a while after repeated faults"))]
         member = self.members.by_id.get(event.peer)
         match event.question:
@@ -236,8 +216,9 @@ class Membership:
     def _greeted(self, peer: str, hello: Hello, now: float) -> list[Action]:
         if difference := self._introduction.difference_from(hello):
             refused = f"refused peer {peer} of another run: {difference}"
-            told = self._notices.line("refused", peer, refused, now, every_s=REFUSED_NOTICE_S)
-            cut_off = self._bans.refused(peer, now)
+            told = self._notices.refused(peer, refused, now)
+            is_over = self._cut_off.refusals.add(peer, now)
+            cut_off = self._is_over(peer, "greets with another run", now) if is_over else []
             return [Reject("manifest"), *told, Answer(self._introduction.refusal_of(hello)), *cut_off]
         return [Answer(self._hello()), *self._welcome(peer, hello, now)]
 
@@ -256,7 +237,7 @@ class Membership:
         if said.leaving:
             self._searches.end(author)
             return self.members.down(author, "left", now)
-        if self._bans.has(author, now):
+        if self._cut_off.is_over(author, now):
             return []
         member = self.members.announced(author, said.name, said.addresses, said.round, now)
         if member and member.is_up:
@@ -267,16 +248,16 @@ class Membership:
         """Take a peer of our run in, see whether it is where it says, and look for those that it knows."""
         member = self.members.answered(peer, hello.name, hello.addresses, hello.round, now)
         if member:
-            member.missed, member.data = 0, hello.data
+            member.missed, member.data, member.posted = 0, hello.data, None
             self.members.is_replay(peer, hello.incarnation, 0)
             self._searches.end(peer)
-        up = self.members.up(peer, hello.round, now)
-        actions = [*up, *self._searches.prove(peer, now), *self._convictions.proven(hello.proofs, now)]
+        actions = [*self.members.up(peer, hello.round, now), *self._searches.prove(peer, now)]
+        actions += self._convictions.proven(hello.proofs, now)
         for address in hello.known:
             other = peer_named_by(address)
             known = self.members.by_id.get(other)
             # Whoever is up already has been greeted: greeting it again would never end.
-            if not (known and known.is_up) and not self._bans.has(other, now):
+            if not (known and known.is_up) and not self._cut_off.is_over(other, now):
                 self.members.rumored(other, address, peer, now)
                 actions += self._seek(other, now)
         return actions
@@ -299,13 +280,13 @@ class Membership:
                 if event.peer == peer_named_by(step.address):
                     self.members.given(event.peer, step.address, now)
                 return [Ask(step, event.peer, self._hello())]
-            case Probe():
+            case DialBack():
                 return self._searches.proved(event.errand, event.peer == event.errand.peer, now)
             case _:
                 assert_never(event.errand)
 
     def _not_dialed(self, event: DialFailed, now: float) -> list[Action]:
-        if isinstance(event.errand, Probe):
+        if isinstance(event.errand, DialBack):
             return self._searches.proved(event.errand, False, now)
         return self._failed(event.errand, event.error, now)
 
@@ -321,11 +302,9 @@ class Membership:
                 assert_never(errand)
         if not isinstance(judged, Hello):
             return self._failed(errand, judged, now)
-        return (
-            self._joined(errand, judged, now)
-            if isinstance(errand, Joining)
-            else self._found(errand, judged, now)
-        )
+        if isinstance(errand, Joining):
+            return self._joined(errand, judged, now)
+        return self._found(errand, judged, now)
 
     def _failed(self, errand: Search | Joining, error: RemoteError | LocalError, now: float) -> list[Action]:
         if isinstance(errand, Search):
@@ -336,11 +315,13 @@ class Membership:
         peer = peer_named_by(errand.address)
         if not self._joins.is_at(errand):
             return []
-        if self._bans.has(peer, now):
+        if self._cut_off.is_over(peer, now):
             return self._joins.failed(
                 errand, RemoteError("busy", "cut off for a while after repeated faults")
             )
-        return [*self._welcome(peer, hello, now), *self._joins.reached(errand)]
+        welcome, reached = self._welcome(peer, hello, now), self._joins.reached(errand)
+        # Our first announcement was made before anybody could hear it.
+        return [*welcome, *reached, *self._introduction.announce_soon(now)]
 
     def _found(self, errand: Search, hello: Hello, now: float) -> list[Action]:
         member = self._searches.searched(errand)
@@ -351,7 +332,7 @@ class Membership:
         return self._welcome(errand.peer, hello, now)
 
     def _seek(self, peer: str, now: float) -> list[Action]:
-        is_wanted = not self._is_leaving and not self._bans.has(peer, now)
+        is_wanted = not self._is_leaving and not self._cut_off.is_over(peer, now)
         return self._searches.seek(peer, now) if is_wanted else []
 
     # -- watching
@@ -359,7 +340,7 @@ class Membership:
     def _heartbeats(self, now: float) -> list[Action]:
         """Ask everybody who is up for a heartbeat, and where it may be dialed; forget what is long past."""
         self.members.forget_the_idle(now)
-        self._bans.forget_old(now)
+        self._cut_off.forget_old(now)
         asked = [action for peer in self.members.by_id for action in self._heartbeat(peer)]
         proofs = [action for peer in self.members.by_id for action in self._searches.prove(peer, now)]
         return [*asked, *proofs, *self._notices.sum_up(now), SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
@@ -399,6 +380,19 @@ class Membership:
         if member := self.members.by_id.get(event.peer):
             member.is_connected = is_connected
         if is_connected:
-            return [Drop(event.peer)] if self._bans.has(event.peer, now) else []
+            return [Drop(event.peer)] if self._cut_off.is_over(event.peer, now) else []
         is_missed = member and member.is_up and not self._is_leaving
         return self._searches.lost(event.peer, now) if is_missed else []
+
+    def _strike(self, event: Strike, now: float) -> list[Action]:
+        was_cut_off = self._cut_off.is_over(event.peer, now)
+        if not self._cut_off.faults.add(event.peer, now):
+            return []
+        return [Drop(event.peer)] if was_cut_off else self._is_over(event.peer, event.reason, now)
+
+    def _is_over(self, peer: str, reason: str, now: float) -> list[Action]:
+        self._searches.end(peer)
+        name = self.members.display_name(peer)
+        line = f"peer {name} ({peer}) is cut off for {STRIKES_S:.0f} s: {reason}"
+        told = self._notices.line("cut off", peer, line, now)
+        return [*told, *self.members.down(peer, reason, now), Drop(peer)]

@@ -56,7 +56,7 @@ class Joining:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class DialBack:
     """Find out whether a peer that is up, and may well be connected, can be dialed at an address that it claims."""
 
     peer: str
@@ -64,7 +64,7 @@ class Probe:
     step: int
 
 
-Journey = Search | Joining | Probe
+Journey = Search | Joining | DialBack
 """What somebody is dialed for."""
 Question = Search | Heartbeat | Joining
 """What somebody is asked for."""
@@ -125,7 +125,7 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Dialed:
-    """There is a connection to ``peer``, whose handshake has proven who it is; for a ``Probe``: there was one."""
+    """There is a connection to ``peer``, whose handshake has proven who it is; for a ``DialBack``: there was one."""
 
     errand: Journey
     peer: str
@@ -238,7 +238,7 @@ Event = (
 class Dial:
     """Make sure that there is a connection: dial all addresses at once, the first that answers counts.
 
-    For a ``Probe`` dial whether there is a connection or not, and close what comes of it.
+    For a ``DialBack`` dial whether there is a connection or not, and close what comes of it.
 
     Args:
         peer: whom the addresses name, nobody needs to be dialed if there is a connection already; empty = dial anyway.

@@ -18,11 +18,13 @@ FETCHES_MAX = 2
 for none and so cannot tell a lost fetch from a slow one: it has one at a time, which ends by itself."""
 NOTHING_MIXED = -1
 """Stands for a round before the first: of this peer nothing has been mixed."""
-PATIENCE = 5
+PATIENCE = 8
 """A neighbor that has missed so many more rounds than it has delivered in is asked, but no longer waited for. Source:
-guess; at a loss of 10 % of all messages a pause of an honest one rarely looks like that."""
-MISSES_MAX = 8
-"""No more misses are remembered: one that was away for long is waited for again after four adapters. Source: ours."""
+ours; where a third of all fetches is lost that befalls an honest one in a hundred rounds or so."""
+MISSES_MAX = 12
+"""No more misses are remembered: one that was away for long is waited for again after five adapters. Source: ours."""
+SLOW_MISSES = 3
+"""So many misses in a row may be a slow neighbor's, for which deadlines grow; more are not. Source: ours."""
 
 
 @dataclass(slots=True)
@@ -73,9 +75,10 @@ class Neighbor:
         """Whether it is worth waiting for: it may say that it is alive and never deliver."""
         return self.misses < PATIENCE
 
-    def missed(self) -> None:
-        """Count a round in which it was asked and did not deliver."""
+    def missed(self) -> bool:
+        """Count a round in which it was asked and did not deliver; return whether it may only be slow."""
         self.misses = min(self.misses + 1, MISSES_MAX)
+        return self.misses <= SLOW_MISSES
 
     def failed(self, reason: str, our_round: int) -> None:
         """Count a fetch that has ended without an adapter, unless its neighbor only had too much to do, or is behind.

@@ -323,8 +323,8 @@ class GossipNode:
             return []
         current = self._current
         for peer in sorted(current.waiting_for):
-            self._deadline.missed(current.deadline_s)
-            self._neighbors.of(peer).missed()
+            if self._neighbors.of(peer).missed():
+                self._deadline.missed(current.deadline_s)
             current.failed.append((peer, "late"))
         current.waiting_for.clear()
         current.is_over = True

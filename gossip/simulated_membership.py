@@ -28,6 +28,7 @@ from gossip.membership_events import (
     AskFailed,
     Connected,
     Dial,
+    DialBack,
     Dialed,
     DialFailed,
     Disconnected,
@@ -38,7 +39,6 @@ from gossip.membership_events import (
     JoinEnded,
     Leave,
     Post,
-    Probe,
     Progressed,
     Reject,
     SetTimer,
@@ -234,7 +234,7 @@ class SimulatedGroup:
             if self._network.is_cut(host.peer, peer) or self._network.is_cut(peer, host.peer):
                 delay_s, detail = DIAL_S, f"no answer within {DIAL_S:g} s"
             elif peer in self._hosts and self._hosts[peer].is_alive:
-                if not isinstance(dial.errand, Probe):
+                if not isinstance(dial.errand, DialBack):
                     self._connect(host, self._hosts[peer])
                 self._later(host, self._network.delay_s(), Dialed(dial.errand, peer))
                 return

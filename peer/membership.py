@@ -31,6 +31,7 @@ from gossip.membership_events import (
     AskFailed,
     Connected,
     Dial,
+    DialBack,
     Dialed,
     DialFailed,
     Disconnected,
@@ -42,7 +43,6 @@ from gossip.membership_events import (
     Leave,
     Offered,
     Post,
-    Probe,
     Progressed,
     Reject,
     SetTimer,
@@ -90,13 +90,14 @@ class Membership:
         self._machine = MembershipMachine(manifest, name, random.Random(), data, is_signed)
         self._incarnation = incarnation
         self.members = self._machine.members.by_id
-        self.standing = Standing(self._machine.is_welcome, lambda claim: self._happened(Offered(claim)))
+        self.standing = Standing(self._machine.members, lambda claim: self._happened(Offered(claim)))
         self._post = post
         self._tell = tell
         self._traffic = traffic
         self._transport: Transport | None = None
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Callable[[], Awaitable[None]]] = []  # actions that came before ``run``
+        self._is_over = False  # ``run`` has been cancelled
         self._changed = trio.Event()
         self._joins: dict[int, trio.MemorySendChannel[LocalError | None]] = {}
         self._join_numbers = itertools.count()
@@ -110,15 +111,17 @@ class Membership:
 
     async def run(self) -> None:
         """Carry out what the machine says until cancelled."""
-        async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             for act in self._waiting:
-                self._nursery.start_soon(act)
+                nursery.start_soon(act)
             self._waiting.clear()
             try:
                 await trio.sleep_forever()
             finally:
-                self._nursery = None  # before it closes, for what happens meanwhile must not be started in it
-                # Connections that end from now on are ours to end.
+                # Before the tasks have ended: what comes until then, or later, is nothing to us, and connections that
+                # end from now on are ours to end.
+                self._is_over = True
                 self._machine.handle(Leave(), trio.current_time())
 
     async def join(self, addresses: tuple[str, ...], within_s: float, *, required: bool) -> None:
@@ -252,6 +255,8 @@ class Membership:
                 assert_never(action)
 
     def _start(self, act: Callable[[], Awaitable[None]]) -> None:
+        if self._is_over:
+            return
         if self._nursery:
             self._nursery.start_soon(act)
         else:
@@ -262,7 +267,7 @@ class Membership:
         if action.afresh:
             await self._transport.drop(action.peer)
         try:
-            if isinstance(action.errand, Probe):
+            if isinstance(action.errand, DialBack):
                 peer = await self._transport.probe(action.errand.address)
             elif action.peer and self._transport.is_connected(action.peer):
                 peer = action.peer

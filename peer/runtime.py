@@ -138,15 +138,8 @@ async def take_part(
     # and posting must never wait, because the network loop does it.
     post_to, inbox = trio.open_memory_channel[Event](math.inf)
     post, traffic = post_to.send_nowait, Traffic()
-    membership = Membership(
-        run.manifest,
-        run.name,
-        post,
-        lambda text: journal.emit(Note(text=text)),
-        traffic,
-        run.announced,
-        run.signer.incarnation,
-    )
+    told, incarnation = lambda text: journal.emit(Note(text=text)), run.signer.incarnation
+    membership = Membership(run.manifest, run.name, post, told, traffic, run.announced, incarnation)
     if run.checkpoint:
         journal.emit(Resumed(round=run.checkpoint.round, checkpoint=run.checkpoint.path))
     node = run.node()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import trio
 
+from gossip.members import Members
 from gossip.messages import Claim
 
 
@@ -18,12 +19,12 @@ class Standing:
     """How the peers of a table stand with us.
 
     Args:
-        is_welcome: ``gossip.membership.Membership.is_welcome``.
+        members: the table.
         offered: takes a claim that came with an offer to us to the machine.
     """
 
-    def __init__(self, is_welcome: Callable[[str, float], bool], offered: Callable[[Claim], object]) -> None:
-        self._is_welcome_at = is_welcome
+    def __init__(self, members: Members, offered: Callable[[Claim], object]) -> None:
+        self._members = members
         self._offered = offered
         self._greetings: Counter[str] = Counter()  # hellos of ours that are not answered yet, by peer
         self._greeted = trio.Event()  # set when one of them is
@@ -55,4 +56,4 @@ class Standing:
         return self._is_welcome(claim.peer)
 
     def _is_welcome(self, peer: str) -> bool:
-        return self._is_welcome_at(peer, trio.current_time())
+        return self._members.is_welcome(peer, trio.current_time())

@@ -19,6 +19,7 @@ from gossip import wire
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from gossip.messages import Message, Ping, Pull, Refusal
+from gossip.neighbor import PATIENCE
 from gossip.published import PublishedAdapter
 from peer.checkpoints import PEERS, Home, HomeError, open_home
 from peer.config import PeerConfig
@@ -338,6 +339,40 @@ def test_a_peer_that_serves_other_bytes_to_each_reader_is_cut_off_by_all(
         for running in honest:
             convicted = [event for event in running.events(Note) if "cut off for the rest" in event.text]
             assert len(convicted) == 1  # nobody else, and once
+
+    limited(body)
+
+
+def test_a_member_that_never_answers_a_pull_is_soon_not_waited_for(
+    homes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gossip.deadline.FLOOR_S", 0.05)
+    mute = peer_id(bytes([9]) * 32)
+    serve = Publisher.serve
+
+    async def hang(self: Publisher, stream: Any) -> PublishedAdapter | None:
+        if self._signed.__self__._peer == mute:  # type: ignore[attr-defined]
+            await trio.sleep_forever()
+        return await serve(self, stream)
+
+    monkeypatch.setattr(Publisher, "serve", hang)
+
+    async def body() -> None:
+        make = memory()
+        settings = {"rounds": 10**6, "wait_peers": 2}
+        first = Running(1, homes("a"), 0.0, **settings)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.run, make(first.key))
+            joining = {"join": await first.addresses(), **settings}
+            others = [Running(2, homes("b"), 0.0, **joining), Running(9, homes("mute"), 0.0, **joining)]
+            for running in others:
+                nursery.start_soon(running.run, make(running.key))
+            await first.heard.first(lambda event: isinstance(event, RoundDone) and event.round == 40)
+            for running in (first, *others):
+                running.leaving.scope.cancel()
+        missed = [any("p9" in peer for peer in event.failed) for event in first.events(RoundDone)[:40]]
+        assert sum(missed) == PATIENCE
+        assert not any(missed[20:])
 
     limited(body)
 
