@@ -20,10 +20,14 @@ reading order:
     membership_events      the membership's contract with the world
     membership_limits      all its times and limits
     membership             who takes part: greeting, searching, heartbeats, goodbyes, bans
-    members                its table: what is known of each peer
-    convictions            who is cut off for what it has signed
+    members                its table: what is known of each peer, and who gets a place in it
+    told_addresses         which of the addresses that others tell are worth keeping
+    searching              reaching peers that are away, proving where others can be reached
+    dials, token_bucket    how many dials at a time, and how often
+    cut_offs, strikes      who is cut off for repeated faults, and for what it has signed
+    notices                how often the user is told of others
     introduction           what it says of ourselves, and how answers to that are judged
-    joining                its attempts at the addresses that the user gave
+    joining                its attempts at the addresses that the user gave or that we remember
     simulation             many nodes on a virtual clock
     simulated_network      the clock, latency, loss and cuts of a simulation
     simulated_membership   connections, questions and rumors of a simulation whose peers find each other

@@ -14,11 +14,11 @@ from gossip.manifest import RunManifest, first_difference
 from gossip.membership_events import Action, Announce, AnnouncementDue, Incompatible, SetTimer
 from gossip.membership_limits import PRESENCE_GAP_S, PRESENCE_S
 from gossip.messages import Hello, Message, Presence, Refusal
-from gossip.wire import FRAME_BYTES_MAX, LIST_ITEMS_MAX, PROOFS_MAX
+from gossip.wire import EVIDENCE_MAX, FRAME_BYTES_MAX, LIST_ITEMS_MAX
 from topology.announced import Announced
 
 KNOWN_BYTES_MAX = FRAME_BYTES_MAX // 2
-"""Others' addresses in one hello are at most so long together. Source: ours; a quarter is for proofs, an eighth for the
+"""Others' addresses in one hello are at most so long together. Source: ours; a quarter is for evidence, some for the
 manifest, and our own addresses have at most 4 KiB."""
 
 
@@ -48,9 +48,9 @@ class Introduction:
         Args:
             known: addresses of others that are up; as many are told as a frame has room for.
         """
-        proofs = tuple(self._claims.proofs.values())[-PROOFS_MAX:]
+        evidence = tuple(self._claims.evidence.values())[-EVIDENCE_MAX:]
         said = (self._manifest, self._name, self.round, self.addresses, _as_fit(known), self._data)
-        return Hello(*said, self.incarnation, proofs)
+        return Hello(*said, self.incarnation, evidence)
 
     def announce(self, now: float) -> list[Action]:
         """Announce ourselves, and when to do so again."""

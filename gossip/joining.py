@@ -1,7 +1,9 @@
-"""The addresses that the user gave, each tried until it answers or the time is over.
+"""The addresses that the user gave or that we remember, each tried until it answers.
 
-A small machine inside ``membership.py``: it says what to dial next and what to tell the user, and knows neither the
-table of members nor what is said in greeting. What comes too late is of no step that it is at, and ignored.
+When the time is over, the user is told of those that have not, and they are tried on for as long as we live, ever less
+often: two groups that began apart, because their common contact was away, find each other when it comes. A small
+machine inside ``membership.py``: it says what to dial next and what to tell the user, and knows neither the table of
+members nor what is said in greeting. What comes too late is of no step that it is at, and ignored.
 """
 
 from __future__ import annotations
@@ -20,15 +22,16 @@ from gossip.membership_events import (
     SetTimer,
     Tell,
 )
-from gossip.membership_limits import REDIAL_FIRST_S
+from gossip.membership_limits import REDIAL_FIRST_S, REDIAL_LONGEST_S
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """One address. ``errand``: the present step; ``problem``: what was wrong last."""
+    """One address. ``errand``: the present step; ``problem``: what was wrong last; ``pause_s``: before the next."""
 
     errand: Joining
     problem: LocalError
+    pause_s: float = REDIAL_FIRST_S
 
 
 class Joins:
@@ -69,9 +72,9 @@ class Joins:
         return self._pass_on(errand.number, self._by_number[errand.number].failed(errand, error))
 
     def time_is_over(self, timer: JoinOver) -> list[Action]:
-        """Give up what has not been reached."""
-        progress = self._by_number.pop(timer.number, None)
-        return progress.give_up() if progress else []
+        """Say what has not been reached."""
+        progress = self._by_number.get(timer.number)
+        return self._pass_on(timer.number, progress.time_is_over()) if progress else []
 
     def abandon(self) -> None:
         """Take no interest in any of them any more."""
@@ -97,10 +100,11 @@ class _Progress:
         }
         self._count = len(self._open)
         self._problems: list[LocalError] = []
+        self._has_ended = False  # ``JoinEnded`` has been returned
 
     @property
     def is_over(self) -> bool:
-        """Whether ``JoinEnded`` has been returned."""
+        """Whether nothing is tried any more."""
         return not self._open
 
     def begin(self) -> list[Action]:
@@ -125,30 +129,44 @@ class _Progress:
         """Try again after a pause, or give the address up."""
         if isinstance(error, LocalError):
             return self.settle(errand, error)
-        self._open[errand.address].problem = NobodyThere(
+        attempt = self._open[errand.address]
+        attempt.problem = NobodyThere(
             f"cannot join {errand.address} within {self._join.within_s:g} s: {error.detail or error}"
         )
-        return [SetTimer(self.next_step(errand), REDIAL_FIRST_S)]
+        pause_s = attempt.pause_s
+        if self._has_ended:
+            attempt.pause_s = min(2 * pause_s, REDIAL_LONGEST_S)
+        return [SetTimer(self.next_step(errand), pause_s)]
 
-    def give_up(self) -> list[Action]:
-        """Give up what has not been reached."""
+    def time_is_over(self) -> list[Action]:
+        """Say what has not been reached; if none was needed, or one was reached, the others are tried on."""
+        if self._has_ended:
+            return []
         self._problems += [attempt.problem for attempt in self._open.values()]
-        self._open.clear()
         return self._verdict()
 
     def settle(self, errand: Joining, problem: LocalError | None) -> list[Action]:
         """End the attempt at one address; the last one ends the whole."""
         del self._open[errand.address]
+        if self._has_ended:
+            return _told([problem] if problem else [])
         if problem:
             self._problems.append(problem)
         return [] if self._open else self._verdict()
 
     def _verdict(self) -> list[Action]:
         """Say how it ended: what is the user's to mend comes first, then whether enough were reached."""
+        self._has_ended = True
         number, problems = self._join.number, self._problems
-        worst = next((error for error in problems if not isinstance(error, NobodyThere)), None)
-        if worst:
-            return [JoinEnded(number, worst)]
-        if problems and self._join.required and len(problems) == self._count:
-            return [JoinEnded(number, NobodyThere("; ".join(map(str, problems))))]
-        return [*(Tell(f"{error} (going on without it)") for error in problems), JoinEnded(number, None)]
+        if self._join.required:
+            worst = next((error for error in problems if not isinstance(error, NobodyThere)), None)
+            if worst is None and problems and len(problems) == self._count:
+                worst = NobodyThere("; ".join(map(str, problems)))
+            if worst:
+                self._open.clear()
+                return [JoinEnded(number, worst)]
+        return [*_told(problems), JoinEnded(number, None)]
+
+
+def _told(problems: list[LocalError]) -> list[Action]:
+    return [Tell(f"{error} (going on without it)") for error in problems]

@@ -4,7 +4,7 @@ There is no registry. A newcomer dials the addresses it was given, learns of oth
 on announces itself. Whoever answers with our run manifest is a member; whoever misses two heartbeats, or whose
 connection is gone and cannot be dialed again, is down. One peer as we see it::
 
-                announced, or named in a hello                  away too long, or of another run
+                announced, or named in a hello             away too long, displaced, or of another run
     (unknown) ---------------------------------> SEARCHED ---------------------------------> (unknown)
                                                   |    ^
                       hello exchanged either way  |    |  heartbeats missed, or connection
@@ -12,22 +12,25 @@ connection is gone and cannot be dialed again, is down. One peer as we see it::
                        (not searched) <---------- UP --'
                                       goodbye, five strikes
 
-All of it is soft state, bounded, and claims only. It has no socket, clock, task or global random number; it does not
-know how connections are made, and tells the node no more than ``PeerUp`` and ``PeerDown``.
+All of it is soft state, bounded, and claims only. Islands of one run become one wherever they touch: whoever greets or
+announces is searched for and told of to the others. It has no socket, clock, task or global random number; it does
+not know how connections are made, and tells the node no more than ``PeerUp`` and ``PeerDown``.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import assert_never
 
 from gossip.claims import Claims, Verify, nothing_is_signed
-from gossip.convictions import Convictions
+from gossip.cut_offs import CutOffs
+from gossip.dials import Dials
 from gossip.errors import LocalError, RemoteError
 from gossip.introduction import Introduction
 from gossip.joining import Joins
 from gossip.manifest import RunManifest
-from gossip.members import Member, Members, peer_named_by
+from gossip.members import Members
 from gossip.membership_events import (
     Action,
     AnnouncementDue,
@@ -40,20 +43,21 @@ from gossip.membership_events import (
     Dial,
     Dialed,
     DialFailed,
+    DialsDue,
     Disconnected,
     Drop,
-    Errand,
     Event,
     Heard,
     Heartbeat,
     HeartbeatsDue,
-    Incompatible,
     Join,
     Joining,
     JoinOver,
     Leave,
     Offered,
     Progressed,
+    Proof,
+    Question,
     Reject,
     Search,
     SetTimer,
@@ -66,13 +70,14 @@ from gossip.membership_events import (
 )
 from gossip.membership_limits import (
     ADDRESSES_PER_PEER,
-    FORGET_S,
     HEARTBEAT_S,
     HEARTBEATS_MISSED,
-    REDIAL_FIRST_S,
-    REDIAL_LONGEST_S,
+    REFUSED_NOTICE_S,
 )
-from gossip.messages import Hello, Message, Ping, Presence, Proof, Refusal
+from gossip.messages import Evidence, Hello, Message, Ping, Presence, Refusal
+from gossip.notices import Notices
+from gossip.searching import Searches
+from gossip.told_addresses import is_name, peer_named_by
 from topology.announced import Announced
 
 
@@ -95,19 +100,22 @@ class Membership:
         data: Announced | None = None,
         verify: Verify = nothing_is_signed,
     ) -> None:
-        self.members = Members()
-        self._convictions = Convictions(Claims(manifest.fingerprint, verify), self.members)
-        self._introduction = Introduction(manifest, name, data, self._convictions.claims)
-        self._rng = rng
+        claims = Claims(manifest.fingerprint, verify)
+        self._notices = Notices()
+        self.members = Members(lambda member: self._searches.forgotten(member), self._notices)
+        self._introduction = Introduction(manifest, name, data, claims)
         self._is_leaving = False
         self._joins = Joins()
-        self._step = 0  # number of the last step of a search, or of the last heartbeat
+        self._dials = Dials()
+        self._searches = Searches(self.members, self._dials, self._notices, rng)
+        self._cut_offs = CutOffs(self.members, self._searches, self._notices, claims)
+        self._heartbeat_numbers = itertools.count(1)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at time ``now`` (seconds on any monotonic clock) and return what to do, in order.
 
-        Nothing raises. At most four actions come of one event, and one more for each peer that is up, each address
-        that a hello names or that is to join; four more for each peer that an event convicts.
+        Nothing raises. At most eight actions come of one event, and one more for each peer that is up, for each address
+        of a join, and for each dial that may be under way at a time (``DIALS_MAX``); five for each peer convicted.
         """
         if not self.members.me and not isinstance(event, Start | Progressed):
             return []
@@ -115,11 +123,11 @@ class Membership:
             case Start():
                 return self._start(event, now)
             case Join():
-                return self._joins.begin(event)
+                return self._in_turn(self._joins.begin(event), now)
             case Dialed():
-                return self._dialed(event, now)
+                return [*self._dialed(event, now), *self._dials.ended(event.errand, now)]
             case DialFailed():
-                return self._failed(event.errand, event.error, now)
+                return [*self._not_dialed(event, now), *self._dials.ended(event.errand, now)]
             case Answered():
                 return self._answered(event.errand, event.answer, now)
             case AskFailed():
@@ -135,9 +143,9 @@ class Membership:
             case Suspect():
                 return self._heartbeat(event.peer)
             case Strike():
-                return self.members.strike(event.peer, event.reason, now)
+                return self._cut_offs.strike(event.peer, event.reason, now)
             case Offered():
-                return self._convictions.offered(event.claim, now)
+                return self._cut_offs.offered(event.claim, now)
             case TimerFired():
                 return self._timer_fired(event.timer, now)
             case Leave():
@@ -148,10 +156,14 @@ class Membership:
     # -- life
 
     def _start(self, event: Start, now: float) -> list[Action]:
-        self.members.me = event.me
-        self._introduction.addresses = event.addresses[:ADDRESSES_PER_PEER]
+        self.members.me, self.members.own = event.me, event.addresses
         self._introduction.incarnation = event.incarnation
-        return [*self._introduction.announce(now), SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
+        plain = [address for address in event.addresses if not is_name(address)]
+        self._introduction.addresses = tuple(plain[:ADDRESSES_PER_PEER])
+        names = [address for address in event.addresses if is_name(address)]
+        told = f"others are not told {', '.join(names)}: they take no names from peers; announce an IP address too"
+        announced = self._introduction.announce(now)
+        return [*([Tell(told)] if names else []), *announced, SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
 
     def _progressed(self, event: Progressed, now: float) -> list[Action]:
         self._introduction.round = event.round
@@ -166,9 +178,11 @@ class Membership:
             case HeartbeatsDue():
                 return self._heartbeats(now)
             case Search():
-                return self._search_again(timer)
+                return self._searches.again(timer, now)
             case Joining():
-                return self._joins.dial(timer)
+                return self._in_turn(self._joins.dial(timer), now)
+            case DialsDue():
+                return self._dials.timer_fired(now)
             case JoinOver():
                 return self._joins.time_is_over(timer)
             case _:
@@ -178,25 +192,28 @@ class Membership:
         """Say goodbye, and take no interest in what is still under way."""
         self._is_leaving = True
         self._joins.abandon()
+        self._searches.abandon()
         for member in self.members.by_id.values():
-            member.search = member.heartbeat = None
+            member.heartbeat = None
         return [self._introduction.goodbye()]
 
     # -- what we say
 
     def _hello(self) -> Hello:
-        return self._introduction.hello(self.members.addresses_up())
+        return self._introduction.hello(self.members.known())
 
-    def _next_step(self) -> int:
-        self._step += 1
-        return self._step
+    def _in_turn(self, actions: list[Action], now: float) -> list[Action]:
+        """Let dials to addresses that the user gave wait for their turn."""
+        others = [action for action in actions if not isinstance(action, Dial)]
+        begun = [self._dials.trusted(action, now) for action in actions if isinstance(action, Dial)]
+        return [*itertools.chain.from_iterable(begun), *others]
 
     # -- what others say
 
     def _asked(self, event: Asked, now: float) -> list[Action]:
-        member = self.members.by_id.get(event.peer)
-        if self.members.is_cut_off(event.peer, now):
+        if self._cut_offs.holds(event.peer, now):
             return [Answer(Refusal("busy", "cut off for a while after repeated faults"))]
+        member = self.members.by_id.get(event.peer)
         match event.question:
             case Hello():
                 return self._greeted(event.peer, event.question, now)
@@ -210,42 +227,50 @@ class Membership:
 
     def _greeted(self, peer: str, hello: Hello, now: float) -> list[Action]:
         if difference := self._introduction.difference_from(hello):
-            told = Tell(f"refused peer {peer} of another run: {difference}")
-            return [Reject("manifest"), told, Answer(self._introduction.refusal_of(hello))]
+            refused = f"refused peer {peer} of another run: {difference}"
+            told = self._notices.line("refused", peer, refused, now, every_s=REFUSED_NOTICE_S)
+            cut_off = self._cut_offs.refused(peer, now)
+            return [Reject("manifest"), *told, Answer(self._introduction.refusal_of(hello)), *cut_off]
         return [Answer(self._hello()), *self._welcome(peer, hello, now)]
 
     def _heard(self, event: Heard, now: float) -> list[Action]:
         said, author = event.message, event.author
-        if isinstance(said, Proof):
-            return self._convictions.proven((said,), now)
+        if isinstance(said, Evidence):
+            return self._cut_offs.proven((said,), now)
         if not isinstance(said, Presence) or said.run != self._introduction.run or author == self.members.me:
             return []
-        return [*self._convictions.told(said.claims, now), *self._present(author, said, now)]
+        return [*self._cut_offs.told(said.claims, now), *self._present(author, said, now)]
 
     def _present(self, author: str, said: Presence, now: float) -> list[Action]:
         """Take what a peer announces of itself, unless it is a replay."""
-        if self.members.is_replay(author, said.incarnation, said.sequence):
+        member = self.members.by_id.get(author)
+        if member and member.is_replay(said.incarnation, said.sequence):
             return []
         if said.leaving:
-            return self.members.left(author, now)
-        member = self.members.claimed(author, said.name, said.addresses, said.round, now)
+            self._searches.end(author)
+            return self.members.down(author, "left", now)
+        if self._cut_offs.holds(author, now):
+            return []
+        member = self.members.announced(author, said.name, said.addresses, said.round, now)
         if member and member.is_up:
             return self.members.up(author, said.round, now)
         return self._seek(author, now)
 
     def _welcome(self, peer: str, hello: Hello, now: float) -> list[Action]:
-        """Take a peer of our run in, and look for those that it knows."""
-        member = self.members.claimed(peer, hello.name, hello.addresses, hello.round, now)
+        """Take a peer of our run in, see whether it is where it says, and look for those that it knows."""
+        member = self.members.answered(peer, hello.name, hello.addresses, hello.round, now)
         if member:
             member.missed, member.data = 0, hello.data
-            self.members.is_replay(peer, hello.incarnation, 0)
-            member.search = None
-        actions = [*self.members.up(peer, hello.round, now), *self._convictions.proven(hello.proofs, now)]
+            member.is_replay(hello.incarnation, 0)
+            self._searches.end(peer)
+        actions = [*self.members.up(peer, hello.round, now), *self._searches.prove(peer, now)]
+        actions += self._cut_offs.proven(hello.evidence, now)
         for address in hello.known:
             other = peer_named_by(address)
             known = self.members.by_id.get(other)
             # Whoever is up already has been greeted: greeting it again would never end.
-            if not (known and known.is_up) and self.members.rumored(other, address, now):
+            if not (known and known.is_up) and not self._cut_offs.holds(other, now):
+                self.members.rumored(other, address, peer, now)
                 actions += self._seek(other, now)
         return actions
 
@@ -254,22 +279,30 @@ class Membership:
     def _dialed(self, event: Dialed, now: float) -> list[Action]:
         match event.errand:
             case Search():
-                member = self._searched(event.errand)
-                if member is None:
+                member = self._searches.searched(event.errand)
+                following = self._searches.greeting(event.errand)
+                if member is None or following is None:
                     return []
                 member.is_connected = True
-                search = member.search = Search(event.errand.peer, self._next_step())
-                return [Ask(search, search.peer, self._hello())]
+                return [Ask(following, following.peer, self._hello())]
             case Joining():
-                following = self._joins.next_step(event.errand)
-                if following is None:
+                step = self._joins.next_step(event.errand)
+                if step is None:
                     return []
-                self.members.claimed(event.peer, "", (following.address,), 0, now)
-                return [Ask(following, event.peer, self._hello())]
+                if event.peer == peer_named_by(step.address):
+                    self.members.given(event.peer, step.address, now)
+                return [Ask(step, event.peer, self._hello())]
+            case Proof():
+                return self._searches.proved(event.errand, event.peer == event.errand.peer, now)
             case _:
                 assert_never(event.errand)
 
-    def _answered(self, errand: Errand, answer: Message | RemoteError, now: float) -> list[Action]:
+    def _not_dialed(self, event: DialFailed, now: float) -> list[Action]:
+        if isinstance(event.errand, Proof):
+            return self._searches.proved(event.errand, False, now)
+        return self._failed(event.errand, event.error, now)
+
+    def _answered(self, errand: Question, answer: Message | RemoteError, now: float) -> list[Action]:
         match errand:
             case Heartbeat():
                 return self._heartbeat_ended(errand, answer, now)
@@ -289,78 +322,47 @@ class Membership:
 
     def _failed(self, errand: Search | Joining, error: RemoteError | LocalError, now: float) -> list[Action]:
         if isinstance(errand, Search):
-            return self._search_failed(errand, error, now)
+            return self._searches.failed(errand, error, now)
         return self._joins.failed(errand, error)
 
     def _joined(self, errand: Joining, hello: Hello, now: float) -> list[Action]:
+        peer = peer_named_by(errand.address)
         if not self._joins.is_at(errand):
             return []
-        welcome = self._welcome(peer_named_by(errand.address), hello, now)
-        return [*welcome, *self._joins.reached(errand)]
-
-    # -- searching
-
-    def _seek(self, peer: str, now: float) -> list[Action]:
-        """Begin to search for a peer, once at a time."""
-        member = self.members.by_id.get(peer)
-        if member is None or member.search or member.is_banned(now) or self._is_leaving:
-            return []
-        member.pause_s = REDIAL_FIRST_S
-        return self._dial(peer, member)
-
-    def _dial(self, peer: str, member: Member, *, afresh: bool = False) -> list[Action]:
-        member.search = Search(peer, self._next_step())
-        return [Dial(member.search, member.addresses, peer, afresh)]
-
-    def _searched(self, errand: Search) -> Member | None:
-        """Return the member searched for, if this is the present step of the search."""
-        member = self.members.by_id.get(errand.peer)
-        return member if member and member.search == errand else None
+        if self._cut_offs.holds(peer, now):
+            return self._joins.failed(
+                errand, RemoteError("busy", "cut off for a while after repeated faults")
+            )
+        return [*self._welcome(peer, hello, now), *self._joins.reached(errand)]
 
     def _found(self, errand: Search, hello: Hello, now: float) -> list[Action]:
-        member = self._searched(errand)
+        member = self._searches.searched(errand)
         if member is None:
             return []
         if not member.is_connected:  # lost again in the meantime: nobody else would look for it
-            return self._search_failed(errand, RemoteError("unreachable"), now)
+            return self._searches.failed(errand, RemoteError("unreachable"), now)
         return self._welcome(errand.peer, hello, now)
 
-    def _search_failed(self, errand: Search, error: RemoteError | LocalError, now: float) -> list[Action]:
-        """Pause and try again, ever less often; LocalErrors other than ``Incompatible`` are addresses made up."""
-        member = self._searched(errand)
-        if member is None:
-            return []
-        if isinstance(error, Incompatible):
-            down = self.members.down(errand.peer, "another run", now)
-            del self.members.by_id[errand.peer]
-            return [*down, Tell(str(error))]
-        down = self.members.down(errand.peer, "connection lost", now)
-        if now - member.away_since > FORGET_S:
-            del self.members.by_id[errand.peer]
-            return down
-        member.search = Search(errand.peer, self._next_step())
-        pause_s = member.pause_s * self._rng.uniform(0.5, 1.0)
-        member.pause_s = min(2 * member.pause_s, REDIAL_LONGEST_S)
-        return [*down, SetTimer(member.search, pause_s)]
-
-    def _search_again(self, errand: Search) -> list[Action]:
-        member = self._searched(errand)
-        return self._dial(errand.peer, member) if member else []
+    def _seek(self, peer: str, now: float) -> list[Action]:
+        is_wanted = not self._is_leaving and not self._cut_offs.holds(peer, now)
+        return self._searches.seek(peer, now) if is_wanted else []
 
     # -- watching
 
     def _heartbeats(self, now: float) -> list[Action]:
-        """Ask everybody who is up for a heartbeat, and forget who has been away for long and is not searched."""
+        """Ask everybody who is up for a heartbeat, and where it may be dialed; forget what is long past."""
         self.members.forget_the_idle(now)
-        asked = [ask for peer in self.members.by_id for ask in self._heartbeat(peer)]
-        return [*asked, SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
+        self._cut_offs.forget_old(now)
+        asked = [action for peer in self.members.by_id for action in self._heartbeat(peer)]
+        proofs = [action for peer in self.members.by_id for action in self._searches.prove(peer, now)]
+        return [*asked, *proofs, *self._notices.sum_up(now), SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
 
     def _heartbeat(self, peer: str) -> list[Action]:
         """Ask a peer that is up for a heartbeat, unless it is being asked or searched for."""
         member = self.members.by_id.get(peer)
         if member is None or not member.is_up or member.heartbeat or member.search or self._is_leaving:
             return []
-        member.heartbeat = Heartbeat(peer, self._next_step())
+        member.heartbeat = Heartbeat(peer, next(self._heartbeat_numbers))
         return [Ask(member.heartbeat, peer, Ping(self._introduction.round))]
 
     def _heartbeat_ended(self, errand: Heartbeat, answer: Message | RemoteError, now: float) -> list[Action]:
@@ -374,25 +376,20 @@ class Membership:
             member.missed = 0
             return self.members.up(errand.peer, answer.round, now)
         if isinstance(answer, Refusal) and answer.reason == "hello":
-            return self._seek(
-                errand.peer, now
-            )  # it has lost sight of us, or was restarted: introduce ourselves
+            return self._seek(errand.peer, now)  # it has lost sight of us: introduce ourselves
         # An announcement in between does not make up for it: others may have relayed it.
         member.missed += 1
         if member.missed < HEARTBEATS_MISSED:
             return []
         down = self.members.down(errand.peer, f"{member.missed} heartbeats missed", now)
-        if member.search:
-            return down
-        member.pause_s = REDIAL_FIRST_S
-        return [*down, *self._dial(errand.peer, member, afresh=True)]
+        return [*down, *self._searches.lost(errand.peer, now, afresh=True)]
 
     def _connection(self, event: Connected | Disconnected, now: float) -> list[Action]:
         """Look for a peer whose connection is lost, at once; close the connection of one that is cut off."""
-        member = self.members.by_id.get(event.peer)
-        if member is None:
-            return []
-        member.is_connected = isinstance(event, Connected)
-        if member.is_connected:
-            return [Drop(event.peer)] if member.is_banned(now) else []
-        return self._seek(event.peer, now) if member.is_up else []
+        is_connected = isinstance(event, Connected)
+        if member := self.members.by_id.get(event.peer):
+            member.is_connected = is_connected
+        if is_connected:
+            return [Drop(event.peer)] if self._cut_offs.holds(event.peer, now) else []
+        is_missed = member and member.is_up and not self._is_leaving
+        return self._searches.lost(event.peer, now) if is_missed else []

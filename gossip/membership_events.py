@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gossip.errors import LocalError, RemoteError
 from gossip.events import PeerDown, PeerUp
-from gossip.messages import Claim, Hello, Message, Ping, Presence, Proof
+from gossip.messages import Claim, Evidence, Hello, Message, Ping, Presence
 
 
 class Incompatible(LocalError):
@@ -55,7 +55,19 @@ class Joining:
     step: int
 
 
-Errand = Search | Heartbeat | Joining
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Find out whether a peer that is up, and may well be connected, can be dialed at an address that it claims."""
+
+    peer: str
+    address: str
+    step: int
+
+
+Journey = Search | Joining | Proof
+"""What somebody is dialed for."""
+Question = Search | Heartbeat | Joining
+"""What somebody is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +89,12 @@ class JoinOver:
     number: int
 
 
-Timer = AnnouncementDue | HeartbeatsDue | JoinOver | Search | Joining
+@dataclass(frozen=True, slots=True)
+class DialsDue:
+    """Dials that were held back may be due."""
+
+
+Timer = AnnouncementDue | HeartbeatsDue | JoinOver | DialsDue | Search | Joining
 
 # -- events
 
@@ -96,7 +113,8 @@ class Start:
 class Join:
     """The user wants these addresses dialed, for up to ``within_s`` seconds; ends in ``JoinEnded(number)``.
 
-    ``required``: whether at least one must be reached; otherwise failures are told.
+    ``required``: whether at least one must be reached and none may be of another run; otherwise failures are told. What
+    was not reached in time is tried again, ever less often, until it is.
     """
 
     number: int
@@ -107,9 +125,9 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Dialed:
-    """There is a connection to ``peer``, whose handshake has proven who it is."""
+    """There is a connection to ``peer``, whose handshake has proven who it is; for a ``Proof``: there was one."""
 
-    errand: Search | Joining
+    errand: Journey
     peer: str
 
 
@@ -117,7 +135,7 @@ class Dialed:
 class DialFailed:
     """No address answered, or (``LocalError``) what was to be dialed is no address."""
 
-    errand: Search | Joining
+    errand: Journey
     error: RemoteError | LocalError
 
 
@@ -125,7 +143,7 @@ class DialFailed:
 class Answered:
     """The answer to our question; it may be a ``Refusal``."""
 
-    errand: Errand
+    errand: Question
     answer: Message
 
 
@@ -133,7 +151,7 @@ class Answered:
 class AskFailed:
     """Our question got no answer, or none that can be read."""
 
-    errand: Errand
+    errand: Question
     error: RemoteError
 
 
@@ -220,12 +238,14 @@ Event = (
 class Dial:
     """Make sure that there is a connection: dial all addresses at once, the first that answers counts.
 
+    For a ``Proof`` dial whether there is a connection or not, and close what comes of it.
+
     Args:
         peer: whom the addresses name, nobody needs to be dialed if there is a connection already; empty = dial anyway.
         afresh: close present connections first; they no longer bring answers.
     """
 
-    errand: Search | Joining
+    errand: Journey
     addresses: tuple[str, ...]
     peer: str = ""
     afresh: bool = False
@@ -235,7 +255,7 @@ class Dial:
 class Ask:
     """Ask a peer a control question. Questions do not wait for each other."""
 
-    errand: Errand
+    errand: Question
     peer: str
     question: Hello | Ping
 
@@ -251,7 +271,7 @@ class Answer:
 class Announce:
     """Spread this among all peers of the run, best effort."""
 
-    presence: Presence | Proof
+    presence: Presence | Evidence
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from typing import assert_never
 from gossip import events as node_events
 from gossip import wire
 from gossip.errors import RemoteError
-from gossip.members import peer_named_by
 from gossip.membership import Membership
 from gossip.membership_events import (
     Action,
@@ -40,6 +39,7 @@ from gossip.membership_events import (
     Leave,
     Post,
     Progressed,
+    Proof,
     Reject,
     SetTimer,
     Start,
@@ -50,6 +50,7 @@ from gossip.membership_events import (
 )
 from gossip.messages import Message
 from gossip.simulated_network import SimulatedNetwork
+from gossip.told_addresses import peer_named_by
 
 DIAL_S = 15.0
 """A dial that nobody answers fails after this, as that of the real transports (peer/network/transport.py)."""
@@ -233,7 +234,8 @@ class SimulatedGroup:
             if self._network.is_cut(host.peer, peer) or self._network.is_cut(peer, host.peer):
                 delay_s, detail = DIAL_S, f"no answer within {DIAL_S:g} s"
             elif peer in self._hosts and self._hosts[peer].is_alive:
-                self._connect(host, self._hosts[peer])
+                if not isinstance(dial.errand, Proof):
+                    self._connect(host, self._hosts[peer])
                 self._later(host, self._network.delay_s(), Dialed(dial.errand, peer))
                 return
         self._later(host, delay_s, DialFailed(dial.errand, RemoteError("unreachable", detail)))

@@ -5,6 +5,7 @@ What is told, and to whom:
 - ``journal_events``: one class per event, with its documentation and its sentence.
 - ``journal_lines``: events as lines of JSON, and back.
 - ``journal``: takes events to their readers: file, terminal, live views.
+- ``journal_file``: the file among them, bounded.
 - ``journal_page``: writes docs/events.md.
 - ``telling``: makes events of what the rooms know.
 
@@ -25,12 +26,14 @@ Taking part:
 - ``signing``, ``incarnation``: what we stand by, and in which life.
 - ``streams``: what follows from how each conversation ended.
 - ``round_records``: what stays of a round.
+- ``saving``: its checkpoint, on a disk that may refuse it.
 - ``leaving``: how a user ends a run.
 - ``personal``: the mix of the own and the common adapter, after a run.
 
 On this machine:
 
 - ``checkpoints``, ``durable``: folders and files that survive a crash.
+- ``exported``: the adapter as others load it, kept up to the newest checkpoint.
 - ``child_python``: how a child process finds our packages.
 
 And two rooms that know neither each other nor the files above (but ``config``, ``options``, ``durable`` and

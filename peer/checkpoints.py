@@ -1,40 +1,70 @@
 """What survives a crash: one folder per peer, locked by one process, with complete checkpoints or none.
 
 A checkpoint is a folder that becomes visible by one rename after every byte of it has reached the disk; a manifest with
-the SHA-256 of each file tells a good one from a damaged one. A checkpoint holds the adapter as it travels, and
-``adapter/`` the newest as plain peft or transformers load it. Tensors are safetensors, all else JSON: nothing is
-pickled.
+the SHA-256 of each file tells a good one from a damaged one. A checkpoint holds the adapter as it travels; from the
+newest one follows ``adapter/``, as others load it (``peer/exported.py``). Tensors are safetensors, all else JSON:
+nothing is pickled.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import load_file
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.membership_limits import REMEMBERED
 from gossip.settings import NodeSnapshot
-from peer.durable import sync, write_atomically
+from peer.durable import (
+    keep_folder,
+    link,
+    make_folder,
+    publish_folder,
+    remove_folder,
+    remove_leftovers,
+    rename,
+    sync,
+    told,
+    write_atomically,
+    write_new,
+)
+from peer.exported import bring_up_to_date, tensors_file
+from peer.journal_file import JournalFile
+from peer.network.catalogue import peer_of
 from peer.training.frames import Export
-from peer.training.lora_xs import export_tensors
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINER_STATE = "trainer.safetensors"
 NODE_STATE = "node.json"
 NODE_TENSORS = "node.safetensors"
 MANIFEST = "MANIFEST.json"
+PARTS = frozenset({ADAPTER_WEIGHTS, TRAINER_STATE, NODE_STATE, NODE_TENSORS})
+"""What every checkpoint has, beside its manifest."""
+LOCK = "lock"
+JOURNAL = "journal.jsonl"
 PEERS = "peers.json"
+PEERS_BYTES_MAX = 64 * 1024
+"""So much of that file is read; it holds 16 addresses of at most 256 letters. Source: ours."""
+UNFINISHED = ".tmp"
+"""Ending of the name of a checkpoint that is being written."""
+DAMAGED = ".damaged"
+"""Ending of the name of a checkpoint that was found damaged and put aside."""
+DAMAGED_KEPT = 2
+"""Damaged checkpoints that are kept for inspection; older ones go. Source: guess, as many as are kept of good ones."""
+
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
+"""Errors of reading that the next start would meet again; all others say nothing against the checkpoint."""
 
 RunFields = Mapping[str, str | int]
 """``RunManifest.fields()``."""
@@ -44,6 +74,10 @@ class HomeError(LocalError):
     """The home folder is in use, not writable, or holds no usable checkpoint."""
 
     exit_code = 7
+
+
+class HomeGone(HomeError):
+    """The home folder was removed or replaced while we ran: nothing more can be saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,41 +102,92 @@ class Checkpoint:
 
 
 class Home:
-    """A peer's folder. Use ``open_home``, which holds the lock."""
+    """A peer's folder. Use ``open_home``, which holds the lock.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the folder.
+        lock: descriptor of its locked file.
+    """
+
+    def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self.adapter = path / "adapter"
-        self.journal = path / "journal.jsonl"
+        self.personal = path / "personal"
+        self._lock = lock
         self._checkpoints = path / "checkpoints"
-        self._checkpoints.mkdir(exist_ok=True)
-        for leftover in self._checkpoints.glob("*.tmp"):
-            shutil.rmtree(leftover)  # of a process that was killed while writing: never complete, never used
+        keep_folder(self._checkpoints)
+        sync(path)  # whoever made it may have died before this
+        for folder in (path, self.adapter, self.personal, self._checkpoints):
+            remove_leftovers(folder)  # of a process that was killed while writing: never complete, never used
+        for unfinished in self._checkpoints.glob(f"*{UNFINISHED}"):
+            remove_folder(unfinished)
 
     def remember_peers(self, addresses: Sequence[str]) -> None:
-        """Keep addresses of the run's other peers: after a restart they may not know where we are, so we look."""
-        write_atomically(self.path / PEERS, json.dumps(list(addresses)).encode())
+        """Keep addresses of the run's other peers: after a restart they may not know where we are, so we look.
 
-    def remembered_peers(self) -> tuple[str, ...]:
-        """Return the addresses kept last; nothing if there are none or the file is damaged (they are only hints)."""
+        Raises:
+            HomeGone: there is no home any more.
+            HomeError: the disk refused; those kept before are unharmed.
+        """
         try:
-            kept = json.loads((self.path / PEERS).read_text())
-        except (FileNotFoundError, ValueError):
-            return ()
-        return tuple(address for address in kept if isinstance(address, str))
+            write_atomically(self.path / PEERS, json.dumps(list(addresses)).encode())
+        except OSError as error:
+            self.check()
+            raise HomeError(f"cannot write {self.path / PEERS}: {told(error)}") from error
+
+    def remembered_peers(self) -> tuple[tuple[str, ...], list[str]]:
+        """Return the addresses kept last, and for people what is wrong with the file: they are only hints."""
+        path = self.path / PEERS
+        try:
+            with path.open("rb") as file:
+                kept = json.loads(file.read(PEERS_BYTES_MAX))
+        except FileNotFoundError:
+            return (), []
+        except (OSError, ValueError, RecursionError) as error:
+            return (), [f"{path} is damaged ({error}): the peers that it held are not looked for"]
+        entries = kept if isinstance(kept, list) else [kept]
+        addresses = tuple(entry for entry in entries if isinstance(entry, str) and _is_address(entry))
+        bad = len(entries) - len(addresses)
+        return addresses[:REMEMBERED], [f"{path}: skipped {bad} entries that are no addresses"] if bad else []
+
+    def open_journal(self) -> JournalFile:
+        """Return the journal's file, which goes on where it ended.
+
+        Raises:
+            HomeError: it cannot be written.
+        """
+        path = self.path / JOURNAL
+        try:
+            return JournalFile(path)
+        except OSError as error:
+            raise HomeError(
+                f"cannot write the journal {path}: {told(error)}; or choose another --home"
+            ) from error
 
     def begin(self, round: int, trainer_state: Path | None = None) -> Path:
         """Return a fresh, invisible folder for the checkpoint after ``round`` rounds; the trainer writes into it.
 
         Args:
             trainer_state: the trainer's file of an earlier checkpoint, for a round in which it does nothing.
+
+        Raises:
+            HomeGone: there is no home any more.
+            HomeError: the disk refused; earlier checkpoints are unharmed.
         """
-        path = self._checkpoints / f"round-{round:06d}.tmp"
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir()
-        if trainer_state is not None:
-            os.link(trainer_state, path / TRAINER_STATE)  # files of checkpoints are never written again
+        path = self._unfinished(round)
+        try:
+            self.check()
+            keep_folder(self._checkpoints)
+            make_folder(path)
+            if trainer_state is not None:
+                link(trainer_state, path / TRAINER_STATE)  # files of checkpoints are never written again
+        except OSError as error:
+            raise self._refused(round, error) from error
         return path
+
+    def has_begun(self, round: int) -> bool:
+        """Whether the trainer's file of the checkpoint after ``round`` rounds has been written."""
+        return (self._unfinished(round) / TRAINER_STATE).exists()
 
     def commit(
         self,
@@ -124,39 +209,36 @@ class Home:
             keep: how many checkpoints to keep, at least 1.
 
         Raises:
-            HomeError: the disk refused; earlier checkpoints are unharmed.
+            HomeGone: there is no home any more.
+            HomeError: the disk refused; earlier checkpoints are unharmed, and what was written of this one is removed.
         """
-        final = self._checkpoints / f"round-{snapshot.round:06d}"
-        temporary = final.with_name(final.name + ".tmp")
+        temporary = self._unfinished(snapshot.round)
+        final = temporary.with_suffix("")
+        self.check()
         try:
             _complete(temporary, state, snapshot, run, export)
-            if final.exists():  # a damaged one of the same round, put aside before
-                shutil.rmtree(final)
-            temporary.rename(final)
-            sync(self._checkpoints)
-            _export(self.adapter, state, export)
+            publish_folder(temporary, final)
             for path in self._newest_first()[keep:]:
-                shutil.rmtree(path)
+                remove_folder(path)
         except OSError as error:
-            raise HomeError(
-                f"cannot write the checkpoint of round {snapshot.round} to {temporary}: {error.strerror}; "
-                "earlier checkpoints are unharmed. Free some space and start again"
-            ) from error
+            if temporary.exists() and self._is_ours():
+                self._discard(temporary)
+            raise self._refused(snapshot.round, error) from error
         return Checkpoint(final, snapshot.round, state, snapshot, run, final / TRAINER_STATE)
 
-    def export_personal(self, state: AdapterState, export: Export) -> Path:
-        """Write our personal adapter to ``personal/`` and return the folder.
+    def export(self, folder: Path, state: AdapterState, export: Export) -> bool:
+        """Let ``adapter`` or ``personal`` hold an adapter as others load it; return whether it had to be written.
 
         Raises:
-            HomeError: the disk refused.
+            HomeGone: there is no home any more.
+            HomeError: the disk refused; what others find there is whole, or has no weights.
         """
+        self.check()
         try:
-            _export(self.path / "personal", state, export)
+            return bring_up_to_date(folder, state, export)
         except OSError as error:
-            raise HomeError(
-                f"cannot write {self.path / 'personal'}: {error.strerror}; free some space"
-            ) from error
-        return self.path / "personal"
+            self.check()
+            raise HomeError(f"cannot write the adapter to {folder}: {told(error)}") from error
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest checkpoint that is whole, and a line for each newer one that is not.
@@ -171,10 +253,11 @@ class Home:
             try:
                 return _load(path), complaints
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-                aside = path.with_suffix(".damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
-                complaints.append(f"checkpoint {path.name} is damaged ({error}); kept as {aside.name}")
+                if isinstance(error, OSError) and error.errno not in _DAMAGE:
+                    raise HomeError(f"cannot read the checkpoint {path}: {told(error)}") from error
+                complaints.append(
+                    f"checkpoint {path.name} is damaged ({error}); kept as {self._put_aside(path)}"
+                )
         if complaints:
             raise HomeError(
                 "; ".join([*complaints, "no whole checkpoint is left"]) + f" in {self._checkpoints}"
@@ -185,6 +268,54 @@ class Home:
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from."""
         return bool(self._newest_first())
+
+    def check(self) -> None:
+        """Do nothing if the home is still the one that we locked.
+
+        Raises:
+            HomeGone: it is not.
+        """
+        if not self._is_ours():
+            raise HomeGone(
+                f"the home folder {self.path} was removed or replaced while this peer ran: nothing more can be saved "
+                "there. Put it back from a copy, or start with another --home"
+            )
+
+    def _is_ours(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._lock), (self.path / LOCK).stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _refused(self, round: int, error: OSError) -> HomeError:
+        """Return what to raise after the disk refused the checkpoint after ``round`` rounds."""
+        self.check()
+        return HomeError(
+            f"cannot write the checkpoint of round {round} to {self._checkpoints}: {told(error)}; "
+            "earlier checkpoints are unharmed"
+        )
+
+    def _discard(self, temporary: Path) -> None:
+        """Give back the space that an incomplete checkpoint takes, if the disk lets us; the next start tries again."""
+        with contextlib.suppress(OSError):
+            remove_folder(temporary)
+
+    def _put_aside(self, path: Path) -> str:
+        """Give a damaged checkpoint a name under which it is not looked at, and return it; the oldest such go."""
+        aside = path.with_suffix(DAMAGED)
+        try:
+            if aside.exists():
+                remove_folder(aside)
+            rename(path, aside)
+            sync(self._checkpoints)
+            for old in sorted(self._checkpoints.glob(f"*{DAMAGED}"), reverse=True)[DAMAGED_KEPT:]:
+                remove_folder(old)
+        except OSError as error:
+            raise HomeError(f"cannot put the damaged checkpoint {path} aside: {told(error)}") from error
+        return aside.name
+
+    def _unfinished(self, round: int) -> Path:
+        return self._checkpoints / f"round-{round:06d}{UNFINISHED}"
 
     def _newest_first(self) -> list[Path]:
         """Return the folders of checkpoints that were completed."""
@@ -199,12 +330,10 @@ def open_home(path: Path) -> Iterator[Home]:
         HomeError: another process has it (its pid is named), or it cannot be written.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        keep_folder(path, mode=0o700)
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise HomeError(
-            f"cannot write to the home folder {path}: {error.strerror}; choose another --home"
-        ) from error
+        raise _not_writable(path, error) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -213,48 +342,50 @@ def open_home(path: Path) -> Iterator[Home]:
             raise HomeError(
                 f"{path} is in use by process {pid}: stop that one, or give this peer another --home"
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        yield Home(path)
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            home = Home(path, lock)
+        except OSError as error:
+            raise _not_writable(path, error) from error
+        yield home
     finally:
         os.close(lock)  # releases it; so does any death of the process
+
+
+def _is_address(text: str) -> bool:
+    try:
+        peer_of(text)
+    except LocalError:
+        return False
+    return True
+
+
+def _not_writable(path: Path, error: OSError) -> HomeError:
+    return HomeError(f"cannot write to the home folder {path}: {told(error)}; or choose another --home")
 
 
 def _complete(
     folder: Path, state: AdapterState, snapshot: NodeSnapshot, run: RunFields, export: Export
 ) -> None:
-    """Write what is missing of a checkpoint, the manifest last, and bring all of it to the disk."""
-    (folder / ADAPTER_WEIGHTS).write_bytes(_tensors_file(dict(state.tensors())))
-    for name, text in export.files.items():
-        (folder / name).write_text(text)
+    """Write what is missing of a checkpoint, the manifest last."""
     node = snapshot._asdict()
-    (folder / NODE_TENSORS).write_bytes(_tensors_file(node.pop("tensors")))
-    (folder / NODE_STATE).write_text(json.dumps({"run": run, "node": node}))
+    contents = {
+        ADAPTER_WEIGHTS: tensors_file(dict(state.tensors())),
+        **{name: text.encode() for name, text in export.files.items()},
+        NODE_TENSORS: tensors_file(node.pop("tensors")),
+        NODE_STATE: json.dumps({"run": run, "node": node}).encode(),
+    }
+    for name, content in contents.items():
+        write_new(folder / name, content)
     digests = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps(digests, indent=1))
-    for path in folder.iterdir():
-        sync(path)
-    sync(folder)
-
-
-def _export(folder: Path, state: AdapterState, export: Export) -> None:
-    """Bring a folder up to date file by file; all but the weights never change in a run, so no mix is torn."""
-    if not folder.exists():
-        folder.mkdir()
-        for source in export.copies:
-            shutil.copy(source, folder)
-    for name, text in export.files.items():
-        write_atomically(folder / name, text.encode())
-    write_atomically(folder / export.weights, _tensors_file(export_tensors(state, export.frozen)))
-
-
-def _tensors_file(tensors: Mapping[str, Tensor]) -> bytes:
-    contents: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
-    return contents
+    write_new(folder / MANIFEST, json.dumps(digests, indent=1).encode())
 
 
 def _load(path: Path) -> Checkpoint:
-    digests = json.loads((path / MANIFEST).read_text())
+    digests = dict(json.loads((path / MANIFEST).read_text()))
+    if missing := sorted(PARTS - digests.keys()):
+        raise ValueError(f"its {MANIFEST} does not name {', '.join(missing)}")
     for name, digest in digests.items():
         if _sha256(path / name) != digest:
             raise ValueError(f"{name} does not have the digest it was written with")

@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from cyclopts import App, Parameter
 from cyclopts.config import Env, Toml
@@ -36,6 +36,11 @@ app = App(
 )
 app.meta.default_parameter = Parameter(show_env_var=False)
 
+Error = TypeVar("Error", bound=BaseException)
+
+MACHINE_EXIT_CODE = 8
+"""The machine is at its limits: files, space, a disk that fails."""
+
 HomeOption = Annotated[Path | None, Parameter(help="Folder of identity and checkpoints.")]
 AdapterOption = Annotated[Path, Parameter(help="Folder of a PEFT adapter, e.g. HOME/adapter.")]
 
@@ -51,14 +56,15 @@ app.command(topology)
 @app.command
 def init(*, home: HomeOption = None) -> None:
     """Make this peer's identity: a key file that only you can read."""
+    from peer.durable import keep_folder, told
     from peer.network.identity import create_identity, peer_id
 
     path = home_path(home)
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        keep_folder(path, mode=0o700)
     except OSError as error:
         raise LocalError(
-            f"cannot make the home folder {path}: {error.strerror}; choose another --home"
+            f"cannot make the home folder {path}: {told(error)}; or choose another --home"
         ) from error
     print(
         f"{peer_id(create_identity(path))}\nidentity written to {path}; back it up, whoever has it is this peer"
@@ -83,15 +89,16 @@ def run(
 ) -> int:
     """Take part in a run: learn from your data, and read the adapters of neighbors.
 
-    Starts a new group, or joins one with --join. Started again in the same home, it goes on where it stopped.
+    Starts a new group, or joins one with --join. Started again in the same home, it goes on where it stopped. Only
+    those can connect who know the group's secret, which stands in the line to join with.
     """
     # Heavy imports (torch, libp2p: seconds) happen here, before the event loop runs, because they would block it.
     import trio
 
     from peer.checkpoints import open_home
-    from peer.journal import Journal, JournalFile, JsonPrinter, SentencePrinter
+    from peer.journal import Journal, JsonPrinter, SentencePrinter
     from peer.network.catalogue import transport_for
-    from peer.network.group import group_key, secret_of
+    from peer.network.group import Group, secret_of
     from peer.network.identity import load_or_create_identity
     from peer.run_plan import check_inputs, plan_run
     from peer.runtime import run_peer
@@ -101,16 +108,17 @@ def run(
     with open_home(home_path(config.run.home)) as home:
         key = load_or_create_identity(home.path)
         network = config.network
-        secret = secret_of(home.path, network.secret, may_create=network.closed)
+        begins = not network.join and not home.has_checkpoint
+        secret = secret_of(home.path, network.secret, is_open=network.open, begins=begins)
         plan = dataclasses.replace(plan, config=config.with_options(secret=secret))
         factory = transport_for(
             network.listen,
             private_key=key,
-            group_key=group_key(secret) if secret else b"",
+            group=Group.of(secret, network.allow),
             announce=network.announce,
         )
         printer = JsonPrinter(sys.stdout) if json else SentencePrinter(sys.stdout)
-        journal = Journal(JournalFile(home.journal), printer)
+        journal = Journal(home.open_journal(), printer)
         try:
             signal = trio.run(run_peer, plan, home, key, factory, journal)
         finally:
@@ -246,18 +254,31 @@ def main(words: Sequence[str] | None = None) -> None:
     except* BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except* Exception as group:  # noqa: BLE001 - the last stop: whatever arrives here is our bug
-        traceback.print_exception(group)
-        print("error: this is a bug of gossip-peer, please report it with the lines above", file=sys.stderr)
-        code = 1
+    except* Exception as group:  # noqa: BLE001 - the last stop: whatever arrives here is our bug, or the machine's
+        code = _end_unexpected(group)
     sys.exit(code or 0)
 
 
-def _first(group: BaseExceptionGroup[LocalError]) -> LocalError:
-    error: BaseException = group
+def _end_unexpected(group: BaseExceptionGroup[Exception]) -> int:
+    """Tell of an error that nothing expected, and return the exit code: of a machine at its limits, or of our bug."""
+    from peer.durable import is_of_the_machine, told
+
+    refusals, others = group.split(is_of_the_machine)
+    if refusals and not others:
+        error = _first(refusals)
+        assert isinstance(error, OSError)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{told(error)}; what was saved is safe", file=sys.stderr)
+        return MACHINE_EXIT_CODE
+    traceback.print_exception(group)
+    print("error: this is a bug of gossip-peer, please report it with the lines above", file=sys.stderr)
+    return 1
+
+
+def _first(group: BaseExceptionGroup[Error]) -> Error:
+    error: Error | BaseExceptionGroup[Error] = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    assert isinstance(error, LocalError)
     return error
 
 

@@ -208,10 +208,12 @@ class NetworkOptions:
     """Addresses of peers to join, /ip4/.../tcp/.../p2p/...; empty = start a new group."""
     join_timeout_s: Annotated[float, NOT_NEGATIVE] = 15.0
     """Keep trying to reach the peers to join for this long, seconds, before giving up. Source: guess."""
-    closed: bool = False
-    """Begin a closed group: only those can connect who have the secret that stands in the line to join with."""
+    open: Annotated[bool, Role.RUN] = False
+    """Let everybody connect who knows our address; default: only those who know the group's secret."""
     secret: Annotated[str, Role.RUN] = ""
-    """The secret of the closed group to join; it is kept in the home folder, so that a restart needs no more."""
+    """The secret of the group to join; it is kept in the home folder, so that a restart needs no more."""
+    allow: tuple[str, ...] = ()
+    """Ids of the peers that may connect, instead of all who know the secret (peer id shows one's own)."""
     listen: str = "/ip4/0.0.0.0/tcp/0"
     """Address to listen on; port 0 = any free one."""
     announce: tuple[str, ...] = ()

@@ -1,7 +1,9 @@
 """What a peer tells goes to several readers, none of which can hold the peer up: the file, the terminal, a live view.
 
 ``Journal`` is the publisher. Each reader has a thread and a bounded queue of its own: a terminal that is held must hold
-neither the network loop nor the file. The events themselves are in ``peer/journal_events.py`` and docs/events.md.
+neither the network loop nor the file. What a reader loses (a full disk, a queue that ran over) is counted, and it is
+told how much as soon as it reads again. The events themselves are in ``peer/journal_events.py`` and docs/events.md, the
+file in ``peer/journal_file.py``.
 """
 
 from __future__ import annotations
@@ -9,10 +11,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from pathlib import Path
 from typing import Protocol, TextIO
 
-from peer.journal_events import JournalEvent
+from peer.journal_events import JournalEvent, Note
 from peer.journal_lines import Record
 
 WAITING_MAX = 10_000
@@ -29,35 +30,13 @@ class Reader(Protocol):
 
         Raises:
             BrokenPipeError: nobody is there any more; nothing else will come then.
+            OSError: the event is lost, but the next one may be read.
         """
         ...
 
     def close(self) -> None:
         """Nothing else will come."""
         ...
-
-
-class JournalFile:
-    """Appends events as JSON lines to a file that only its owner can read; transient events are not kept.
-
-    Args:
-        path: the file; its folder exists.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.touch(mode=0o600)
-        path.chmod(0o600)  # the line to join a closed group, which carries its secret, stands in it
-        self._file = path.open("a", encoding="utf-8")
-
-    def read(self, record: Record) -> None:
-        """Write the event, so that it survives a crash of this process."""
-        if not record.event.is_transient:
-            self._file.write(record.json_line() + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 class JsonPrinter:
@@ -123,13 +102,19 @@ class _Subscription:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._waiting: queue.SimpleQueue[Record | None] = queue.SimpleQueue()  # None: the end
+        self._left_out = 0
         self._thread = threading.Thread(target=self._read_all, daemon=True)
         self._thread.start()
 
     def put(self, record: Record) -> None:
         # Beyond the limit nobody has been reading for a long time; what is put after the end is never read.
-        if self._waiting.qsize() < WAITING_MAX:
-            self._waiting.put(record)
+        if self._waiting.qsize() >= WAITING_MAX:
+            self._left_out += 1
+            return
+        if self._left_out:
+            self._waiting.put(_lost(record, self._left_out, "they came faster than they were read"))
+            self._left_out = 0
+        self._waiting.put(record)
 
     def end(self) -> None:
         self._waiting.put(None)
@@ -139,9 +124,26 @@ class _Subscription:
 
     def _read_all(self) -> None:
         try:
-            while record := self._waiting.get():
-                self._reader.read(record)
+            self._read_until_the_end()
         except BrokenPipeError:
             pass  # a reader that has gone (peer run | head) ends the printing, not the peer
         finally:
             self._reader.close()
+
+    def _read_until_the_end(self) -> None:
+        lost, reason = 0, ""
+        while record := self._waiting.get():
+            try:
+                if lost:
+                    self._reader.read(_lost(record, lost, reason))
+                    lost = 0
+                self._reader.read(record)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                lost, reason = lost + 1, error.strerror or str(error)
+
+
+def _lost(record: Record, count: int, reason: str) -> Record:
+    """Return what is told, just before ``record``, of events that a reader has lost."""
+    return Record(record.at, Note(text=f"{count} events are missing here: {reason}"))

@@ -182,7 +182,7 @@ class StepTaken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundDone:
-    """A round is complete, and with it a checkpoint. Bytes and fetches are counted from the start of the process."""
+    """A round is complete. Bytes and fetches are counted from the start of the process."""
 
     kind: ClassVar[str] = "round"
     is_transient: ClassVar[bool] = False
@@ -225,6 +225,8 @@ class RoundDone:
     """Fetches that failed."""
     rejected: Mapping[str, int]
     """Reason -> how often something that came was refused for it."""
+    saved: bool
+    """Whether its checkpoint is complete: then it survives kill -9 and power loss; if not, a note said why."""
 
     def sentence(self) -> str | None:
         """Return the round in one line."""

@@ -18,6 +18,7 @@ import trio
 from gossip import wire
 from gossip.errors import LocalError, RemoteError
 from gossip.events import Event as NodeEvent
+from gossip.events import PeerUp
 from gossip.manifest import RunManifest
 from gossip.membership import Membership as MembershipMachine
 from gossip.membership_events import (
@@ -42,6 +43,7 @@ from gossip.membership_events import (
     Offered,
     Post,
     Progressed,
+    Proof,
     Reject,
     SetTimer,
     Start,
@@ -50,6 +52,7 @@ from gossip.membership_events import (
     Tell,
     TimerFired,
 )
+from gossip.membership_limits import DIAL_S
 from gossip.messages import Hello, Message
 from peer.exchange import Traffic, ask, receive_question, send_message
 from peer.network.transport import Stream, Transport, Unreachable
@@ -123,10 +126,11 @@ class Membership:
         """Dial all addresses at once, for up to ``within_s`` seconds, and greet whoever answers. Needs ``run``.
 
         Args:
-            required: whether at least one must be reached; otherwise failures are told and retried later.
+            required: whether at least one must be reached; failures that are none are told and retried later.
 
         Raises:
-            LocalError: an address is malformed; nobody was reached; the one reached takes part in another run.
+            LocalError: ``required``, and an address is malformed, nobody was reached, or one that was takes part in
+                another run.
         """
         number = next(self._join_numbers)
         self._joins[number], ended = trio.open_memory_channel[LocalError | None](1)
@@ -158,9 +162,9 @@ class Membership:
         """Whether every peer that is up has completed ``round`` rounds, by its own word."""
         return self._machine.members.all_reached(round)
 
-    def addresses_up(self) -> tuple[str, ...]:
-        """Return one address of every peer that is up, in order of peer ids."""
-        return self._machine.members.addresses_up()
+    def addresses_to_remember(self) -> tuple[str, ...]:
+        """Return the addresses to try after a restart, those of the peers that were up longest first."""
+        return self._machine.members.to_remember(trio.current_time())
 
     def display_name(self, peer: str) -> str:
         """Return the peer's name, or the last letters of its id."""
@@ -232,6 +236,8 @@ class Membership:
             case SetTimer():
                 self._start(partial(self._wait, action))
             case Post():
+                if isinstance(action.event, PeerUp) and self._transport:
+                    self._transport.trust(action.event.peer)
                 self._post(action.event)
                 self._changed.set()
                 self._changed = trio.Event()
@@ -257,7 +263,9 @@ class Membership:
         if action.afresh:
             await self._transport.drop(action.peer)
         try:
-            if action.peer and self._transport.is_connected(action.peer):
+            if isinstance(action.errand, Proof):
+                peer = await self._transport.probe(action.errand.address)
+            elif action.peer and self._transport.is_connected(action.peer):
                 peer = action.peer
             else:
                 peer = await self._dial_any(action.addresses)
@@ -268,11 +276,12 @@ class Membership:
             self._happened(Dialed(action.errand, peer))
 
     async def _dial_any(self, addresses: tuple[str, ...]) -> str:
-        """Dial all addresses at once; return the peer that answers first."""
+        """Dial all addresses at once, for ``DIAL_S``; return the peer that answers first."""
         assert self._transport
         transport, failures = self._transport, list[RemoteError | LocalError]()
         reached: list[str] = []
         async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = trio.current_time() + DIAL_S
 
             async def attempt(address: str) -> None:
                 try:
@@ -285,7 +294,10 @@ class Membership:
                 nursery.start_soon(attempt, address)
         if reached:
             return reached[0]
-        raise failures[0] if failures else Unreachable("no address known")
+        if not failures:
+            raise Unreachable(f"no answer within {DIAL_S:g} s" if addresses else "no address known")
+        # What others may mend counts before what is malformed: one bad address does not make the others bad.
+        raise min(failures, key=lambda error: isinstance(error, LocalError))
 
     async def _ask(self, action: Ask) -> None:
         if isinstance(action.question, Hello):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import trio
+
 from gossip.adapter import AdapterState
 from peer.checkpoints import Home
 from peer.journal_events import Personalized
@@ -27,16 +29,21 @@ class Evaluator(Protocol):
 async def personalize(
     evaluator: Evaluator, own: AdapterState, common: AdapterState, home: Home, export: Export
 ) -> Personalized:
-    """Measure every candidate, write the best to ``HOME/personal``, and return what to tell of it."""
+    """Measure every candidate, write the best to ``HOME/personal``, and return what to tell of it.
+
+    Raises:
+        HomeError: the disk refused.
+    """
     candidates = {share: between(own, common, share) for share in SHARES}
     losses = {share: (await evaluator.evaluate(state)).own for share, state in candidates.items()}
     best = min(SHARES, key=lambda share: losses[share])
+    await trio.to_thread.run_sync(home.export, home.personal, candidates[best], export)
     return Personalized(
         own_share=best,
         loss=losses[best],
         common_loss=losses[0.0],
         own_loss=losses[1.0],
-        adapter=home.export_personal(candidates[best], export),
+        adapter=home.personal,
     )
 
 

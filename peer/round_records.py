@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import trio
-
 from gossip.events import RoundReport
 from gossip.settings import NodeSnapshot
-from peer.checkpoints import TRAINER_STATE, Checkpoint
+from peer.checkpoints import PEERS, Checkpoint, HomeError
 from peer.exchange import Traffic
 from peer.journal import Journal
 from peer.membership import Membership
 from peer.prepared_run import PreparedRun
+from peer.saving import Saving
 from peer.telling import round_done
 
 
@@ -20,55 +17,53 @@ class RoundRecords:
     """Writes down rounds as they end.
 
     Args:
-        run: the run; its checkpoint is the newest until a round has been written.
+        run: the run; what was saved of it before is where it goes on.
         membership: who is there; it is told how far we are.
         traffic: counts that go into the journal.
         journal: where rounds are told.
     """
 
     def __init__(self, run: PreparedRun, membership: Membership, traffic: Traffic, journal: Journal) -> None:
-        self.checkpoint = run.checkpoint
-        """The newest; None before the first round of a new run."""
+        self.saving = Saving(run, journal)
+        """Checkpoints, on a disk that may refuse them."""
         self._run = run
         self._membership = membership
         self._traffic = traffic
         self._journal = journal
         self._remembered: tuple[str, ...] = ()
 
-    def trainer_file(self, round: int) -> Path:
-        """Return where the training process saves its state in ``round``, in a fresh folder."""
-        return self._run.home.begin(round + 1) / TRAINER_STATE
-
-    async def write(self, report: RoundReport, snapshot: NodeSnapshot, rounds: int) -> Checkpoint:
-        """Write down a round; when this returns, it survives kill -9 and power loss.
+    async def write(self, report: RoundReport, snapshot: NodeSnapshot, rounds: int) -> Checkpoint | None:
+        """Write down a round.
 
         Args:
             report: the round.
             snapshot: the node's own state after it.
             rounds: how many there will be in all.
+
+        Returns:
+            its checkpoint, which survives kill -9 and power loss; None if the disk refused it.
+
+        Raises:
+            HomeError: the disk has refused too often, or there is no home any more.
         """
-        if report.merging and self.checkpoint:
-            self._run.home.begin(snapshot.round, self.checkpoint.trainer_state)
-        run = self._run
-        checkpoint = await trio.to_thread.run_sync(
-            run.home.commit,
-            report.state,
-            snapshot,
-            run.manifest.fields(),
-            run.ready.export,
-            run.plan.config.run.keep_checkpoints,
-        )
-        self.checkpoint = checkpoint
+        checkpoint = await self.saving.save(report.state, snapshot, has_trained=not report.merging)
         self._remember_peers()
         self._membership.progressed(snapshot.round)
         for peer, reason in report.failed:
             if reason == "late":
                 self._membership.suspect(peer)
-        self._journal.emit(round_done(report, rounds, self._membership, self._traffic))
+        saved = checkpoint is not None
+        self._journal.emit(round_done(report, rounds, saved, self._membership, self._traffic))
         return checkpoint
 
     def _remember_peers(self) -> None:
-        others = self._membership.addresses_up()
+        others = self._membership.addresses_to_remember()
         if others and others != self._remembered:
-            self._run.home.remember_peers(others)
-            self._remembered = others
+            kept = self._run.home.path / PEERS
+            try:
+                self._run.home.remember_peers(others)
+            except HomeError as error:
+                self.saving.complain(kept, error)
+            else:
+                self._remembered = others
+                self.saving.settle(kept)

@@ -29,6 +29,7 @@ from gossip.methods.optimizers import OPTIMIZERS
 from gossip.settings import NodeSettings
 from peer.config import MixingOptions, PeerConfig
 from peer.network.catalogue import check_listen, peer_of
+from peer.network.identity import is_peer_id
 from peer.training import trainers
 from peer.training.classification import head_names
 from peer.training.frames import Ready
@@ -157,18 +158,18 @@ def check_inputs(config: PeerConfig) -> None:
     """Refuse missing files and malformed addresses before anything is started.
 
     Raises:
-        LocalError: no data, a file that does not exist, an address that is none, a group both begun and joined.
+        LocalError: no data, a file that does not exist, an address or a peer id that is none.
     """
     if not config.data.data:
         raise LocalError("--data is missing: give a .jsonl, .json, .csv, .parquet or .txt file to learn from")
     for path in (*config.data.data, *config.data.eval_data):
         if not path.exists():
             raise DataError(f"there is no data file {path} (seen from {Path.cwd()})")
-    if config.network.closed and config.network.join:
-        raise LocalError(
-            "--closed begins a group of its own and --join enters another's: to join a closed group take the whole "
-            "line with which you were invited, with its --secret"
-        )
+    for peer in config.network.allow:
+        if not is_peer_id(peer):
+            raise LocalError(
+                f"--allow {peer}: not a peer id; your friends' `peer id` prints theirs, 12D3KooW..."
+            )
     for address in config.network.join:
         peer_of(address)
     check_listen(config.network.listen)

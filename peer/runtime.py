@@ -133,15 +133,8 @@ async def take_part(
     # and posting must never wait, because the network loop does it.
     post_to, inbox = trio.open_memory_channel[Event](math.inf)
     post, traffic = post_to.send_nowait, Traffic()
-    membership = Membership(
-        run.manifest,
-        run.name,
-        post,
-        lambda text: journal.emit(Note(text=text)),
-        traffic,
-        run.announced,
-        run.signer.incarnation,
-    )
+    tell, life = lambda text: journal.emit(Note(text=text)), run.signer.incarnation
+    membership = Membership(run.manifest, run.name, post, tell, traffic, run.announced, life)
     if run.checkpoint:
         journal.emit(Resumed(round=run.checkpoint.round, checkpoint=run.checkpoint.path))
     node = run.node()
@@ -162,6 +155,7 @@ async def take_part(
             records=RoundRecords(run, membership, traffic, journal),
             journal=journal,
         )
+        await peer.records.saving.export()
         await peer.gather()
         with leaving.politely(lambda: post(Stop())):
             await peer.go_through_rounds()
@@ -203,7 +197,9 @@ class Peer:
         addresses = self.streams.addresses
         self.nursery.start_soon(self.membership.run)
         self.journal.emit(Listening(addresses=addresses, join=join_line(config, addresses)))
-        remembered = self.run.home.remembered_peers() if checkpoint else ()
+        remembered, complaints = self.run.home.remembered_peers() if checkpoint else ((), [])
+        for complaint in complaints:
+            self._note(complaint)
         if others := tuple(dict.fromkeys((*config.network.join, *remembered))):
             # A restarted peer's friends may be away just now: only a first start insists.
             await self.membership.join(others, config.network.join_timeout_s, required=checkpoint is None)
@@ -214,9 +210,12 @@ class Peer:
     async def go_through_rounds(self) -> None:
         """Let the node decide until it says that it is done."""
         self.post(Start())
+        own_thread = trio.CapacityLimiter(1)  # nothing that others can delay may wait in the same row
         async for event in self.inbox:
             # In a thread: mixing a large adapter must not stop the sockets for longer than a switch interval.
-            actions = await trio.to_thread.run_sync(self.node.handle, event, trio.current_time())
+            actions = await trio.to_thread.run_sync(
+                self.node.handle, event, trio.current_time(), limiter=own_thread
+            )
             for action in actions:
                 await self._perform(action)
             if self.is_done:
@@ -232,10 +231,11 @@ class Peer:
             with trio.move_on_after(LINGER_S):
                 while not self.membership.all_reached(self.node.rounds):
                     await trio.sleep(0.2)  # no event says that the last of the others is done
-        adapter = self.run.home.adapter
-        load = load_line_of(adapter, self.run.plan.config.model) if self.records.checkpoint else None
-        self.journal.emit(Finished(complete=complete, round=self.node.round, adapter=adapter, load=load))
         await self.membership.say_goodbye()
+        await self.records.saving.finish()
+        adapter = self.run.home.adapter
+        load = load_line_of(adapter, self.run.plan.config.model) if self.records.saving.checkpoint else None
+        self.journal.emit(Finished(complete=complete, round=self.node.round, adapter=adapter, load=load))
 
     async def _perform(self, action: Action) -> None:
         match action:
@@ -262,8 +262,10 @@ class Peer:
             action.round,
             action.trainable,
             action.correction,
-            lambda: self.records.trainer_file(action.round),
+            lambda: self.records.saving.trainer_file(action.round),
         )
+        if trained.unsaved:
+            self.records.saving.trainer_refused(trained.unsaved)
         self.post(Trained(trained.state, trained.steps, trained.loss))
 
     async def _wait(self, action: SetTimer) -> None:
@@ -272,7 +274,8 @@ class Peer:
 
     async def _report(self, action: Report) -> None:
         checkpoint = await self.records.write(action.report, self.node.snapshot(), self.node.rounds)
-        self.training.restart_from(checkpoint.round, checkpoint.trainer_state)
+        if checkpoint:
+            self.training.restart_from(checkpoint.round, checkpoint.trainer_state)
 
     async def _personalize(self) -> None:
         """Keep the mix of our own and the common adapter that does best on our held-out rows."""

@@ -60,8 +60,10 @@ def measured(round: int, result: Evaluated) -> Measured:
     )
 
 
-def round_done(report: RoundReport, rounds: int, membership: Membership, traffic: Traffic) -> RoundDone:
-    """Return the event of a round; ``rounds``: how many there will be in all."""
+def round_done(
+    report: RoundReport, rounds: int, saved: bool, membership: Membership, traffic: Traffic
+) -> RoundDone:
+    """Return the event of a round; ``rounds``: how many there will be in all; ``saved``: it survives a crash."""
     name = membership.display_name
     return RoundDone(
         round=report.round,
@@ -83,4 +85,5 @@ def round_done(report: RoundReport, rounds: int, membership: Membership, traffic
         fetches_ok=traffic.fetches_ok,
         fetches_failed=traffic.fetches_failed,
         rejected=dict(traffic.rejected),
+        saved=saved,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+from functools import partial
 
 import trio
 
@@ -21,6 +22,9 @@ HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6")
 """How a host may be named in an address."""
 _WILDCARDS = ("0.0.0.0", "::")
 _RESOLVED_MAX = 4  # addresses of one name that are tried in turn (guess)
+_RESOLVING_MAX = 4  # names resolved at a time, abandoned ones included; a user rarely types more (guess)
+RESOLVE_S = 10.0
+"""Time limit of resolving a name, waiting for a thread included. Source: two questions of a resolver, 5 s each."""
 
 
 def peer_of(address: str) -> str:
@@ -74,26 +78,43 @@ def _split(address: str) -> tuple[str, str, int]:
     return family, host, int(port_text)
 
 
-async def resolve(address: str) -> list[str]:
-    """Return a full address with its name, if it has one, replaced by its IPs: at most four addresses.
+class Resolver:
+    """Turns names into IPs, by the system's resolver, in threads of its own.
 
-    By the system's resolver: libp2p's own asks DNS servers only, and finds neither ``localhost`` nor what is in
-    the hosts file.
-
-    Raises:
-        socket.gaierror: the name cannot be resolved.
+    libp2p's own resolver asks DNS servers only, and finds neither ``localhost`` nor what is in the hosts file. The
+    system's cannot be interrupted: a name that a silent server answers for holds its thread for half a minute. So few
+    may do so at a time, and none shares a row with the threads in which the node runs.
     """
-    place, _, peer = address.partition("/p2p/")
-    family, host, port = _split(place)
-    if family in ("ip4", "ip6"):
-        return [address]
-    kind = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}[family]
-    answers = await trio.socket.getaddrinfo(host, port, kind, socket.SOCK_STREAM)
-    names = {socket.AF_INET: "ip4", socket.AF_INET6: "ip6"}
-    return [
-        f"/{names[version]}/{endpoint[0]}/tcp/{port}/p2p/{peer}"
-        for version, *_, endpoint in answers[:_RESOLVED_MAX]
-    ]
+
+    def __init__(self) -> None:
+        self._threads = trio.CapacityLimiter(_RESOLVING_MAX)
+
+    async def resolve(self, address: str) -> list[str]:
+        """Return a full address with its name, if it has one, replaced by its IPs: at most four addresses.
+
+        Cancelled at once; the thread goes on until the system gives up, and is not waited for.
+
+        Raises:
+            socket.gaierror: the name cannot be resolved.
+            trio.TooSlowError: not within ``RESOLVE_S``.
+        """
+        place, _, peer = address.partition("/p2p/")
+        family, host, port = _split(place)
+        if family in ("ip4", "ip6"):
+            return [address]
+        kind = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}[family]
+        ask = partial(socket.getaddrinfo, host, port, kind, socket.SOCK_STREAM)
+        with trio.fail_after(RESOLVE_S):
+            answers = await trio.to_thread.run_sync(
+                ask,
+                abandon_on_cancel=True,  # type: ignore[call-arg] # the stubs that libp2p brings are older than trio
+                limiter=self._threads,
+            )
+        names = {socket.AF_INET: "ip4", socket.AF_INET6: "ip6"}
+        return [
+            f"/{names[version]}/{endpoint[0]}/tcp/{port}/p2p/{peer}"
+            for version, *_, endpoint in answers[:_RESOLVED_MAX]
+        ]
 
 
 def require_free_port(address: str) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from gossip.errors import LocalError
 from peer.network import addresses, memory
+from peer.network.group import OPEN_GROUP, Group
 from peer.network.identity import peer_id
-from peer.network.transport import DEFAULT_LIMITS, Limits, TransportFactory, TransportKind
+from peer.network.limits import DEFAULT_LIMITS, Limits
+from peer.network.transport import TransportFactory, TransportKind
 
 
 def transport_for(
     listen: str,
     *,
     private_key: bytes,
-    group_key: bytes = b"",
+    group: Group = OPEN_GROUP,
     announce: tuple[str, ...] = (),
     limits: Limits = DEFAULT_LIMITS,
 ) -> TransportFactory:
@@ -26,7 +28,7 @@ def transport_for(
     Args:
         listen: the address; its scheme chooses the transport.
         private_key: who the peer is, 32 raw Ed25519 bytes.
-        group_key: which closed group it belongs to (``group.py``); empty: an open one.
+        group: who may connect (``group.py``).
         announce: addresses to tell others instead of the ones we listen on (behind a router); our peer id is added
             to those that do not end in it.
         limits: times and counts to keep to.
@@ -37,9 +39,7 @@ def transport_for(
     kind = _kind_of(listen)
     own = peer_id(private_key)
     told = tuple(_own_address(address, own) for address in announce)
-    return kind.make(
-        private_key=private_key, group_key=group_key, listen=listen, announce=told, limits=limits
-    )
+    return kind.make(private_key=private_key, group=group, listen=listen, announce=told, limits=limits)
 
 
 def check_listen(address: str) -> None:
@@ -96,13 +96,13 @@ def _own_address(address: str, own: str) -> str:
 
 
 def _libp2p_transport(
-    *, private_key: bytes, group_key: bytes, listen: str, announce: tuple[str, ...], limits: Limits
+    *, private_key: bytes, group: Group, listen: str, announce: tuple[str, ...], limits: Limits
 ) -> TransportFactory:
     # A second of imports, for those who go on the network only.
     from peer.network.libp2p import libp2p_transport
 
     return libp2p_transport(
-        private_key=private_key, group_key=group_key, listen=listen, announce=announce, limits=limits
+        private_key=private_key, group=group, listen=listen, announce=announce, limits=limits
     )
 
 

@@ -12,14 +12,17 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from gossip.errors import LocalError
-from peer.network.addresses import peer_of, resolve
-from peer.network.group import OTHER_GROUP
-from peer.network.transport import Limits, Unreachable
+from peer.network.addresses import Resolver, peer_of
+from peer.network.group import NOT_LISTED, OTHER_GROUP
+from peer.network.limits import Limits
+from peer.network.transport import Unreachable
 
 log = logging.getLogger(__name__)
 
 ADDRESSES_PER_PEER = 4
 """Addresses remembered for a peer id, the last one that worked first. Source: ux-reliability B7."""
+PEERS_MAX = 1000
+"""Peers whose addresses are remembered, the last ones dialed. Source: ux-reliability B7."""
 _CAUSES_MAX = 10  # how deep an error is looked into
 
 
@@ -44,6 +47,7 @@ class Dialer:
         limits: ``dial_s`` and ``connections_max`` are kept here.
         connect: (full address with an IP, peer id) -> when it returns, there was a connection; raises
             ``ConnectFailed`` if the next IP of the same name is worth trying.
+        probe: the same, but it returns once that peer has proven that it is there, and no connection stays.
         is_connected: whether a connection to a peer is open.
         is_full: whether there is no room for another connection.
         nursery: runs the attempts, so that an impatient caller does not end one for others.
@@ -55,6 +59,7 @@ class Dialer:
         limits: Limits,
         *,
         connect: Callable[[str, str], Awaitable[None]],
+        probe: Callable[[str, str], Awaitable[None]],
         is_connected: Callable[[str], bool],
         is_full: Callable[[], bool],
         nursery: trio.Nursery,
@@ -62,11 +67,13 @@ class Dialer:
         self._own = own
         self._limits = limits
         self._connect = connect
+        self._probe = probe
         self._is_connected = is_connected
         self._is_full = is_full
         self._nursery = nursery
         self._attempts: dict[str, _Attempt] = {}  # by peer id
         self._known: dict[str, list[str]] = {}  # peer id -> addresses that dialed well, best first
+        self._resolver = Resolver()
 
     async def dial(self, address: str) -> str:
         """Connect and return the peer id; see ``Transport.dial``. Concurrent dials of one peer share one attempt.
@@ -86,8 +93,19 @@ class Dialer:
             await attempt.done.wait()
             if attempt.error and attempt.address == address and not self._is_connected(peer):
                 raise Unreachable(attempt.error)
-        self._remember(peer, address)
         await trio.lowlevel.checkpoint()
+        return peer
+
+    async def probe(self, address: str) -> str:
+        """Find out whether a peer is where its address says; see ``Transport.probe``."""
+        peer = peer_of(address)
+        try:
+            with trio.fail_after(self._limits.dial_s):
+                await self._first(self._probe, await self._resolver.resolve(address), peer)
+        except trio.TooSlowError:
+            raise Unreachable(f"no answer from {address} within {self._limits.dial_s:g} s") from None
+        except Exception as error:
+            raise Unreachable(_explain(error, address, peer)) from error
         return peer
 
     async def redial(self, peer: str) -> None:
@@ -112,8 +130,10 @@ class Dialer:
                 attempt.error = f"we have {self._limits.connections_max} connections, no more are allowed"
                 return
             with trio.fail_after(self._limits.dial_s):
-                await self._connect_first(await resolve(attempt.address), peer)
-            if not self._is_connected(peer):
+                await self._first(self._connect, await self._resolver.resolve(attempt.address), peer)
+            if self._is_connected(peer):
+                self._remember(peer, attempt.address)
+            else:
                 attempt.error = f"{attempt.address} closed the connection at once"
         except trio.TooSlowError:
             attempt.error = f"no answer from {attempt.address} within {self._limits.dial_s:g} s"
@@ -124,21 +144,24 @@ class Dialer:
             del self._attempts[peer]
             attempt.done.set()
 
-    async def _connect_first(self, addresses: list[str], peer: str) -> None:
+    async def _first(
+        self, connect: Callable[[str, str], Awaitable[None]], addresses: list[str], peer: str
+    ) -> None:
         for address in addresses[:-1]:
             try:
-                await self._connect(address, peer)
+                await connect(address, peer)
                 return
             except ConnectFailed as error:
                 log.debug("dial %s, one of several: %r", address, error)
-        await self._connect(addresses[-1], peer)
+        await connect(addresses[-1], peer)
 
     def _remember(self, peer: str, address: str) -> None:
-        known = self._known.setdefault(peer, [])
+        known = self._known.pop(peer, [])
         if address in known:
             known.remove(address)
-        known.insert(0, address)
-        del known[ADDRESSES_PER_PEER:]
+        self._known[peer] = [address, *known[: ADDRESSES_PER_PEER - 1]]
+        if len(self._known) > PEERS_MAX:
+            del self._known[next(iter(self._known))]
 
 
 def _explain(error: BaseException, address: str, peer: str) -> str:
@@ -155,6 +178,9 @@ def _explain(error: BaseException, address: str, peer: str) -> str:
         return f"the name in {address} cannot be resolved: is it spelled right, is there a network?"
     if "OpenConnectionError" in kinds:
         return f"nobody answers at {address}: is the peer running, is the port open?"
+    if "HandshakeFailure" in kinds and any(NOT_LISTED in str(cause) for cause in causes):
+        return f"{peer} {NOT_LISTED}"
     if "InvalidTag" in kinds:
         return f"{address} answers but breaks off: {OTHER_GROUP}"
-    return f"{address} answers but breaks off: it is another program, or has no room for us ({causes[-1]!r})"
+    guess = "it is another program, has no room for us, or does not have us on its list"
+    return f"{address} answers but breaks off: {guess} ({causes[-1]!r})"

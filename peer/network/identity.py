@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gossip.errors import LocalError
-from peer.durable import create_private, read_private
+from peer.durable import create_private, read_private, told
 
 KEY_FILE = "identity.key"
 KEY_BYTES = 32
@@ -58,7 +58,7 @@ def create_identity(home: Path) -> bytes:
         raise LocalError(f"{path} exists already: an identity is never overwritten") from None
     except OSError as error:
         raise LocalError(
-            f"cannot write an identity to {home}: {error.strerror}; choose another --home"
+            f"cannot write an identity to {home}: {told(error)}; or choose another --home"
         ) from error
     return key
 

@@ -10,30 +10,34 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
-from libp2p.abc import IHost
+from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from gossip.errors import LocalError
 from peer.network.addresses import listen_endpoint, reachable_addresses, require_free_port
 from peer.network.dialing import ConnectFailed, Dialer
+from peer.network.group import OPEN_GROUP, Group
 from peer.network.identity import peer_id
-from peer.network.libp2p_announcements import Announcements, announcing
+from peer.network.libp2p_announcements import PROTOCOL as ANNOUNCEMENTS
+from peer.network.libp2p_announcements import Announcements
 from peer.network.libp2p_connections import Connections
-from peer.network.libp2p_host import make_host, swarm_of
+from peer.network.libp2p_host import contain, make_host, swarm_of
+from peer.network.libp2p_probe import shake_hands
 from peer.network.libp2p_serving import library_handler
+from peer.network.limits import DEFAULT_LIMITS, Limits
 from peer.network.muxed_stream import StreamBroken
 from peer.network.protocol_stream import ProtocolStream, negotiate
 from peer.network.transport import (
-    DEFAULT_LIMITS,
     Announced,
     ConnectionChanged,
     Handler,
-    Limits,
     Stream,
     Transport,
     TransportFactory,
@@ -49,7 +53,7 @@ LEAVE_S = 4.0
 @dataclass(frozen=True, slots=True)
 class _Options:
     private_key: bytes
-    group_key: bytes
+    group: Group
     listen: str
     announce: tuple[str, ...]
     limits: Limits
@@ -59,7 +63,7 @@ def libp2p_transport(
     *,
     private_key: bytes,
     listen: str,
-    group_key: bytes = b"",
+    group: Group = OPEN_GROUP,
     announce: tuple[str, ...] = (),
     limits: Limits = DEFAULT_LIMITS,
 ) -> TransportFactory:
@@ -67,7 +71,7 @@ def libp2p_transport(
 
     Args:
         private_key: 32 raw Ed25519 bytes.
-        group_key: of the closed group; empty: an open one.
+        group: who may connect.
         listen: multiaddr ``/ip4|ip6/<address>/tcp/<port>``; port 0 lets the system choose.
         announce: full addresses to tell others instead of the ones we listen on.
         limits: what to keep to.
@@ -76,7 +80,7 @@ def libp2p_transport(
         LocalError: ``listen`` is malformed.
     """
     listen_endpoint(listen)
-    options = _Options(private_key, group_key, listen, announce, limits)
+    options = _Options(private_key, group, listen, announce, limits)
 
     def factory(
         *,
@@ -139,16 +143,22 @@ async def _listening(
     Raises:
         LocalError: the address cannot be listened on.
     """
-    host = make_host(options.private_key, options.group_key, options.listen, options.limits, connections)
-    for protocol, handler in handlers.items():
+    host = make_host(options.private_key, options.group, options.listen, options.limits, connections)
+    key = create_new_key_pair(options.private_key).private_key
+    name = options.group.name_of(topic)
+    announcements = Announcements(key, peer_id(options.private_key), connections, name, on_announced)
+    for protocol, handler in {**handlers, ANNOUNCEMENTS: announcements.serve}.items():
         host.set_stream_handler(TProtocol(protocol), library_handler(protocol, handler))
+    swarm = swarm_of(host)
     async with host.run(listen_addrs=[Multiaddr(options.listen)]):
-        listeners = list(swarm_of(host).listeners.values())
+        contain(swarm)
+        listeners = list(swarm.listeners.values())
         if not listeners:
             raise LocalError(f"cannot listen on {options.listen}")
         port = int(listeners[0].get_addrs()[0].value_for_protocol("tcp"))
-        async with announcing(host, topic, on_announced) as announcements:
-            yield Libp2pTransport(options, port, host, connections, announcements, nursery)
+        nursery.start_soon(connections.run)
+        nursery.start_soon(announcements.run)
+        yield Libp2pTransport(options, port, swarm, connections, announcements, nursery)
 
 
 class Libp2pTransport:
@@ -157,7 +167,7 @@ class Libp2pTransport:
     Args:
         options: who it is and what it keeps to.
         port: where it listens.
-        host: the library's host, running.
+        swarm: the part of the library's host that dials.
         connections: those of the host.
         announcements: the topic that it takes part in.
         nursery: runs dials.
@@ -167,7 +177,7 @@ class Libp2pTransport:
         self,
         options: _Options,
         port: int,
-        host: IHost,
+        swarm: Swarm,
         connections: Connections,
         announcements: Announcements,
         nursery: trio.Nursery,
@@ -175,13 +185,15 @@ class Libp2pTransport:
         self._peer_id = peer_id(options.private_key)
         self._addresses = options.announce or reachable_addresses(options.listen, port, self._peer_id)
         self._open_s = options.limits.open_s
-        self._swarm = swarm_of(host)
+        self._group = options.group
+        self._swarm = swarm
         self._connections = connections
         self._announcements = announcements
         self._dialer = Dialer(
             self._peer_id,
             options.limits,
             connect=self._connect,
+            probe=partial(shake_hands, self._swarm),
             is_connected=connections.is_connected,
             is_full=connections.is_full,
             nursery=nursery,
@@ -204,6 +216,10 @@ class Libp2pTransport:
     async def dial(self, address: str) -> str:
         """Connect; see ``Transport.dial``. Concurrent dials of one peer share one attempt."""
         return await self._dialer.dial(address)
+
+    async def probe(self, address: str) -> str:
+        """See who is there, beside any connection; see ``Transport.probe``."""
+        return await self._dialer.probe(address)
 
     async def _connect(self, address: str, peer: str) -> None:
         try:
@@ -243,9 +259,15 @@ class Libp2pTransport:
 
     async def announce(self, topic: str, frame: bytes) -> None:
         """Publish to the topic, best effort; see ``Transport.announce``."""
-        await self._announcements.send(topic, frame)
+        self._announcements.announce(self._group.name_of(topic), frame)
+        await trio.lowlevel.checkpoint()
+
+    def trust(self, peer: str) -> None:
+        """Take ``peer`` for a member; see ``Transport.trust``."""
+        self._connections.trust(peer)
 
     async def drop(self, peer: str) -> None:
         """Close all connections to ``peer`` now."""
+        self._connections.distrust(peer)
         self._connections.abort(peer, "we dropped the connection")
         await trio.lowlevel.checkpoint()

@@ -32,6 +32,7 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from peer.network.muxed_stream import BULK_READ_BYTES, Credit, MuxedStream, StreamBroken
+from peer.network.pace import Pace
 from peer.network.secure_link import SecureLink
 from peer.network.yamux import Session
 
@@ -80,6 +81,7 @@ class MuxedConnection(IMuxedConn):
         peer_id: who is at the other end, proven by the handshake.
         stall_s: see ``Session``.
         credit: see ``Session``.
+        pace: see ``Session``.
         on_end: called once with this connection when it has ended.
     """
 
@@ -89,6 +91,7 @@ class MuxedConnection(IMuxedConn):
         peer_id: ID,
         stall_s: float,
         credit: Credit,
+        pace: Pace,
         on_end: Callable[[MuxedConnection], None],
     ) -> None:
         self.peer_id = peer_id
@@ -99,6 +102,7 @@ class MuxedConnection(IMuxedConn):
             is_initiator=conn.is_initiator,
             stall_s=stall_s,
             credit=credit,
+            pace=pace,
             on_end=partial(on_end, self),
         )
 

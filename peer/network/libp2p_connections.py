@@ -1,38 +1,39 @@
 """Which peers are connected over libp2p, and how many connections and handshakes there may be.
 
 The library's own limits are off (``libp2p_host.py``): they take peers behind one address for one, and count
-connections that have ended. Knows peers and connections; nothing of addresses that are dialed, of streams or protocols.
+connections that have ended. Ours are decided elsewhere (``admission.py``, ``handshakes.py``) and carried out here.
+Knows peers and connections; nothing of addresses that are dialed, of streams or protocols.
 """
 
 from __future__ import annotations
 
 import logging
+import resource
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 import trio
 from libp2p.abc import IMuxedConn, INetConn, IRawConnection
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.security.secure_session import SecureSession
 from multiaddr import Multiaddr
 
+from peer.network.admission import Admission
+from peer.network.handshakes import Handshake, Handshakes
 from peer.network.libp2p_adapters import MuxedConnection
-from peer.network.muxed_stream import Credit
-from peer.network.transport import ConnectionChanged, Limits
+from peer.network.limits import Limits
+from peer.network.muxed_stream import Credit, StreamBroken
+from peer.network.pace import Pace
+from peer.network.transport import ConnectionChanged
 
 log = logging.getLogger(__name__)
 
-HANDSHAKES_MAX = 64
-"""Incoming handshakes under way; above it the oldest of the greediest address goes. Source: guess."""
-CONNECTIONS_PER_PEER = 4
-"""Two after simultaneous dials, more only while a dead one lingers. Source: guess."""
-WINDOW_BYTES_PER_CONNECTION = 64 << 20
-"""Bulk receive window granted at once: four streams' worth. Source: guess."""
-WINDOW_BYTES = 256 << 20
-"""The same for the whole host. Source: guess."""
 _LEAVE_S = 1.0  # what the library gets to take note of our connections' end (guess)
+_SWEEP_S = 1.0  # how often newcomers' time is looked at (guess)
 
 Upgrade = Callable[[IRawConnection, Multiaddr], Awaitable[IMuxedConn]]
 """The library's handshake of an incoming connection."""
@@ -42,19 +43,35 @@ class Connections:
     """All connections of one host; tells who comes and goes.
 
     Args:
-        limits: ``connections_max`` and ``stall_s`` are kept here.
+        limits: what to keep to.
         on_connection: told once per peer that comes or goes, however many connections there are to it.
     """
 
     def __init__(self, limits: Limits, on_connection: ConnectionChanged) -> None:
+        self.on_member: ConnectionChanged = lambda peer, present: None
+        """Told when a connected peer becomes a member, a member connects, or is no longer both."""
+        self.refused: Counter[str] = Counter()
+        """How often peers broke a rule or flooded us, by reason."""
         self._limits = limits
         self._on_connection = on_connection
         self._by_peer: dict[str, list[MuxedConnection]] = {}  # oldest first
-        self._credit = Credit(WINDOW_BYTES)
-        self._handshakes = Handshakes(HANDSHAKES_MAX)
+        self._admission: Admission[MuxedConnection] = Admission(limits)
+        self._handshakes = Handshakes(limits)
+        self._credit = Credit(limits.windows_bytes)
         self._registered: set[INetConn] = set()  # those the library knows of
         self._all_gone = trio.Event()
         self._stopping = False
+
+    async def run(self) -> None:
+        """Give handshakes their turn and end connections whose time is over, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._handshakes.run)
+            while True:
+                await trio.sleep(_SWEEP_S)
+                for connection in self._admission.overdue(trio.current_time()):
+                    connection.session.abort("no member in time")
+
+    # -- who is there
 
     def is_connected(self, peer: str) -> bool:
         """Whether a connection is open as far as we know."""
@@ -62,10 +79,49 @@ class Connections:
 
     def is_full(self) -> bool:
         """Whether there is no room for another connection."""
-        return sum(map(len, self._by_peer.values())) >= self._limits.connections_max
+        return not self._admission.has_room()
+
+    def is_member(self, peer: str) -> bool:
+        """Whether a peer is trusted."""
+        return self._admission.is_member(peer)
+
+    def pace(self, peer: str) -> Pace:
+        """Return what a peer may do."""
+        return self._admission.pace(peer)
+
+    def trust(self, peer: str) -> None:
+        """Take a peer for a member."""
+        was_member = self.is_member(peer)
+        self._admission.trust(peer)
+        if not was_member and self.is_connected(peer):
+            self.on_member(peer, True)
+
+    def distrust(self, peer: str) -> None:
+        """Take a peer for a member no more."""
+        was_member = self.is_member(peer)
+        self._admission.distrust(peer)
+        if was_member and self.is_connected(peer):
+            self.on_member(peer, False)
+
+    def broke_a_rule(self, peer: str, reason: str) -> None:
+        """Count a fault of a peer; too many of them, and it is shut out for a while."""
+        self.refused[reason] += 1
+        if self.pace(peer).fault(trio.current_time()):
+            self._shut_out(peer, f"broke the rules too often: {reason}")
+
+    def _shut_out(self, peer: str, reason: str) -> None:
+        log.info("%s is shut out: %s", peer, reason)
+        self._admission.shut_out(peer, trio.current_time())
+        self.abort(peer, reason)
 
     def newest(self, peer: str) -> MuxedConnection:
-        """Return the latest connection to a peer that is connected."""
+        """Return the latest connection to a peer.
+
+        Raises:
+            StreamBroken: there is none any more; a peer may hang up at any moment.
+        """
+        if peer not in self._by_peer:
+            raise StreamBroken(f"{peer} hung up")
         return self._by_peer[peer][-1]
 
     def abort(self, peer: str, reason: str) -> None:
@@ -86,8 +142,9 @@ class Connections:
 
     def make(self, secured: SecureSession, peer_id: ID) -> MuxedConnection:
         """Make a connection, in either direction, of what the handshake has set up."""
-        credit = Credit(WINDOW_BYTES_PER_CONNECTION, self._credit)
-        return MuxedConnection(secured, peer_id, self._limits.stall_s, credit, self._on_ended)
+        credit = Credit(self._limits.windows_per_connection_bytes, self._credit)
+        pace = self.pace(str(peer_id))
+        return MuxedConnection(secured, peer_id, self._limits.stall_s, credit, pace, self._on_ended)
 
     async def accept(self, upgrade: Upgrade, raw: IRawConnection, listened: Multiaddr) -> NoReturn:
         """Upgrade an incoming connection and stay until it ends: the library counts us as one of its connections.
@@ -95,21 +152,48 @@ class Connections:
         Raises:
             SwarmException: always; it frees the library's slot, which it otherwise holds until the host ends.
         """
-        if self.is_full() or self._stopping:
+        socket = _socket_of(raw)
+        if self.is_full() or self._stopping or socket.fileno() >= self._descriptors_max():
             await raw.close()
             raise SwarmException("no room for another connection")
         remote = raw.get_remote_address()
-        scope = self._handshakes.begin(remote[0] if remote else "")
+        handshake = self._handshakes.begin(remote[0] if remote else "")
         try:
-            with scope:
-                connection = await upgrade(raw, listened)
+            with handshake.scope:
+                connection = await self._upgraded(handshake, socket, upgrade, raw, listened)
         finally:
-            self._handshakes.end(scope)
-        if scope.cancelled_caught:
+            self._handshakes.end(handshake)
+        if handshake.scope.cancelled_caught:
             await raw.close()
             raise SwarmException("handshake dropped in favor of others")
-        await muxed(connection).session.ended.wait()
+        session = muxed(connection).session
+        await session.ended.wait()
+        if session.is_flood and remote:
+            self._handshakes.punish(remote[0])
         raise SwarmException("connection ended")
+
+    async def _upgraded(
+        self,
+        handshake: Handshake,
+        socket: trio.socket.SocketType,
+        upgrade: Upgrade,
+        raw: IRawConnection,
+        listened: Multiaddr,
+    ) -> IMuxedConn:
+        with trio.move_on_after(self._limits.handshake_s) as silence:
+            await trio.lowlevel.wait_readable(
+                socket.fileno()
+            )  # the dialer speaks first: who is silent costs no turn
+        if silence.cancelled_caught:
+            await raw.close()
+            raise SwarmException("a silent socket")
+        await self._handshakes.ask(handshake)
+        return await upgrade(raw, listened)
+
+    def _descriptors_max(self) -> int:
+        """Return the first file descriptor that incoming connections leave for others; the system gives the lowest."""
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return allowed - min(self._limits.descriptors_reserve, allowed // 2)
 
     def on_registered(self, conn: INetConn) -> None:
         """Take note that the library has taken a connection up."""
@@ -120,12 +204,23 @@ class Connections:
         if self._stopping:
             connection.session.abort("we are leaving")
             return
-        peer = str(connection.peer_id)
+        peer, remote = str(connection.peer_id), connection.get_remote_address()
+        going = self._admission.arrived(
+            connection,
+            peer,
+            remote[0] if remote else "",
+            trio.current_time(),
+            is_incoming=not connection.is_initiator,
+        )
+        for other, reason in going:
+            other.session.abort(reason)
+        if connection.session.ended.is_set():
+            return
         connections = self._by_peer.setdefault(peer, [])
         connections.append(connection)
         if len(connections) == 1:
             self._tell(peer, True)
-        elif len(connections) > CONNECTIONS_PER_PEER:
+        elif len(connections) > self._limits.connections_per_peer_max:
             connections[0].session.abort("too many connections of one peer: the oldest goes")
 
     def on_unregistered(self, conn: INetConn) -> None:
@@ -136,14 +231,20 @@ class Connections:
 
     def _on_ended(self, connection: MuxedConnection) -> None:
         peer = str(connection.peer_id)
+        self._admission.ended(connection)
         connections = self._by_peer.get(peer, [])
         if connection in connections:
             connections.remove(connection)
             if not connections:
                 del self._by_peer[peer]
                 self._tell(peer, False)
+        if connection.session.is_flood:
+            self.refused["flood"] += 1
+            self._shut_out(peer, connection.session.reason)
 
     def _tell(self, peer: str, connected: bool) -> None:
+        if self.is_member(peer):
+            self.on_member(peer, connected)
         try:
             self._on_connection(peer, connected)
         except Exception:
@@ -156,27 +257,9 @@ def muxed(connection: IMuxedConn) -> MuxedConnection:
     return connection
 
 
-class Handshakes:
-    """Incoming handshakes under way. When there are too many, the oldest of the greediest address has to go (T10).
-
-    An honest handshake takes milliseconds, so what has waited longest is most likely a silent socket.
-    """
-
-    def __init__(self, count_max: int) -> None:
-        self._count_max = count_max
-        self._scopes: dict[trio.CancelScope, str] = {}  # scope -> IP of the remote, oldest first
-
-    def begin(self, ip: str) -> trio.CancelScope:
-        """Return the scope for one more handshake; pass it to ``end`` afterwards."""
-        if len(self._scopes) >= self._count_max:
-            greediest, _ = Counter(self._scopes.values()).most_common(1)[0]
-            oldest = next(scope for scope, owner in self._scopes.items() if owner == greediest)
-            oldest.cancel()
-            del self._scopes[oldest]
-        scope = trio.CancelScope()
-        self._scopes[scope] = ip
-        return scope
-
-    def end(self, scope: trio.CancelScope) -> None:
-        """Forget a handshake that is over."""
-        self._scopes.pop(scope, None)
+def _socket_of(raw: IRawConnection) -> trio.socket.SocketType:
+    """Return the socket of a connection that came in over TCP, which is all that we listen on."""
+    assert isinstance(raw, RawConnection)
+    tcp = raw.stream
+    assert isinstance(tcp, TrioTCPStream)
+    return tcp.stream.socket

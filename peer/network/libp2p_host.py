@@ -9,50 +9,56 @@ not promise to keep (pinned: ``libp2p==0.8.1``).
 from __future__ import annotations
 
 import logging
-from functools import partial
+from functools import partial, wraps
+from typing import Any
 
 import trio
 from libp2p import new_host
-from libp2p.abc import IHost
+from libp2p.abc import IHost, INetConn, IRawConnection, ISecureConn
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair, PrivateKey
 from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
 from libp2p.custom_types import TProtocol
+from libp2p.host.basic_host import BasicHost
+from libp2p.identity.identify_push.identify_push import ID_PUSH as IDENTIFY_PUSH_ID
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.noise.patterns import IPattern, PatternXX
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.tools.anyio_service.api import AsyncFn
 from multiaddr import Multiaddr
 
+from peer.network.group import NOT_LISTED, Group
 from peer.network.libp2p_adapters import ConnectionNotifee, Upgrader
-from peer.network.libp2p_connections import CONNECTIONS_PER_PEER, HANDSHAKES_MAX, Connections
+from peer.network.libp2p_connections import Connections, muxed
 from peer.network.libp2p_serving import StreamServer
-from peer.network.transport import Limits
+from peer.network.limits import Limits
 
-HANDSHAKE_S = 3.0
-"""Silent sockets are dropped after it. Source: ux-reliability B7."""
+log = logging.getLogger(__name__)
 
 
 def make_host(
-    private_key: bytes, group_key: bytes, listen: str, limits: Limits, connections: Connections
+    private_key: bytes, group: Group, listen: str, limits: Limits, connections: Connections
 ) -> IHost:
     """Return a host that is not running yet, whose connections and streams are ours.
 
     Args:
         private_key: who it is, 32 raw Ed25519 bytes.
-        group_key: what the other side of every connection must know too; empty: nothing.
+        group: who may connect, in either direction.
         listen: where it will listen.
         limits: what to keep to.
         connections: where its connections are made and kept.
     """
     _keep_quiet()
     keys = create_new_key_pair(private_key)
-    noise = GroupNoise(keys, create_x25519_key_pair().private_key, group_key)
+    noise = GroupNoise(keys, create_x25519_key_pair().private_key, group)
     # The library counts handshakes too; the limit that counts is in Connections.accept.
-    connections_max = limits.connections_max + HANDSHAKES_MAX
+    connections_max = limits.connections_max + limits.handshakes_max
     host = new_host(
         key_pair=keys,
         sec_opt={NOISE_ID: noise},  # the default also offers plaintext to whoever asks (libp2p.md T12)
@@ -63,11 +69,15 @@ def make_host(
             high_watermark=connections_max,
             low_watermark=0,
             min_connections=0,
-            max_connections_per_peer=CONNECTIONS_PER_PEER,
-            inbound_upgrade_timeout=HANDSHAKE_S,
+            max_connections_per_peer=limits.connections_per_peer_max,
+            inbound_upgrade_timeout=limits.handshake_s,
             outbound_upgrade_timeout=limits.dial_s,
         ),
     )
+    # It would ask everybody who connects for all sorts of things, and remember the answers for ever.
+    assert isinstance(host, BasicHost), "what new_host makes"
+    host._schedule_identify = _identify_nobody  # type: ignore[method-assign] # no option for it
+    host.remove_stream_handler(IDENTIFY_PUSH_ID)
     _adapt(swarm_of(host), noise, limits, connections)
     return host
 
@@ -76,16 +86,32 @@ class GroupNoise(NoiseTransport):
     """Noise that only members of a group complete: the group's key is the prologue of the handshake (Noise, 6).
 
     Both sides mix it into the hash that authenticates every later message, so that the first encrypted message of
-    either side fails at whoever has another key. A stranger learns our peer id, which it had to know to dial us.
+    either side fails at whoever has another key. A stranger learns our peer id, which it had to know to dial us. Who
+    has the key but is not on our list is let go as soon as its id is proven, before any protocol is offered.
     """
 
-    def __init__(self, keys: KeyPair, noise_key: PrivateKey, group_key: bytes) -> None:
+    def __init__(self, keys: KeyPair, noise_key: PrivateKey, group: Group) -> None:
         super().__init__(keys, noise_privkey=noise_key)
-        self._prologue = group_key
+        self._group = group
 
     def get_pattern(self) -> IPattern:
         """Return the handshake of one connection."""
-        return PatternXX(self.local_peer, self.libp2p_privkey, self.noise_privkey, prologue=self._prologue)
+        return PatternXX(self.local_peer, self.libp2p_privkey, self.noise_privkey, prologue=self._group.key)
+
+    async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
+        """Complete the handshake of somebody who dialed us, if it may connect."""
+        return self._admitted(await super().secure_inbound(conn))
+
+    async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:
+        """Complete the handshake with somebody whom we dialed, if it may connect."""
+        return self._admitted(await super().secure_outbound(conn, peer_id))
+
+    def _admitted(self, conn: ISecureConn) -> ISecureConn:
+        peer = str(conn.get_remote_peer())
+        if not self._group.admits(peer):
+            log.info("%s has the group's key and is not on our list", peer)
+            raise HandshakeFailure(f"{peer} {NOT_LISTED}")  # the library closes the socket
+        return conn
 
 
 def swarm_of(host: IHost) -> Swarm:
@@ -93,6 +119,34 @@ def swarm_of(host: IHost) -> Swarm:
     swarm = host.get_network()
     assert isinstance(swarm, Swarm), "what new_host makes"
     return swarm
+
+
+def contain(swarm: Swarm) -> None:
+    """Let no exception out of a task of a running swarm: each ends the connection that it belongs to, and no more (T1).
+
+    The library starts a task for every connection, in which it also serves all of its streams; an exception there would
+    end the host.
+    """
+    run_task = swarm.manager.run_task
+
+    def run_contained(task: AsyncFn, *args: Any, **options: Any) -> None:
+        @wraps(task)
+        async def contained(*args: Any) -> None:
+            try:
+                await task(*args)
+            except Exception as error:
+                log.warning("a task of a connection failed", exc_info=error)
+                owner = getattr(task, "__self__", None)
+                if isinstance(owner, INetConn):
+                    muxed(owner.muxed_conn).session.abort(f"serving it failed: {error!r}")
+
+        run_task(contained, *args, **options)
+
+    swarm.manager.run_task = run_contained  # type: ignore[method-assign, assignment] # the library has no seam here
+
+
+def _identify_nobody(peer_id: ID, *, reason: str) -> None:
+    pass
 
 
 def _adapt(swarm: Swarm, noise: NoiseTransport, limits: Limits, connections: Connections) -> None:
@@ -104,7 +158,8 @@ def _adapt(swarm: Swarm, noise: NoiseTransport, limits: Limits, connections: Con
     swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign] # no option for it
     accept = partial(connections.accept, swarm.upgrade_inbound_raw_conn)
     swarm.upgrade_inbound_raw_conn = accept  # type: ignore[method-assign] # the library has no seam here
-    swarm.set_stream_handler(StreamServer(limits, swarm.common_stream_handler).serve)
+    served = StreamServer(limits, connections.is_member, swarm.common_stream_handler)
+    swarm.set_stream_handler(served.serve)
     swarm.register_notifee(ConnectionNotifee(connections.on_registered, connections.on_unregistered))
 
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 from libp2p.abc import INetStream
 from libp2p.custom_types import StreamHandlerFn
 from libp2p.network.stream.net_stream import NetStream
 
 from peer.network.libp2p_adapters import LibraryStream
+from peer.network.limits import Limits
 from peer.network.muxed_stream import MuxedStream
 from peer.network.protocol_stream import ProtocolStream
-from peer.network.transport import Handler, Limits, Unreachable
+from peer.network.transport import Handler, Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +29,23 @@ class StreamServer:
     """Serves any incoming stream, also those of the library's own protocols, within limits.
 
     Args:
-        limits: ``streams_per_peer_max`` and ``streams_max`` are kept here.
+        limits: ``streams_per_peer_max``, ``newcomer_streams_max`` and ``streams_max`` are kept here.
+        is_member: whether a peer is one.
         serve_by_protocol: the library's handler, which agrees on a protocol and calls who serves it.
     """
 
-    def __init__(self, limits: Limits, serve_by_protocol: StreamHandlerFn) -> None:
+    def __init__(
+        self, limits: Limits, is_member: Callable[[str], bool], serve_by_protocol: StreamHandlerFn
+    ) -> None:
         self._limits = limits
+        self._is_member = is_member
         self._serve_by_protocol = serve_by_protocol
         self._served: Counter[str] = Counter()  # streams by peer id
 
     async def serve(self, net_stream: INetStream) -> None:
         """Serve one stream to its end: the one place where exceptions must end (T1), or they end the host."""
         peer, stream = _opened(net_stream)
-        per_peer_max = self._limits.streams_per_peer_max + SYSTEM_STREAMS
-        if self._served[peer] >= per_peer_max or self._served.total() >= self._limits.streams_max:
+        if self._served[peer] >= self._share_of(peer):
             log.info("refused a stream of %s: too many are being served", peer)
             stream.reset()
             return
@@ -55,6 +60,12 @@ class StreamServer:
             if not self._served[peer]:
                 del self._served[peer]
             stream.close()  # a stream left open would stay in both ends' tables (T9)
+
+    def _share_of(self, peer: str) -> int:
+        """Return how many streams a peer may have: no more than are left for others, so that some always are."""
+        limits = self._limits
+        own = limits.streams_per_peer_max if self._is_member(peer) else limits.newcomer_streams_max
+        return min(own + SYSTEM_STREAMS, limits.streams_max - self._served.total())
 
 
 def library_handler(protocol: str, handler: Handler) -> StreamHandlerFn:

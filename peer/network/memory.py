@@ -16,16 +16,15 @@ from dataclasses import dataclass
 import trio
 
 from gossip.errors import LocalError
-from peer.network.group import OTHER_GROUP
+from peer.network.group import NOT_LISTED, OPEN_GROUP, OTHER_GROUP, Group
 from peer.network.identity import peer_id
+from peer.network.limits import DEFAULT_LIMITS, Limits
 from peer.network.memory_stream import MemoryStream, Pipe
 from peer.network.transport import (
     ANNOUNCEMENT_BYTES_MAX,
-    DEFAULT_LIMITS,
     Announced,
     ConnectionChanged,
     Handler,
-    Limits,
     Stream,
     Transport,
     TransportFactory,
@@ -68,7 +67,7 @@ def _place_and_peer(address: str) -> tuple[str, str]:
 @dataclass(frozen=True, slots=True)
 class _Options:
     peer: str
-    group_key: bytes
+    group: Group
     place: str
     addresses: tuple[str, ...]
     limits: Limits
@@ -84,7 +83,7 @@ class MemoryNetwork:
         self,
         identity: str | bytes,
         *,
-        group_key: bytes = b"",
+        group: Group = OPEN_GROUP,
         listen: str = "",
         announce: tuple[str, ...] = (),
         limits: Limits = DEFAULT_LIMITS,
@@ -94,17 +93,18 @@ class MemoryNetwork:
         Args:
             identity: who the peer is: a peer id, or 32 private key bytes that make one. A second transport of it may
                 start once the first has ended or was killed.
-            group_key: only who has the same one gets a connection.
+            group: who may connect.
             listen: ``/memory/<place>``; default: the place that is called like the peer.
             announce: full addresses to tell others instead of the one it listens on.
-            limits: what to keep to, of which ``stall_s`` and ``streams_per_peer_max`` mean something in memory.
+            limits: what to keep to, of which ``stall_s``, ``streams_per_peer_max`` and ``newcomer_s`` mean something
+                in memory.
 
         Raises:
             LocalError: ``listen`` is malformed.
         """
         peer = identity if isinstance(identity, str) else peer_id(identity)
         place = _place_of(listen) if listen else peer
-        options = _Options(peer, group_key, place, announce or (f"/memory/{place}/p2p/{peer}",), limits)
+        options = _Options(peer, group, place, announce or (f"/memory/{place}/p2p/{peer}",), limits)
 
         def factory(
             *,
@@ -160,12 +160,13 @@ class MemoryNetwork:
         return next((transport for transport in self._running.values() if transport.place == place), None)
 
     def relayed_from(self, peer: str) -> Iterator[MemoryTransport]:
-        """Yield all that an announcement of ``peer`` reaches by relaying over connections, ``peer`` excluded."""
+        """Yield all that an announcement of ``peer`` reaches between peers that trust each other, ``peer`` excluded."""
         reached, frontier = {peer}, deque([peer])
         while frontier:
             relay = self._running.get(frontier.popleft())
             for neighbor in relay.connections if relay else ():
-                if neighbor not in reached and (transport := self._running.get(neighbor)):
+                transport = self._running.get(neighbor)
+                if relay and transport and neighbor not in reached and transport.is_friend_of(relay):
                     reached.add(neighbor)
                     frontier.append(neighbor)
                     yield transport
@@ -188,7 +189,7 @@ class MemoryTransport:
         self.place = options.place
         self.addresses = options.addresses
         self.limits = options.limits
-        self.group_key = options.group_key
+        self.group = options.group
         self.topic = topic
         self.connections: dict[str, _Connection] = {}  # by the peer id of the other end
         self._network = network
@@ -198,6 +199,7 @@ class MemoryTransport:
         self._on_connection = on_connection
         self._places: dict[str, str] = {}  # peer id -> where it was dialed
         self._serving: Counter[str] = Counter()
+        self._members: set[str] = set()  # peer ids
 
     async def dial(self, address: str) -> str:
         """Connect; see ``Transport.dial``."""
@@ -208,6 +210,13 @@ class MemoryTransport:
         if peer not in self.connections:
             self._connect(place, peer, address)
         self._places[peer] = place
+        return peer
+
+    async def probe(self, address: str) -> str:
+        """See who is there; see ``Transport.probe``."""
+        await trio.lowlevel.checkpoint()
+        place, peer = _place_and_peer(address)
+        self._reach(place, peer, address)
         return peer
 
     async def open(self, peer: str, protocol: str) -> Stream:
@@ -222,18 +231,35 @@ class MemoryTransport:
         return connection.remote_of(self).serve(protocol, connection)
 
     def _connect(self, place: str, peer: str, address: str) -> None:
+        connection = _Connection(self, self._reach(place, peer, address))
+        for end in (self, connection.remote_of(self)):
+            end.connections[connection.remote_of(end).peer_id] = connection
+        for end in (self, connection.remote_of(self)):
+            end.tell(connection.remote_of(end).peer_id, True)
+            end.expect_trust(connection)
+
+    def _reach(self, place: str, peer: str, address: str) -> MemoryTransport:
+        """Return the peer at a place, or raise ``Unreachable``."""
         remote = self._network.listener_at(place)
         if remote is None or not self._network.is_running(self):
             raise Unreachable(f"nobody answers at {address}: is the peer running, is the port open?")
         if remote.peer_id != peer:
             raise Unreachable(f"another peer than {peer} answers at {address}")
-        if remote.group_key != self.group_key:
+        if not self.group.admits(peer):
+            raise Unreachable(f"{peer} {NOT_LISTED}")
+        if remote.group.key != self.group.key or not remote.group.admits(self.peer_id):
             raise Unreachable(f"{address} answers but breaks off: {OTHER_GROUP}")
-        connection = _Connection(self, remote)
-        for end in (self, remote):
-            end.connections[connection.remote_of(end).peer_id] = connection
-        for end in (self, remote):
-            end.tell(connection.remote_of(end).peer_id, True)
+        return remote
+
+    def expect_trust(self, connection: _Connection) -> None:
+        """End a connection whose other end has not become a member in time."""
+
+        async def watch() -> None:
+            await trio.sleep(self.limits.newcomer_s)
+            if connection.remote_of(self).peer_id not in self._members:
+                connection.end("no member in time")
+
+        self._nursery.start_soon(watch)
 
     def serve(self, protocol: str, connection: _Connection) -> MemoryStream:
         """Start our handler on a new stream and return the other end of it."""
@@ -282,8 +308,17 @@ class MemoryTransport:
         except Exception:
             log.exception("on_announced raised")  # our own bug, yet no reason to fail the author
 
+    def trust(self, peer: str) -> None:
+        """Take ``peer`` for a member; see ``Transport.trust``."""
+        self._members.add(peer)
+
+    def is_friend_of(self, other: MemoryTransport) -> bool:
+        """Whether both trust each other."""
+        return other.peer_id in self._members and self.peer_id in other._members
+
     async def drop(self, peer: str) -> None:
-        """Close the connection to ``peer``."""
+        """Close the connection to ``peer``, and trust it no more."""
+        self._members.discard(peer)
         self.disconnect(peer, "the connection was dropped")
         await trio.lowlevel.checkpoint()
 
@@ -333,9 +368,9 @@ _PROCESS = MemoryNetwork()
 
 
 def _memory_transport(
-    *, private_key: bytes, group_key: bytes, listen: str, announce: tuple[str, ...], limits: Limits
+    *, private_key: bytes, group: Group, listen: str, announce: tuple[str, ...], limits: Limits
 ) -> TransportFactory:
-    return _PROCESS.factory(private_key, group_key=group_key, listen=listen, announce=announce, limits=limits)
+    return _PROCESS.factory(private_key, group=group, listen=listen, announce=announce, limits=limits)
 
 
 KIND = TransportKind(

@@ -16,6 +16,8 @@ from typing import Protocol
 import trio
 
 from gossip.errors import RemoteError
+from peer.network.group import Group
+from peer.network.limits import Limits
 
 
 class Unreachable(RemoteError):
@@ -116,6 +118,17 @@ class Transport(Protocol):
         """
         ...
 
+    async def probe(self, address: str) -> str:
+        """Find out who is at a multiaddr that ends in ``/p2p/<peer id>``, connected or not; return that peer id.
+
+        Whatever connection this takes is closed again, and those that are open stay as they are.
+
+        Raises:
+            LocalError: the address is malformed.
+            Unreachable: nobody or somebody else is there, or no answer came within ``dial_s`` (15 s).
+        """
+        ...
+
     async def open(self, peer: str, protocol: str) -> Stream:
         """Open a stream to a connected or formerly dialed peer (redials by itself).
 
@@ -132,8 +145,19 @@ class Transport(Protocol):
         """Publish at most 16 KiB to all peers of ``topic``: best effort, may be lost, never raises for the network."""
         ...
 
+    def trust(self, peer: str) -> None:
+        """Take ``peer`` for a member from now on, also when it connects again, until it is dropped; never raises.
+
+        Who is not trusted within ``newcomer_s`` of connecting is disconnected; announcements travel between peers that
+        trust each other only.
+        """
+        ...
+
     async def drop(self, peer: str) -> None:
-        """Close all connections to ``peer`` now, even if a writer is stuck; never raises, returns within 2 s."""
+        """Close all connections to ``peer`` now, even if a writer is stuck, and trust it no more.
+
+        Never raises, returns within 2 s.
+        """
         ...
 
 
@@ -159,39 +183,17 @@ class TransportFactory(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Times and counts that a transport keeps to."""
-
-    stall_s: float = 30.0
-    """Seconds without any progress after which a connection is closed. Source: guess."""
-    dial_s: float = 15.0
-    """Time limit of a dial. Source: libp2p.md T7."""
-    open_s: float = 15.0
-    """Time limit of opening a stream, redial included. Source: libp2p.md T7."""
-    connections_max: int = 64
-    """Connections in all, both directions. Source: ux-reliability B7."""
-    streams_per_peer_max: int = 16
-    """Streams of one peer that are served at the same time; more are refused. Source: guess."""
-    streams_max: int = 256
-    """The same over all peers. Source: guess."""
-
-
-DEFAULT_LIMITS = Limits()
-
-
 class MakeTransport(Protocol):
     """How a kind of transport makes the factory for one peer."""
 
     def __call__(
-        self, *, private_key: bytes, group_key: bytes, listen: str, announce: tuple[str, ...], limits: Limits
+        self, *, private_key: bytes, group: Group, listen: str, announce: tuple[str, ...], limits: Limits
     ) -> TransportFactory:
         """Return a factory of transports with this identity.
 
         Args:
             private_key: 32 raw Ed25519 bytes.
-            group_key: only who has the same one gets a connection, in either direction, and it is proven before any
-                protocol is offered; empty: anybody who has none either.
+            group: who gets a connection, in either direction: proven before any protocol is offered.
             listen: where to listen, an address of this kind.
             announce: full addresses to tell others instead of the ones we listen on; empty: those.
             limits: what to keep to.

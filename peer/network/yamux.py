@@ -19,6 +19,7 @@ from typing import NamedTuple
 import trio
 
 from peer.network.muxed_stream import SMALL_BYTES, WINDOW_BULK, Credit, MuxedStream, StreamBroken
+from peer.network.pace import Flood, Pace
 from peer.network.secure_link import BATCH_BYTES, MESSAGE_BYTES, SecureLink
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Session:
         is_initiator: whether we dialed: decides who uses odd stream ids.
         stall_s: seconds without any progress after which the connection is closed.
         credit: what may be granted to bulk receivers.
+        pace: what the remote may do: who exceeds it is read more slowly, who floods us is cut off.
         on_end: called once, synchronously, when the connection has ended for whatever reason.
     """
 
@@ -63,6 +65,7 @@ class Session:
         is_initiator: bool,
         stall_s: float,
         credit: Credit,
+        pace: Pace,
         on_end: Callable[[], None],
     ) -> None:
         self.stall_s = stall_s
@@ -70,7 +73,10 @@ class Session:
         self.streams: dict[int, MuxedStream] = {}
         self.ended = trio.Event()
         self.reason = ""
+        self.is_flood = False  # whether it ended because the remote flooded us
         self._link = link
+        self._pace = pace
+        self._small_frames = 0.0  # received, and not yet told to the pace
         self._on_end = on_end
         self._first_id = 1 if is_initiator else 2
         self._ids = itertools.count(self._first_id, 2)
@@ -252,12 +258,23 @@ class Session:
                 self._heard += 1
                 for message in messages:
                     self._on_message(memoryview(message))
+                    self._count_small_frames()
+                if pause_s := self._pace.pause_s(trio.current_time()):
+                    await trio.sleep(pause_s)  # the remote fills its windows and our socket, and has to wait
             self.abort("the peer closed the connection")
         except (OSError, trio.ClosedResourceError) as error:
             self.abort(f"reading failed: {error}")
+        except Flood as error:
+            self.is_flood = True
+            self.abort(str(error))
         except Exception as error:  # noqa: BLE001 - whatever hostile bytes provoke ends this connection, never the host
             log.info("connection closed for bad bytes: %r", error)
             self.abort(f"the peer sent something invalid: {error!r}")
+
+    def _count_small_frames(self) -> None:
+        if self._small_frames:
+            count, self._small_frames = self._small_frames, 0.0
+            self._pace.frames(count, trio.current_time())
 
     def _on_message(self, message: memoryview) -> None:
         position, end = 0, len(message)
@@ -282,6 +299,8 @@ class Session:
     def _on_header(self, version: int, kind: int, flags: int, stream_id: int, value: int) -> None:
         if version != 0 or kind > GO_AWAY:
             raise ValueError(f"unknown frame: version {version}, type {kind}")
+        if kind != DATA or value < SMALL_BYTES:
+            self._small_frames += 1.0
         if kind == PING:
             if flags & SYN:
                 self.send_control(PING, ACK, 0, value)
@@ -301,6 +320,7 @@ class Session:
     def _on_opened(self, stream_id: int) -> None:
         if stream_id == 0 or stream_id % 2 == self._first_id % 2 or stream_id in self.streams:
             raise ValueError(f"stream id {stream_id} is not the remote's to open")
+        self._pace.stream(trio.current_time())
         theirs = sum(1 for open_id in self.streams if open_id % 2 != self._first_id % 2)
         if theirs >= STREAMS_MAX or len(self._incoming) >= STREAMS_MAX:
             log.info("refused a stream: %d are open on this connection", theirs)
@@ -319,6 +339,8 @@ class Session:
             stream.receive_window -= length
         elif length > WINDOW_BULK:  # of a stream that we no longer know: discarded, within reason
             raise ValueError(f"a frame of {length} bytes")
+        else:
+            self._small_frames += length / SMALL_BYTES  # no window holds it back
         self._body_left, self._body_stream, self._body_flags = length, stream, flags
         if not length:
             self._on_end_flags(stream, flags)

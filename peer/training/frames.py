@@ -59,6 +59,7 @@ class Trained:
         sequences: how many sequences were trained on (the weight that sample-weighted mixing wants).
         tokens: target tokens among them.
         seconds: wall time of the steps.
+        unsaved: why the training process could not save its own state; empty if it could, or was not asked to.
     """
 
     state: AdapterState
@@ -67,6 +68,7 @@ class Trained:
     sequences: int
     tokens: int
     seconds: float
+    unsaved: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
-from peer.durable import write_atomically
+from peer.durable import told, write_atomically
 from peer.training import data, tasks
 from peer.training.adapted_model import AdaptedModel, generators, set_generators
 from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step, Trained
@@ -250,7 +250,7 @@ class LocalTrainer:
         try:
             write_atomically(path, safetensors_bytes(tensors, {"trainer": json.dumps(written)}))
         except OSError as error:
-            raise LocalError(f"cannot write the training state {path}: {error.strerror or error}") from error
+            raise LocalError(f"cannot write the training state {path}: {told(error)}") from error
 
     def load(self, path: Path) -> None:
         """Continue where ``save`` was called; on a CPU the next steps are then the same to the bit.

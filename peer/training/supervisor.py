@@ -46,7 +46,7 @@ class RemoteTrainer(Protocol):
         self,
         state: AdapterState,
         round: int,
-        save_to: Path,
+        save_to: Path | None,
         on_step: OnStep,
         trainable: TrainableFactors,
         correction: Tensor | None,
@@ -139,7 +139,7 @@ class TrainingSupervisor:
         round: int,
         trainable: TrainableFactors,
         correction: Tensor | None,
-        save_to: Callable[[], Path],
+        save_to: Callable[[], Path | None],
     ) -> Trained:
         """Measure ``state`` if it is time to, then take a round's local steps from it.
 
@@ -149,7 +149,7 @@ class TrainingSupervisor:
             trainable: which tensors to change.
             correction: float32[P] to add to the adapter after every step, or None.
             save_to: returns a new file for the process's own state, in a folder that holds nothing of an attempt that
-                broke off.
+                broke off; None: its state is not saved in this round.
         """
         if round % self._config.data.eval_every == 0:
             self._callbacks.evaluated(round, await self.evaluate(state))

@@ -8,6 +8,7 @@ that prints would corrupt them. It knows nothing of training itself: the parent 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import gc
 import io
 import os
@@ -62,7 +63,7 @@ class Server:
                 state, correction = self._vectors(payload, 2 if is_corrected else 1)
                 trained = trainer.train(state, trainable, correction, lambda step: self._say("step", step))
                 if save_to is not None:
-                    trainer.save(Path(save_to))
+                    trained = dataclasses.replace(trained, unsaved=_save(trainer, Path(save_to)))
                 give_back_memory()
                 self._say("trained", trained, trained.state)
             case {"kind": "evaluate"}:
@@ -123,6 +124,17 @@ class Server:
         for state in states:
             self._answers.write(state.flat.numpy().data.cast("B"))
         self._answers.flush()
+
+
+def _save(trainer: Trainer, path: Path) -> str:
+    """Save the trainer's state; return why it could not be saved (a full disk), empty if it was."""
+    from gossip.errors import LocalError
+
+    try:
+        trainer.save(path)
+    except LocalError as error:
+        return str(error)
+    return ""
 
 
 def _ready_header(ready: Ready) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import pytest
 import trio
 
 from peer.network.catalogue import transport_for
-from peer.network.group import group_key, new_secret
+from peer.network.group import Group, new_secret
 from peer.network.transport import Unreachable
 from scripts.lab.testnet import plan
 from scripts.lab.testnet.config import TestnetConfig
@@ -169,6 +169,14 @@ def _reaches(found: Any, wanted: Any) -> bool:
     return wanted in found if isinstance(wanted, str) else found >= wanted
 
 
+def invitation_of(peer: PeerProcess) -> list[str]:
+    """Return the flags with which a friend joins, out of the line that a peer prints."""
+    listening = peer.until("listening")
+    words: list[str] = listening["join"].split()
+    secret = words[words.index("--secret") + 1]
+    return ["--join", listening["addresses"][0], "--secret", secret]
+
+
 def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PEER_")}
 
@@ -180,8 +188,7 @@ def test_a_peer_killed_with_9_comes_back_and_the_others_never_stop(shards: Path,
     try:
         first = PeerProcess("first", tmp_path / "first", shards / "german.jsonl", flags)
         peers.append(first)
-        address = first.until("listening")["addresses"][0]
-        joining = [*flags, "--join", address, "--join-timeout-s", "60"]
+        joining = [*flags, *invitation_of(first), "--join-timeout-s", "60"]
         second = PeerProcess("second", tmp_path / "second", shards / "french.jsonl", joining)
         third = PeerProcess("third", tmp_path / "third", shards / "italian.jsonl", joining)
         peers += [second, third]
@@ -223,12 +230,12 @@ def test_another_run_is_refused_with_the_field_that_differs(shards: Path, tmp_pa
         return peers[-1]
 
     try:
-        address = first.until("listening")["addresses"][0]
+        _, address, *secret = invitation_of(first)
         port = address.split("/")[4]
         # All at once: the first trains all the while, and costs a core.
-        other = start("other", "--join", address, "--codec", "int8")
+        other = start("other", "--join", address, *secret, "--codec", "int8")
         nowhere = address.replace(f"/tcp/{port}/", "/tcp/9/")
-        stranger = start("stranger", "--join", nowhere, "--join-timeout-s", "1")
+        stranger = start("stranger", "--join", nowhere, *secret, "--join-timeout-s", "1")
         squatter = start("squatter", "--listen", f"/ip4/127.0.0.1/tcp/{port}")
         assert other.end() == 5
         assert "codec differs: ours is int8, theirs is float32" in other.stderr()
@@ -272,25 +279,22 @@ def child_of(pid: int) -> int:
 
 
 @pytest.mark.timeout(200)
-def test_only_those_with_the_line_enter_a_closed_group(shards: Path, tmp_path: Path) -> None:
+def test_only_those_with_the_line_enter(shards: Path, tmp_path: Path) -> None:
     """A friend with the printed secret mixes; who has only the address, or another secret, gets no connection."""
     flags = ["--rounds", "400", "--eval-every", "1000"]
     peers: list[PeerProcess] = []
     try:
-        first = PeerProcess("first", tmp_path / "first", shards / "german.jsonl", [*flags, "--closed"])
+        first = PeerProcess("first", tmp_path / "first", shards / "german.jsonl", flags)
         peers.append(first)
-        listening = first.until("listening")
-        secret = listening["join"].partition("--secret ")[2].split()[0]
-        address = listening["addresses"][0]
-        joining = [*flags, "--join", address, "--join-timeout-s", "30"]
-        friend = PeerProcess(
-            "friend", tmp_path / "friend", shards / "french.jsonl", [*joining, "--secret", secret]
-        )
+        invitation = invitation_of(first)
+        _, address, _, secret = invitation
+        joining = [*flags, *invitation, "--join-timeout-s", "30"]
+        friend = PeerProcess("friend", tmp_path / "friend", shards / "french.jsonl", joining)
         peers.append(friend)
         assert friend.until("round", peers=1)["peers"] == 1
-        for key in (b"", group_key(new_secret())):
-            assert "another group" in trio.run(refusal_of, address, key)
-        assert trio.run(refusal_of, address, group_key(secret)) == ""
+        for other in ("", new_secret()):
+            assert "another group" in trio.run(refusal_of, address, other)
+        assert trio.run(refusal_of, address, secret) == ""
         mixed = friend.until("round")
         while mixed["mixed"] != ["first"]:
             mixed = friend.until("round")
@@ -301,11 +305,11 @@ def test_only_those_with_the_line_enter_a_closed_group(shards: Path, tmp_path: P
             peer.kill()
 
 
-async def refusal_of(address: str, key: bytes) -> str:
-    """Dial as somebody with this group key; return why it failed, empty if it did not."""
-    factory = transport_for("/ip4/127.0.0.1/tcp/0", private_key=os.urandom(32), group_key=key)
+async def refusal_of(address: str, secret: str) -> str:
+    """Dial as somebody with this secret; return why it failed, empty if it did not."""
+    factory = transport_for("/ip4/127.0.0.1/tcp/0", private_key=os.urandom(32), group=Group.of(secret))
     nothing = {"handlers": {}, "on_announced": lambda *said: None, "on_connection": lambda *said: None}
-    async with factory(topic="gossip-peer/3/none", **nothing) as stranger:
+    async with factory(topic="none", **nothing) as stranger:
         try:
             await stranger.dial(address)
         except Unreachable as error:

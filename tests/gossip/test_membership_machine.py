@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip import wire
+from gossip.claims import Claims, nothing_is_signed
 from gossip.errors import LocalError, RemoteError
 from gossip.events import PeerDown, PeerUp
+from gossip.introduction import Introduction
 from gossip.manifest import RunManifest
 from gossip.membership import Membership
 from gossip.membership_events import (
@@ -47,6 +49,7 @@ from gossip.membership_events import (
     NobodyThere,
     Post,
     Progressed,
+    Proof,
     Reject,
     Search,
     SetTimer,
@@ -58,6 +61,7 @@ from gossip.membership_events import (
 )
 from gossip.membership_limits import (
     ADDRESSES_PER_PEER,
+    DIALS_MAX,
     FORGET_S,
     HEARTBEAT_S,
     HEARTBEATS_MISSED,
@@ -66,6 +70,7 @@ from gossip.membership_limits import (
     PRESENCE_S,
     REDIAL_FIRST_S,
     REDIAL_LONGEST_S,
+    RUMOR_FORGET_S,
     STRIKES,
     STRIKES_S,
 )
@@ -130,6 +135,13 @@ class Machine:
         for peer in peers:
             self.does(Asked(peer, hello(peer)))
 
+    def meets_and_dials_back(self, *peers: str) -> None:
+        """Be greeted, and find the peers where they say they are."""
+        for peer in peers:
+            (proof,) = only(self.does(Asked(peer, hello(peer))), Dial)
+            assert isinstance(proof.errand, Proof)
+            assert self.does(Dialed(proof.errand, peer)) == []
+
     def member(self, peer: str):
         return self.membership.members.by_id[peer]
 
@@ -164,10 +176,11 @@ def test_joining_dials_greets_and_looks_for_those_that_are_named() -> None:
 
 def test_a_greeting_is_answered_with_those_that_are_up() -> None:
     me = Machine()
-    me.meets("a")
-    answer, *rest = me.does(Asked("b", hello("b", round=2)))
+    me.meets_and_dials_back("a")
+    answer, *rest, proof = me.does(Asked("b", hello("b", round=2)))
     assert answer == Answer(Hello(manifest().fields(), "ME", 0, (address("me"),), (address("a"),)))
     assert rest == [Post(PeerUp("b", 2)), Tell("peer B is up (b), 2 in all")]
+    assert proof == Dial(Proof("b", address("b"), 2), (address("b"),), "b")
 
 
 def test_a_refusal_names_the_field_in_the_readers_words() -> None:
@@ -183,10 +196,10 @@ def test_a_refusal_names_the_field_in_the_readers_words() -> None:
     "answer",
     [hello("a", codec="int8"), Refusal("manifest", "codec differs: ours is float32, theirs is int8")],
 )
-def test_another_run_ends_a_join_and_a_search(answer: Message) -> None:
+def test_another_run_ends_a_first_join_and_a_search(answer: Message) -> None:
     text = "peer a takes part in another run: codec differs: ours is float32, theirs is int8"
     me = Machine()
-    dial, _ = me.does(Join(0, (address("a"),), 15.0, required=False))
+    dial, _ = me.does(Join(0, (address("a"),), 15.0, required=True))
     (ask,) = me.does(Dialed(dial.errand, "a"))
     (ended,) = me.does(Answered(ask.errand, answer))
     assert isinstance(ended.error, Incompatible)
@@ -235,13 +248,10 @@ def test_what_was_announced_before_does_not_count_again() -> None:
 
 
 def test_a_hello_fits_into_a_frame_however_long_addresses_are() -> None:
-    me = Machine()
-    for number in range(63):
-        peer = f"{number:02}" + "x" * 900
-        me.does(Asked(peer, Hello(manifest().fields(), "A", 0, (address(peer),))))
-    (answer, *_) = me.does(Asked("a", hello("a")))
-    assert len(wire.encode(answer.message)) <= wire.FRAME_BYTES_MAX
-    assert 15 < len(answer.message.known) < 63
+    introduction = Introduction(manifest(), "ME", None, Claims(bytes(16), nothing_is_signed))
+    said = introduction.hello(tuple(f"/{number:02}" + "x" * 1000 for number in range(99)))
+    assert len(wire.encode(said)) <= wire.FRAME_BYTES_MAX
+    assert 15 < len(said.known) < 63
 
 
 def test_nothing_is_looked_at_before_the_start() -> None:
@@ -285,13 +295,42 @@ def test_one_of_several_is_enough_and_the_others_are_told() -> None:
     assert ended == JoinEnded(0, None)
 
 
-def test_a_mistyped_address_ends_a_join_even_if_others_were_reached() -> None:
+@pytest.mark.parametrize("problem", [LocalError("malformed address"), Incompatible("another run")])
+def test_what_the_user_has_to_mend_ends_a_first_join_even_if_others_were_reached(problem: LocalError) -> None:
     me = Machine()
-    to_a, to_nobody, _ = me.does(Join(0, (address("a"), "nonsense"), 15.0, required=False))
-    mistyped = LocalError("malformed address")
-    assert me.does(DialFailed(to_nobody.errand, mistyped)) == []
+    to_a, to_b, _ = me.does(Join(0, (address("a"), address("b")), 15.0, required=True))
+    assert me.does(DialFailed(to_b.errand, problem)) == []
     (ask,) = me.does(Dialed(to_a.errand, "a"))
-    assert me.does(Answered(ask.errand, hello("a")))[-1] == JoinEnded(0, mistyped)
+    assert me.does(Answered(ask.errand, hello("a")))[-1] == JoinEnded(0, problem)
+
+
+@pytest.mark.parametrize("problem", [LocalError("malformed address"), Incompatible("another run")])
+def test_a_restart_goes_on_without_whoever_has_begun_another_run(problem: LocalError) -> None:
+    """A remembered peer of another run once ended every restart, with exit code 5."""
+    me = Machine()
+    to_a, _ = me.does(Join(0, (address("a"),), 15.0, required=False))
+    told = Tell(f"{problem} (going on without it)")
+    assert me.does(DialFailed(to_a.errand, problem)) == [told, JoinEnded(0, None)]
+
+
+def test_what_could_not_be_joined_in_time_is_tried_on_for_ever() -> None:
+    """Two groups that wait for a common contact find each other when it comes, however late."""
+    me = Machine()
+    dial, _ = me.does(Join(0, (address("a"),), 15.0, required=False))
+    assert me.does(TimerFired(JoinOver(0)))[-1] == JoinEnded(0, None)
+    assert me.does(TimerFired(JoinOver(0))) == []
+    pauses = []
+    for _ in range(1000):
+        (timer,) = me.does(DialFailed(dial.errand, AWAY))
+        pauses.append(timer.delay_s)
+        me.now += timer.delay_s
+        (dial,) = me.does(TimerFired(timer.timer))
+    assert pauses[:3] == [REDIAL_FIRST_S, 2 * REDIAL_FIRST_S, 4 * REDIAL_FIRST_S]
+    assert pauses[-1] == REDIAL_LONGEST_S
+    (ask,) = me.does(Dialed(dial.errand, "a"))
+    assert only(me.does(Answered(ask.errand, hello("a"))), JoinEnded) == []
+    assert me.up == {"a"}
+    assert me.does(DialFailed(dial.errand, AWAY)) == []
 
 
 def test_a_polite_no_is_asked_again() -> None:
@@ -336,7 +375,7 @@ def test_an_address_must_name_the_peer_itself() -> None:
     me = Machine()
     (dial,) = me.does(presence("a", address("b"), "/ip4/10.0.0.1/tcp/80", address("a")))
     assert dial.addresses == (address("a"),)
-    many = tuple(f"/{number}/p2p/a" for number in range(10))
+    many = tuple(f"/there/{number}/p2p/a" for number in range(10))
     me.does(presence("a", *many))
     assert me.member("a").addresses == many[:ADDRESSES_PER_PEER]
 
@@ -345,7 +384,7 @@ def test_what_others_say_of_a_peer_never_displaces_what_it_says_itself() -> None
     me = Machine()
     me.does(presence("a"))
     for number in range(10):
-        rumor = Hello(manifest().fields(), "B", 0, (), (f"/{number}/p2p/a",))
+        rumor = Hello(manifest().fields(), "B", 0, (), (f"/there/{number}/p2p/a",))
         me.does(Asked("b", rumor))
     assert me.member("a").addresses[0] == address("a")
     assert len(me.member("a").addresses) == ADDRESSES_PER_PEER
@@ -354,6 +393,7 @@ def test_what_others_say_of_a_peer_never_displaces_what_it_says_itself() -> None
 def test_whoever_is_up_is_not_greeted_again() -> None:
     me = Machine()
     me.meets("a", "b")
+    me.meets_and_dials_back("c")
     assert only(me.does(Asked("c", hello("c", "a", "b", "c", "me"))), Dial, Ask) == []
     (dial,) = only(me.does(Asked("c", hello("c", "a", "d"))), Dial, Ask)
     assert dial.peer == "d"
@@ -388,7 +428,7 @@ def test_redials_back_off_to_the_limit_and_end_with_forgetting() -> None:
         me.now += timer.delay_s
         (dial,) = me.does(TimerFired(timer.timer))
     assert expected_s == REDIAL_LONGEST_S
-    assert FORGET_S < me.now - began <= FORGET_S + REDIAL_LONGEST_S
+    assert RUMOR_FORGET_S < me.now - began <= RUMOR_FORGET_S + REDIAL_LONGEST_S
     assert "a" not in me.membership.members.by_id
 
 
@@ -554,14 +594,12 @@ def test_whoever_is_cut_off_is_not_searched_for() -> None:
     assert me.does(Dialed(dial.errand, "a")) == []
 
 
-def test_strikes_far_apart_cut_nobody_off_and_strangers_are_not_remembered() -> None:
+def test_strikes_far_apart_cut_nobody_off() -> None:
     me = Machine()
     me.meets("a")
     for _ in range(3 * STRIKES):
         me.now += STRIKES_S / (STRIKES - 1)
         assert me.does(Strike("a", "malformed")) == []
-    assert me.does(Strike("stranger", "malformed")) == []
-    assert set(me.membership.members.by_id) == {"a"}
 
 
 def test_a_ban_outlives_forgetting() -> None:
@@ -573,7 +611,9 @@ def test_a_ban_outlives_forgetting() -> None:
     for _ in range(STRIKES):
         me.does(Strike("a", "malformed"))
     me.does(TimerFired(HeartbeatsDue()))
-    assert set(me.membership.members.by_id) == {"a"}
+    assert me.membership.members.by_id == {}
+    assert me.does(presence("a")) == []
+    assert me.does(Connected("a")) == [Drop("a")]
 
 
 # -- announcing
@@ -701,19 +741,21 @@ def test_in_any_order_of_events_it_keeps_its_promises(data: st.DataObject) -> No
         members = me.membership.members
         node_sees: set[str] = set()
         open_actions: list[Action] = only(me.began, SetTimer)
-        for _ in range(data.draw(st.integers(1, 60), label="events")):
+        for number in range(data.draw(st.integers(1, 60), label="events")):
             me.now += data.draw(st.sampled_from([0.0, 0.1, 5.0, 400.0, 4000.0]))
             if open_actions and data.draw(st.booleans()):
                 index = data.draw(st.integers(0, len(open_actions) - 1))
                 event = data.draw(outcomes(open_actions.pop(index)))
             else:
                 event = data.draw(from_outside)
+            if isinstance(event, Join):
+                event = replace(event, number=100 + number)  # none is given twice
             before = me.up
             actions = me.does(event)
             open_actions += only(actions, Dial, Ask, SetTimer)
-            assert (
-                len(actions) <= 4 + len(before) + 4 + 4
-            )  # peers up, addresses of a hello, addresses of a join
+            # peers up, dials that may be under way, addresses of a join
+            assert len(actions) <= 8 + len(before) + DIALS_MAX + 4
+            assert len(only(open_actions, Dial)) == me.membership._dials.under_way <= DIALS_MAX
             assert len(members.by_id) <= 4
             assert "me" not in members.by_id
             searches = [dial for dial in only(actions, Dial) if isinstance(dial.errand, Search)]
@@ -726,14 +768,14 @@ def test_in_any_order_of_events_it_keeps_its_promises(data: st.DataObject) -> No
             for post in only(actions, Post):
                 (node_sees.add if isinstance(post.event, PeerUp) else node_sees.remove)(post.event.peer)
             assert node_sees == me.up
-            banned = {peer for peer, member in members.by_id.items() if member.is_banned(me.now)}
+            banned = {peer for peer in members.by_id if me.membership._cut_offs.holds(peer, me.now)}
             assert not banned & me.up
 
 
 def test_the_real_table_is_bounded_too() -> None:
     me = Machine()
     for number in range(PEERS_MAX + 100):
-        me.does(presence(f"peer{number}"))
+        me.meets(f"peer{number}")
     assert len(me.membership.members.by_id) == PEERS_MAX
 
 
@@ -887,6 +929,62 @@ def test_a_partition_of_a_minute_heals_by_itself_and_the_halves_mix_again() -> N
     assert all(simulation.node(name).round == 250 for name in network.names)
 
 
+def island(*names: str, contact: str) -> dict[str, tuple[str, ...]]:
+    """Return joins of a chain whose first peer and last wait for a contact."""
+    return {**chain(names), names[0]: (contact,), names[-1]: (names[-2], contact)}
+
+
+def test_islands_that_wait_for_a_common_contact_become_one_when_it_comes() -> None:
+    """Joining once was over after its time, and two groups that had begun apart stayed apart."""
+    network = Quadratic(peers=9, topology="complete", rounds=400, collect_s=5.0)
+    names = network.names
+    some, others, contact = names[:4], names[4:8], names[8]
+    joins = {**island(*some, contact=contact), **island(*others, contact=contact)}
+    simulation = network.simulation(joins=joins)
+    simulation.kill(contact)
+    simulation.run(until_s=300.0)
+    for name in some:
+        assert up_at(simulation, name) == set(some) - {name}
+    for name in others:
+        assert up_at(simulation, name) == set(others) - {name}
+    revived(network, simulation, contact)  # it knows nobody
+    simulation.run(until_s=300.0 + REDIAL_LONGEST_S + 2 * PRESENCE_S)
+    for name in names:
+        assert up_at(simulation, name) == set(names) - {name}
+
+
+def test_halves_of_eight_find_each_other_after_two_minutes_apart() -> None:
+    """Although that is longer than anybody is remembered: anchors are."""
+    network, simulation = group_of(peers=16, rounds=400, train_s=1.0)
+    halves = network.names[:8], network.names[8:]
+    with mock.patch("gossip.members.FORGET_S", 60.0):
+        simulation.run(until_s=8.0)
+        split(simulation, *halves)
+        simulation.run(until_s=128.0)
+        for half in halves:
+            for name in half:
+                assert up_at(simulation, name) == set(half) - {name}
+        split(simulation, *halves, heal=True)
+        simulation.run(until_s=128.0 + 2 * REDIAL_LONGEST_S)
+    for name in network.names:
+        assert up_at(simulation, name) == set(network.names) - {name}
+
+
+def test_a_group_that_loses_everybody_else_finds_them_again_alone() -> None:
+    """One peer is cut off from all others for longer than it remembers peers, and then is not."""
+    network, simulation = group_of(peers=4, rounds=400)
+    alone, rest = network.names[:1], network.names[1:]
+    with mock.patch("gossip.members.FORGET_S", 60.0):
+        simulation.run(until_s=8.0)
+        split(simulation, alone, rest)
+        simulation.run(until_s=600.0)
+        assert up_at(simulation, alone[0]) == set()
+        split(simulation, alone, rest, heal=True)
+        simulation.run(until_s=600.0 + 2 * REDIAL_LONGEST_S)
+    for name in network.names:
+        assert up_at(simulation, name) == set(network.names) - {name}
+
+
 def test_a_way_cut_in_one_direction_parts_two_peers_although_others_relay_their_rumors() -> None:
     """They cannot ask each other, so neither may wait for the other in every round; the third knows both."""
     network, simulation = group_of(peers=3, rounds=400)
@@ -916,6 +1014,10 @@ def test_a_peer_of_another_run_is_refused_and_the_rest_find_each_other() -> None
     told = {(peer, line) for _, peer, line in simulation.group.told if "another run" in line}
     assert told == {
         ("p0002", "refused peer p0003 of another run: seed differs: ours is 0, theirs is 1"),
+        (
+            "p0003",
+            "peer p0002 takes part in another run: seed differs: ours is 1, theirs is 0 (going on without it)",
+        ),
     }
     assert simulation.group.rejected["p0002", "manifest"] == 1
     for name in network.names[:3]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import itertools
 import os
 import subprocess
@@ -15,6 +16,8 @@ import peer.config
 from gossip.errors import LocalError
 from peer.cli import check_environment, main
 from peer.config import OPTIONS, PeerConfig
+
+FRIEND = "/ip4/192.0.2.7/tcp/4001/p2p/12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5"
 
 
 def peer_command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -56,9 +59,10 @@ def test_help_imports_nothing_heavy() -> None:
         (["run", "--data", "{data}", "--mixing", "averag"], "Did you mean 'average'?"),
         (["run", "--data", "{data}", "--join", "/ip4/1.2.3"], "malformed address"),
         (
-            ["run", "--data", "{data}", "--closed", "--join", "/ip4/1.2.3.4/tcp/5/p2p/x"],
-            "--closed begins a group",
+            ["run", "--data", "{data}", "--home", "{home}", "--join", FRIEND],
+            "the whole line with which you were",
         ),
+        (["run", "--data", "{data}", "--allow", "bob"], "--allow bob: not a peer id"),
         (["run", "--data", "{data}", "--home", "{home}", "--secret", "abc"], "incomplete or mistyped"),
         (["run", "--data", "{data}", "--listen", "/ip4/1.2.3.4/udp/5"], "malformed listen address"),
         (["run", "--data", "{data}", "--lora-r", "0"], "lora_r must be greater than 0"),
@@ -164,3 +168,37 @@ def test_methods_lists_every_entry_of_the_catalogues(capsys: pytest.CaptureFixtu
     for option, catalogue in CATALOGUES.items():
         assert f"--{option}\n" in told
         assert all(f"\n  {name}" in told for name in catalogue)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), 8, "raise the limit, for example `ulimit -n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/tmp/x"),
+            8,
+            "/tmp/x: No space left on device: free",
+        ),
+        (OSError(errno.EINVAL, "Invalid argument"), 1, "this is a bug"),
+        (
+            ExceptionGroup("", [OSError(errno.EMFILE, "Too many open files"), ValueError()]),
+            1,
+            "this is a bug",
+        ),
+    ],
+)
+def test_a_machine_at_its_limits_is_told_from_a_bug(
+    raised: Exception,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(words: object) -> int:
+        raise raised
+
+    monkeypatch.setattr("peer.cli.run_command", refuse)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == code
+    assert said in capsys.readouterr().err

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 import math
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faulty_disk import FaultyDisk, installed
 
 from peer import journal
-from peer.journal import Journal, JournalFile, JsonPrinter, SentencePrinter
+from peer.journal import Journal, JsonPrinter, SentencePrinter
 from peer.journal_events import (
     EVENTS,
     Finished,
@@ -29,6 +33,7 @@ from peer.journal_events import (
     Started,
     StepTaken,
 )
+from peer.journal_file import JournalFile
 from peer.journal_lines import Record, parse_event, parse_record
 from peer.journal_page import field_texts, page
 
@@ -52,6 +57,7 @@ ROUND = RoundDone(
     fetches_ok=2,
     fetches_failed=1,
     rejected={"malformed": 2},
+    saved=True,
 )
 TOLD: tuple[JournalEvent, ...] = (
     Started(name="anna", peer_id="12D3KooW", home=Path("anna")),
@@ -120,7 +126,7 @@ def test_the_line_of_a_round_is_what_programs_have_always_read() -> None:
         '"mixed": ["anna", "böd"], "mixed_rounds": [0, 1], "failed": [["carl", "late"]], '
         '"objections": [["dora", "norm"]], "drift": 0.125, "cross_term": null, "collect_s": 0.25, '
         '"deadline_s": 60.0, "peers": 2, "bytes_in": 100, "bytes_out": 2500000, "fetches_ok": 2, '
-        '"fetches_failed": 1, "rejected": {"malformed": 2}}'
+        '"fetches_failed": 1, "rejected": {"malformed": 2}, "saved": true}'
     )
     assert ROUND.sentence() == (
         "round 1/3: training loss 1.500, mixed with anna, böd; carl late (0.2 s), in 0.1 kB, out 2.5 MB"
@@ -185,11 +191,13 @@ class Stuck:
         self.is_reading = threading.Event()
         self.go_on = threading.Event()
         self.is_closed = threading.Event()
+        self.has_read = threading.Semaphore(0)
 
     def read(self, record: Record) -> None:
         self.is_reading.set()
         self.go_on.wait()
         self.events.append(record.event)
+        self.has_read.release()
 
     def close(self) -> None:
         self.is_closed.set()
@@ -242,6 +250,133 @@ def test_a_reader_that_has_gone_is_left_alone_and_the_others_go_on() -> None:
     assert gone.events == list(TOLD[:1])
     assert gone.is_closed
     assert other.events == list(TOLD)
+
+
+def test_events_that_came_faster_than_they_were_read_are_counted(
+    stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "WAITING_MAX", 3)
+    told = Journal(stuck)
+    told.emit(Note(text="0"))
+    assert stuck.is_reading.wait(60)
+    for number in range(1, 8):
+        told.emit(Note(text=str(number)))
+    stuck.go_on.set()
+    for _ in range(4):
+        assert stuck.has_read.acquire(timeout=60)
+    told.emit(Note(text="8"))
+    told.close()
+    assert [event.sentence() for event in stuck.events] == [
+        *"0123",
+        "4 events are missing here: they came faster than they were read",
+        "8",
+    ]
+
+
+class Full(Collected):
+    """A reader whose disk is full for a while."""
+
+    def __init__(self, refused: range) -> None:
+        super().__init__()
+        self._calls, self._refused = 0, refused
+
+    def read(self, record: Record) -> None:
+        self._calls += 1
+        if self._calls in self._refused:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().read(record)
+
+
+def test_a_reader_whose_disk_is_full_lives_on_and_is_told_what_it_missed() -> None:
+    reader = Full(range(2, 6))
+    told = Journal(reader)
+    for number in range(1, 10):
+        told.emit(Note(text=str(number)))
+    told.close()
+    # of the refused calls only the first was an event: the others were to say that one, and then more, are missing
+    missing = "4 events are missing here: No space left on device"
+    assert [event.sentence() for event in reader.events] == ["1", missing, *"6789"]
+    assert reader.is_closed
+
+
+def lines_of(path: Path) -> list[str]:
+    return [parse_event(line).sentence() or "" for line in path.read_text().splitlines()]
+
+
+def write(file: JournalFile, *texts: str) -> None:
+    for text in texts:
+        file.read(Record(0.0, Note(text=text)))
+
+
+def test_the_file_is_bounded_and_keeps_the_newest_parts(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    texts = [f"{number:04d}" for number in range(1000)]
+    for half in (texts[:500], texts[500:]):
+        file = JournalFile(path, bytes_max=1000, parts_kept=2)  # a restart in between
+        write(file, *half)
+        file.close()
+    parts = [path.with_name(name) for name in ("journal.jsonl.2", "journal.jsonl.1", "journal.jsonl")]
+    assert sorted(tmp_path.iterdir()) == sorted(parts)
+    kept = [text for part in parts for text in lines_of(part)]
+    assert kept == texts[-len(kept) :]
+    assert all(0 < part.stat().st_size <= 1000 for part in parts)
+    assert all(part.stat().st_mode & 0o777 == 0o600 for part in parts)
+    file = JournalFile(path, bytes_max=10, parts_kept=2)
+    write(file, "longer than a part", "and another")
+    file.close()
+    assert [lines_of(part) for part in parts[1:]] == [["longer than a part"], ["and another"]]
+
+
+@pytest.mark.parametrize("torn", ['{"event": "no', "x" * 200_000], ids=["short", "long"])
+def test_a_line_torn_by_a_crash_goes_at_the_next_start(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    for before in ([], ["whole"]):
+        file = JournalFile(path)
+        write(file, *before)
+        file.close()
+        with path.open("a") as crashed:
+            crashed.write(torn)
+        file = JournalFile(path)
+        write(file, "next")
+        file.close()
+        assert lines_of(path) == [*before, "next"]
+        path.unlink()
+
+
+def lost_of(path: Path, texts: list[str]) -> list[str]:
+    """Write a journal of many small parts, and return what it refused."""
+    lost = []
+    try:
+        file = JournalFile(path, bytes_max=1500, parts_kept=20)
+    except OSError:
+        return texts
+    for text in texts:
+        try:
+            write(file, text)
+        except OSError:
+            lost.append(text)
+    file.close()
+    return lost
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_full_disk_tears_no_line_and_no_rotation(tmp_path: Path, times: int) -> None:
+    """It is full at each call of the disk in turn: what is in the files are all the events that were not refused."""
+    texts = [f"{number:03d} {'x' * 600}" for number in range(8)]
+    (tmp_path / "counted").mkdir()
+    with installed(FaultyDisk(tmp_path / "counted")) as counted:
+        assert lost_of(tmp_path / "counted" / "journal.jsonl", texts) == []
+    assert sum("rename" in call for call in counted.calls) > 3
+    home = tmp_path / "home"
+    for number, call in enumerate(counted.calls):
+        home.mkdir()
+        with installed(FaultyDisk(home, number, errno.ENOSPC, times)):
+            lost = lost_of(home / "journal.jsonl", texts)
+        numbered = sorted(home.glob("journal.jsonl.*"), key=lambda part: -int(part.suffix[1:]))
+        kept = [text for part in (*numbered, *home.glob("journal.jsonl")) for text in lines_of(part)]
+        assert kept == [text for text in texts if text not in lost], call
+        assert len(lost) <= times or number == 0
+        shutil.rmtree(home)
 
 
 def test_only_its_owner_can_read_the_file(tmp_path: Path) -> None:

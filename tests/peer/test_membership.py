@@ -15,12 +15,12 @@ from gossip.errors import RemoteError
 from gossip.events import Event, PeerDown, PeerUp
 from gossip.manifest import RunManifest
 from gossip.membership_events import Incompatible, NobodyThere
-from gossip.membership_limits import HEARTBEAT_S, STRIKES
-from gossip.messages import Ping, Presence
+from gossip.membership_limits import HEARTBEAT_S, RUMOR_DIALS_MAX, RUMORS_MAX, STRIKES
+from gossip.messages import Hello, Ping, Presence
 from peer.exchange import CONTROL, Traffic, ask
 from peer.membership import Membership
 from peer.network.memory import MemoryNetwork
-from peer.network.transport import Stream, Transport
+from peer.network.transport import Stream, Transport, Unreachable
 
 
 def manifest(codec: str = "float32") -> RunManifest:
@@ -323,5 +323,91 @@ def test_the_table_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
                 a.membership.on_announced(f"x{index}", frame)
             assert len(a.membership.members) == 10
             assert Counter(type(event).__name__ for event in a.events)["PeerUp"] == 0
+
+    run(body)
+
+
+class CountingTransport:
+    """A transport on which nobody answers before the time limit; it counts who is dialed at a time."""
+
+    peer_id = "a"
+    addresses = ("/memory/a/p2p/a",)
+
+    def __init__(self) -> None:
+        self.now, self.most = 0, 0
+        self.dialed: list[tuple[float, str]] = []
+
+    def is_connected(self, peer: str) -> bool:
+        return False
+
+    async def dial(self, address: str) -> str:
+        self.dialed.append((trio.current_time(), address))
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await trio.sleep(15.0)
+        finally:
+            self.now -= 1
+        raise Unreachable("no answer")
+
+    async def announce(self, topic: str, frame: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+def test_a_thousand_made_up_presences_are_dialed_few_at_a_time_and_names_never() -> None:
+    """They once took all descriptors of the process; names took all its threads."""
+
+    async def body() -> None:
+        a = Node("a")
+        transport = CountingTransport()
+        a.membership.use(transport)  # type: ignore[arg-type] # what is not asked for is not there
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.membership.run)
+            for number in range(1000):
+                places = (
+                    f"/memory/x{number}/p2p/x{number}",
+                    f"/dns4/x{number}.example.org/tcp/1/p2p/x{number}",
+                )
+                frame = wire.encode(Presence(manifest().fingerprint, "x", 0, places, False))
+                a.membership.on_announced(f"x{number}", frame)
+            await trio.sleep(300.0)  # virtual
+            nursery.cancel_scope.cancel()
+        assert transport.most == RUMOR_DIALS_MAX
+        assert len(transport.dialed) <= RUMOR_DIALS_MAX * (300 / 15 + 1)
+        assert not any("dns" in address for _, address in transport.dialed)
+        assert len(a.membership.members) <= RUMORS_MAX
+
+    run(body)
+
+
+def test_an_address_that_nobody_answers_gives_the_next_one_its_turn() -> None:
+    async def body() -> None:
+        network = MemoryNetwork()
+        a, b = Node("a"), Node("b")
+        async with group(network, a, b):
+            nowhere = tuple(f"/memory/nowhere{number}/p2p/b" for number in range(3))
+            said = Presence(manifest().fingerprint, "b", 0, (*nowhere, *b.transport.addresses), False)
+            a.membership.on_announced("b", wire.encode(said))
+            assert await a.membership.wait_for(1, 30.0) == 1
+
+    run(body)
+
+
+def test_where_a_peer_says_it_is_nobody_is_told_before_it_was_dialed_back_there() -> None:
+    async def body() -> None:
+        network = MemoryNetwork()
+        a, b, liar = Node("a"), Node("b"), Node("liar")
+        async with group(network, a, b, liar):
+            await join(b, a)
+            await trio.sleep(1.0)  # virtual
+            lie = Hello(manifest().fields(), "liar", 0, ("/memory/b/p2p/liar", "/memory/nobody/p2p/liar"))
+            await liar.transport.dial(a.transport.addresses[0])
+            await ask(liar.transport, "a", lie, liar.traffic)
+            await trio.sleep(1.0)
+            assert a.up == {"b", "liar"}
+            await b.transport.dial(a.transport.addresses[0])
+            answer = await ask(b.transport, "a", Hello(manifest().fields(), "b", 0), b.traffic)
+            assert isinstance(answer, Hello)
+            assert answer.known == b.transport.addresses
 
     run(body)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -21,7 +20,7 @@ from gossip.errors import LocalError
 from gossip.messages import Message, Ping, Pull, Refusal
 from gossip.neighbor import PATIENCE
 from gossip.published import PublishedAdapter
-from peer.checkpoints import Home, HomeError, open_home
+from peer.checkpoints import PEERS, Home, HomeError, open_home
 from peer.config import PeerConfig
 from peer.exchange import ADAPTER, CONTROL, Traffic, receive_message, send_message
 from peer.journal import Journal
@@ -35,6 +34,7 @@ from peer.network.transport import TransportFactory, Unreachable
 from peer.publisher import Publisher
 from peer.run_plan import plan_run
 from peer.runtime import live
+from peer.signing import Signer
 from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
 from peer.training.process import TrainerDied
 
@@ -74,7 +74,7 @@ class Quadratic:
         self,
         state: AdapterState,
         round: int,
-        save_to: Path,
+        save_to: Path | None,
         on_step: OnStep,
         trainable: str,
         correction: object,
@@ -83,7 +83,8 @@ class Quadratic:
         if self.deaths and round == self.deaths[0]:
             self.deaths.pop(0)
             raise TrainerDied("killed by SIGKILL")
-        save_to.write_bytes(b"state")
+        if save_to is not None:
+            save_to.write_bytes(b"state")
         return Trained(AdapterState(SPEC, (state.flat + self.optimum) / 2), 0.0, 1, 1, 1, 0.0)
 
     async def evaluate(self, state: AdapterState) -> Evaluated:
@@ -255,6 +256,29 @@ def test_a_restarted_peer_finds_the_others_though_its_own_address_has_changed(ho
     limited(body)
 
 
+def test_a_restart_goes_on_though_a_remembered_peer_is_of_another_run_and_others_are_none(homes: Any) -> None:
+    """Either once ended every restart: exit codes 5 and 2."""
+
+    async def body() -> None:
+        make = memory()
+        home = homes("a")
+        await Running(1, home, 1.0, rounds=3).run(make(bytes([1]) * 32))
+        other = Running(2, homes("b"), 1.0, rounds=10**6, codec="int8")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.run, make(other.key))
+            kept = [*await other.addresses(), "nonsense", "/ip4/10.0.0.1/tcp/1/p2p/alice", 5, None]
+            (home.path / PEERS).write_text(json.dumps(kept))
+            again = Running(1, home, 1.0, rounds=5)
+            await again.run(make(again.key))
+            other.leaving.scope.cancel()
+        notes = [note.text for note in again.events(Note)]
+        assert f"{home.path / PEERS}: skipped 4 entries that are no addresses" in notes
+        assert any("takes part in another run" in note and "(going on without it)" in note for note in notes)
+        assert [event.round for event in again.events(RoundDone)] == [3, 4]
+
+    limited(body)
+
+
 def test_one_death_of_the_trainer_is_survived_and_the_second_is_an_error(homes: Any) -> None:
     async def body() -> None:
         make = memory()
@@ -285,9 +309,10 @@ def test_a_peer_that_serves_other_bytes_to_each_reader_is_cut_off_by_all(
 
     async def lie(self: Publisher, stream: Any, published: PublishedAdapter, offset: int) -> None:
         if self._signed.__self__._peer == liar_id:  # type: ignore[attr-defined]
-            to_reader = bytes(published.payload[:-1]) + stream.peer[-1:].encode()
+            to_reader = stream.peer[-1:].encode() + bytes(published.payload[1:])  # hardly another value
             published = replace(published, payload=to_reader)
-            monkeypatch.setattr(self._signed.__self__, "_signed", OrderedDict())  # type: ignore[attr-defined]
+            life = self._signed.__self__.incarnation  # type: ignore[attr-defined]
+            self._signed = Signer(bytes([9]) * 32, self._run, lambda: life).signed
         await send(self, stream, published, offset)
 
     monkeypatch.setattr(Publisher, "_send", lie)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+from faulty_disk import FOR_EVER, FaultyDisk, installed
 
 from gossip.adapter import AdapterSpec, AdapterState
+from gossip.membership_limits import REMEMBERED
 from gossip.settings import NodeSnapshot
-from peer import checkpoints, durable
-from peer.checkpoints import Home, HomeError, open_home
+from peer import checkpoints
+from peer.checkpoints import Checkpoint, Home, HomeError, HomeGone, open_home
 from peer.training.frames import Export
 
 SPEC = AdapterSpec((("base.lora_A.weight", (2, 3)), ("base.lora_B.weight", (4,))))
@@ -23,10 +29,6 @@ RUN = {"seed": 1}
 EXPORT = Export("adapter_model.safetensors", {"adapter_config.json": "{}"})
 
 
-class Crash(BaseException):
-    """Power off: nothing after it is executed."""
-
-
 def state(round: int) -> AdapterState:
     return AdapterState(SPEC, torch.full((10,), float(round)))
 
@@ -34,6 +36,7 @@ def state(round: int) -> AdapterState:
 def save(home: Home, round: int, keep: int = 2) -> None:
     (home.begin(round) / checkpoints.TRAINER_STATE).write_bytes(b"optimizer %d" % round)
     home.commit(state(round), NodeSnapshot(round, 2 * round, [3, [1, 2], None], [0.5]), RUN, EXPORT, keep)
+    home.export(home.adapter, state(round), EXPORT)
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -63,62 +66,6 @@ def test_old_ones_are_pruned_and_the_adapter_is_the_newest(tmp_path: Path) -> No
     assert kept == ["round-000003", "round-000004"]
     exported = checkpoints.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert torch.equal(AdapterState.from_tensors(exported).flat, state(4).flat)
-
-
-STEPS = ("write_bytes", "write_text", "rename", "replace")
-
-
-def operations(monkeypatch: pytest.MonkeyPatch, stop_at: int | None) -> list[str]:
-    """Count every step that touches the disk, and crash instead of the ``stop_at``-th."""
-    seen: list[str] = []
-
-    def counted(name: str, original):  # type: ignore[no-untyped-def]
-        def step(*args, **kwargs):  # type: ignore[no-untyped-def]
-            if len(seen) == stop_at:
-                raise Crash
-            seen.append(name)
-            return original(*args, **kwargs)
-
-        return step
-
-    for name in STEPS:
-        monkeypatch.setattr(Path, name, counted(name, getattr(Path, name)))
-    for module in (checkpoints, durable):
-        monkeypatch.setattr(module, "sync", counted("sync", durable.sync))
-    monkeypatch.setattr(checkpoints.shutil, "rmtree", counted("rmtree", checkpoints.shutil.rmtree))
-    return seen
-
-
-def test_killed_at_every_step_of_a_save_one_whole_checkpoint_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, open_home(tmp_path / "count") as home:
-        for round in (1, 2):
-            save(home, round)
-        steps = operations(patch, None)
-        save(home, 3)
-    assert len(steps) > 15
-    for stop_at in range(len(steps)):
-        path = tmp_path / str(stop_at)
-        with open_home(path) as home:
-            for round in (1, 2):
-                save(home, round)
-        with monkeypatch.context() as patch, open_home(path) as home:
-            operations(patch, stop_at)
-            with pytest.raises(Crash):
-                save(home, 3)
-        with open_home(path) as home:
-            checkpoint, complaints = home.newest()
-            assert checkpoint is not None, steps[stop_at]
-            assert complaints == []
-            assert checkpoint.round in (2, 3)
-            assert torch.equal(checkpoint.state.flat, state(checkpoint.round).flat)
-            exported = AdapterState.from_tensors(
-                checkpoints.load_file(path / "adapter" / "adapter_model.safetensors")
-            )
-            assert float(exported.flat[0]) in (2.0, 3.0)
-            assert not list(path.glob("checkpoints/*.tmp"))
-            save(home, checkpoint.round + 1)  # and life goes on
 
 
 @pytest.mark.parametrize(
@@ -173,16 +120,124 @@ def test_a_home_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         pass
 
 
-def test_a_full_disk_leaves_earlier_checkpoints_alone(
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.ENOSPC, "No space left on device: free some space"),
+        (errno.EMFILE, "Too many open files: too many files are open in this process: raise the limit"),
+        (errno.EROFS, "Read-only file system: make the disk writable again"),
+    ],
+)
+def test_a_disk_that_refuses_leaves_earlier_checkpoints_alone_and_the_remedy_is_named(
+    tmp_path: Path, code: int, remedy: str
+) -> None:
+    with open_home(tmp_path) as home:
+        save(home, 1)
+        with (
+            installed(FaultyDisk(tmp_path, 0, code, FOR_EVER)),
+            pytest.raises(HomeError, match=remedy) as told,
+        ):
+            save(home, 2)
+        assert told.value.exit_code == 7
+        assert home.newest()[0].round == 1  # type: ignore[union-attr]
+        save(home, 2)
+        assert home.newest()[0].round == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["removed", "replaced"])
+def test_a_home_that_is_removed_under_us_is_an_error_that_says_so(tmp_path: Path, is_replaced: bool) -> None:
+    with open_home(tmp_path / "home") as home, ExitStack() as stack:
+        save(home, 1)
+        home.begin(2)
+        shutil.rmtree(tmp_path / "home")
+        if is_replaced:
+            stack.enter_context(open_home(tmp_path / "home"))
+        with pytest.raises(HomeGone, match="was removed or replaced while this peer ran"):
+            home.begin(3)
+        snapshot = NodeSnapshot(2, 2, [3, [1], None], [0.5])
+        with pytest.raises(HomeGone, match="was removed or replaced while this peer ran"):
+            home.commit(state(2), snapshot, RUN, EXPORT, 2)
+        if is_replaced:
+            assert {found.name for found in (tmp_path / "home").iterdir()} == {"lock", "checkpoints"}
+
+
+def test_a_checkpoint_that_cannot_be_read_just_now_is_not_called_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path) -> None:
-        raise OSError(28, "No space left on device")
+    def refuse(path: Path) -> Checkpoint:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
 
     with open_home(tmp_path) as home:
         save(home, 1)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints, "sync", full)
-            with pytest.raises(HomeError, match="No space left"):
-                save(home, 2)
+            patch.setattr(checkpoints, "_load", refuse)
+            with pytest.raises(HomeError, match="ulimit"):
+                home.newest()
         assert home.newest()[0].round == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "complaint"),
+    [
+        ('["/memory/a/p2p/a", "/memory/b/p2p/b"]', ("/memory/a/p2p/a", "/memory/b/p2p/b"), ""),
+        (
+            '["/memory/a/p2p/a", "nonsense", 5, null, ["/memory/b/p2p/b"]]',
+            ("/memory/a/p2p/a",),
+            "skipped 4 entries",
+        ),
+        ('{"/memory/a/p2p/a": 1}', (), "skipped 1 entries"),
+        ("5", (), "skipped 1 entries"),
+        ("[" * 20_000, (), "is damaged"),
+        ('["/memory/a/p2p/a"', (), "is damaged"),
+        ("\udcff", (), "is damaged"),
+    ],
+)
+def test_what_is_wrong_with_remembered_peers_is_told_and_the_rest_is_used(
+    tmp_path: Path, text: str, kept: tuple[str, ...], complaint: str
+) -> None:
+    with open_home(tmp_path) as home:
+        assert home.remembered_peers() == ((), [])
+        (tmp_path / checkpoints.PEERS).write_bytes(text.encode(errors="surrogateescape"))
+        addresses, complaints = home.remembered_peers()
+    assert addresses == kept
+    assert [complaint in line and str(tmp_path / checkpoints.PEERS) in line for line in complaints] == (
+        [True] if complaint else []
+    )
+
+
+def test_no_more_peers_are_remembered_than_were_kept(tmp_path: Path) -> None:
+    with open_home(tmp_path) as home:
+        home.remember_peers([f"/memory/{number}/p2p/{number}" for number in range(100)])
+        addresses, complaints = home.remembered_peers()
+    assert len(addresses) == REMEMBERED
+    assert complaints == []
+
+
+def test_damaged_checkpoints_do_not_pile_up(tmp_path: Path) -> None:
+    with open_home(tmp_path) as home:
+        save(home, 1)
+        for round in range(2, 6):
+            save(home, round, keep=9)
+            (tmp_path / "checkpoints" / f"round-{round:06d}" / checkpoints.NODE_STATE).write_text("{}")
+            assert home.newest()[0].round == 1  # type: ignore[union-attr]
+        names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["round-000001", "round-000004.damaged", "round-000005.damaged"]
+
+
+def test_an_adapter_that_lost_a_file_or_is_of_another_run_is_mended_and_other_files_stay(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    export = dataclasses.replace(EXPORT, copies=(str(tmp_path / "tokenizer.json"),))
+    with open_home(tmp_path / "home") as home:
+        assert home.export(home.adapter, state(1), export)
+        assert not home.export(home.adapter, state(1), export)
+        (home.adapter / "notes.txt").write_text("mine")
+        for name in ("tokenizer.json", "adapter_config.json", "adapter_model.safetensors"):
+            whole = (home.adapter / name).read_bytes()
+            (home.adapter / name).unlink()
+            assert home.export(home.adapter, state(1), export)
+            (home.adapter / name).write_bytes(b"x" * len(whole))
+            assert home.export(home.adapter, state(1), export)
+            assert (home.adapter / name).read_bytes() == whole
+        assert (home.adapter / "notes.txt").read_text() == "mine"

@@ -49,7 +49,7 @@ class World:
         self,
         state: AdapterState,
         round: int,
-        save_to: Path,
+        save_to: Path | None,
         on_step: OnStep,
         trainable: TrainableFactors,
         correction: torch.Tensor | None,

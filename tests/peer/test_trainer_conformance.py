@@ -82,7 +82,8 @@ def test_it_learns_and_another_process_goes_on_to_the_bit(configure: Configure, 
         assert (first.steps, first.tokens > 0, first.sequences > 0) == (3, True, True)
         before, after = [(await process.evaluate(state)).own for state in (ready.initial, first.state)]
         assert after < before
-        second = await process.train(first.state, 2)
+        second = await process.train(first.state, 2, tmp_path / "removed" / "trainer")
+        assert (first.unsaved, "No such file" in second.unsaved) == ("", True), "it says so, and lives on"
         await process.stop()
 
         resumed, again = await TrainerProcess.start(config, saved)

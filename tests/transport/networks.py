@@ -6,12 +6,15 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import permutations
 
 import trio
 
 from peer.network.catalogue import transport_for
+from peer.network.group import OPEN_GROUP, Group
 from peer.network.identity import peer_id
-from peer.network.transport import Handler, Limits, Stream, Transport, Unreachable
+from peer.network.limits import Limits
+from peer.network.transport import Handler, Stream, Transport, Unreachable
 
 TOPIC = "test/presence"
 SAFETY_S = 20.0  # no test waits for it; it only turns a hang into a failure
@@ -85,14 +88,14 @@ class Network:
         observer: Observer | None = None,
         *,
         announce: tuple[str, ...] = (),
-        group_key: bytes = b"",
+        group: Group = OPEN_GROUP,
         **limits: float,
     ) -> AbstractAsyncContextManager[Transport]:
         observer = observer or Observer()
         factory = transport_for(
             self.setup.listen(seed),
             private_key=key_of(seed),
-            group_key=group_key,
+            group=group,
             announce=announce,
             limits=Limits(**limits),
         )
@@ -182,11 +185,18 @@ async def ask(stream: Stream, data: bytes) -> bytes:
     return bytes(answer)
 
 
+def befriend(*transports: Transport) -> None:
+    """Let all transports take each other for members."""
+    for one, other in permutations(transports, 2):
+        one.trust(other.peer_id)
+
+
 @asynccontextmanager
 async def pair(
     net: Network, handlers: Mapping[str, Handler], **limits: float
 ) -> AsyncIterator[tuple[Transport, Transport]]:
-    """Yield a serving and an asking transport, the latter connected to the former."""
+    """Yield a serving and an asking transport, members to each other, the latter connected to the former."""
     async with net.start(1, handlers, **limits) as server, net.start(2, **limits) as client:
+        befriend(server, client)
         await client.dial(server.addresses[0])
         yield server, client

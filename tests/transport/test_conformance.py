@@ -6,9 +6,10 @@ from itertools import permutations
 
 import pytest
 import trio
-from networks import Network, Observer, ask, drain, echo, id_of, pair, run
+from networks import Network, Observer, ask, befriend, drain, echo, id_of, pair, run
 
 from gossip.errors import LocalError
+from peer.network.group import OPEN_GROUP, Group
 from peer.network.transport import Stream, Unreachable, receive_exactly
 
 ECHO = "/test/echo/1"
@@ -106,6 +107,27 @@ def test_many_streams_at_once(net: Network) -> None:
                 for number in range(12):
                     nursery.start_soon(ask_one, number)
             assert answers == {number: bytes([number]) * 300_000 for number in range(12)}
+
+    run(main)
+
+
+def test_a_probe_proves_who_is_where_and_leaves_connections_alone(net: Network) -> None:
+    async def main() -> None:
+        seen = Observer()
+        async with net.start(1, {ECHO: echo}, seen) as server, net.start(2) as client:
+            address = server.addresses[0]
+            assert await client.probe(address) == server.peer_id
+            assert not client.is_connected(server.peer_id)
+            await client.dial(address)
+            stream = await client.open(server.peer_id, ECHO)
+            assert await client.probe(address) == server.peer_id
+            assert await ask(stream, b"hello") == b"hello"
+            assert seen.changes == [(client.peer_id, True)]
+            for elsewhere in (net.setup.nobody(), net.impostor(server, 3)):
+                with pytest.raises(Unreachable):
+                    await client.probe(elsewhere)
+            with pytest.raises(LocalError, match="malformed address"):
+                await client.probe(net.setup.malformed[0])
 
     run(main)
 
@@ -484,6 +506,8 @@ def test_announcements_reach_also_those_not_connected_to_the_author(net: Network
             net.start(2, {}, observers[1]) as b,
             net.start(3, {}, observers[2]) as c,
         ):
+            befriend(a, b)
+            befriend(b, c)
             await b.dial(a.addresses[0])
             await c.dial(b.addresses[0])
             frame = os.urandom(1000)
@@ -519,6 +543,7 @@ def test_a_raising_listener_does_not_end_the_host(net: Network) -> None:
 
         broken.on_announced = raises  # type: ignore[method-assign]
         async with net.start(1, {ECHO: echo}, broken) as server, net.start(2, {}, fine) as client:
+            befriend(server, client)
             await client.dial(server.addresses[0])
             while not called.is_set():
                 await client.announce("test/presence", b"x")
@@ -529,11 +554,85 @@ def test_a_raising_listener_does_not_end_the_host(net: Network) -> None:
     run(main)
 
 
+# -- members -----------------------------------------------------------------------------------------------------
+
+
+def test_who_does_not_become_a_member_in_time_is_disconnected(net: Network) -> None:
+    async def main() -> None:
+        observer = Observer()
+        async with (
+            net.start(1, {ECHO: echo}, observer, newcomer_s=0.5) as server,
+            net.start(2) as member,
+            net.start(3) as stranger,
+        ):
+            for client in (member, stranger):
+                client.trust(server.peer_id)
+                await client.dial(server.addresses[0])
+            await observer.until(lambda: len(observer.changes) == 2)
+            server.trust(member.peer_id)
+            await observer.until(lambda: (stranger.peer_id, False) in observer.changes)
+            assert server.is_connected(member.peer_id)
+            assert await ask(await member.open(server.peer_id, ECHO), b"x") == b"x"
+
+    run(main)
+
+
+def test_who_is_dropped_is_a_member_no_more(net: Network) -> None:
+    async def main() -> None:
+        observer = Observer()
+        async with net.start(1, {}, observer, newcomer_s=0.5) as server, net.start(2) as client:
+            befriend(server, client)
+            await server.drop(client.peer_id)
+            await client.dial(server.addresses[0])
+            await observer.until(
+                lambda: observer.changes == [(client.peer_id, True), (client.peer_id, False)]
+            )
+
+    run(main)
+
+
+@pytest.mark.parametrize("untrusting", ["author", "listener"])
+def test_announcements_travel_between_peers_that_trust_each_other_only(net: Network, untrusting: str) -> None:
+    async def main() -> None:
+        observers = [Observer() for _ in range(3)]
+        async with (
+            net.start(1, {ECHO: echo}, observers[0]) as author,
+            net.start(2, {}, observers[1]) as friend,
+            net.start(3, {}, observers[2]) as other,
+        ):
+            befriend(author, friend)
+            (other if untrusting == "author" else author).trust(
+                (author if untrusting == "author" else other).peer_id
+            )
+            for listener in (other, friend):
+                await listener.dial(author.addresses[0])
+            while not observers[1].announced:
+                await author.announce("test/presence", b"frame")
+                with trio.move_on_after(0.5):
+                    await observers[1].until(lambda: bool(observers[1].announced))
+            await ask(await other.open(author.peer_id, ECHO), b"x")  # what was sent before has arrived
+            assert observers[2].announced == []
+
+    run(main)
+
+
 # -- closed groups -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("theirs", [b"", b"b" * 32], ids=["of an open group", "of another group"])
-def test_nobody_connects_who_does_not_know_the_group_s_key(net: Network, theirs: bytes) -> None:
+OURS = Group(b"a" * 32)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (OURS, OPEN_GROUP),
+        (OURS, Group(b"b" * 32)),
+        (Group(OURS.key, frozenset({id_of(3)})), OURS),
+        (Group(b"", frozenset({id_of(3)})), OPEN_GROUP),
+    ],
+    ids=["of an open group", "of another group", "not on the list", "not on an open group's list"],
+)
+def test_nobody_connects_who_does_not_belong_to_the_group(net: Network, ours: Group, theirs: Group) -> None:
     async def main() -> None:
         served: list[str] = []
 
@@ -541,11 +640,12 @@ def test_nobody_connects_who_does_not_know_the_group_s_key(net: Network, theirs:
             served.append(stream.peer)
 
         observer = Observer()
-        member = net.start(1, {ECHO: serve}, observer, group_key=b"a" * 32)
-        async with member as member_, net.start(2, {ECHO: serve}, group_key=theirs) as stranger:
-            for dialer, address in ((stranger, member_.addresses[0]), (member_, stranger.addresses[0])):
-                with pytest.raises(Unreachable, match="another group"):
-                    await dialer.dial(address)
+        member = net.start(1, {ECHO: serve}, observer, group=ours)
+        async with member as member_, net.start(2, {ECHO: serve}, group=theirs) as stranger:
+            with pytest.raises(Unreachable, match=r"another group|not have us on its list"):
+                await stranger.dial(member_.addresses[0])
+            with pytest.raises(Unreachable, match="not on our list" if ours.allowed else "another group"):
+                await member_.dial(stranger.addresses[0])
             with pytest.raises(Unreachable):
                 await stranger.open(member_.peer_id, ECHO)
             assert not member_.is_connected(stranger.peer_id)
@@ -557,8 +657,8 @@ def test_nobody_connects_who_does_not_know_the_group_s_key(net: Network, theirs:
 
 def test_members_of_a_closed_group_connect(net: Network) -> None:
     async def main() -> None:
-        key = b"a" * 32
-        async with net.start(1, {ECHO: echo}, group_key=key) as server, net.start(2, group_key=key) as client:
+        listed = Group(OURS.key, frozenset({id_of(2)}))
+        async with net.start(1, {ECHO: echo}, group=listed) as server, net.start(2, group=OURS) as client:
             await client.dial(server.addresses[0])
             assert await ask(await client.open(server.peer_id, ECHO), b"hello") == b"hello"
 

@@ -18,7 +18,6 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import info_from_p2p_addr
-from libp2p.pubsub.pb import rpc_pb2
 from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTransport
 from libp2p.stream_muxer.mplex.mplex import MPLEX_PROTOCOL_ID, Mplex
 from libp2p.stream_muxer.yamux.yamux import Yamux
@@ -149,7 +148,7 @@ def test_silent_sockets_do_not_lock_newcomers_out() -> None:
 def test_slots_of_past_connections_come_free() -> None:
     async def main() -> None:
         async with (
-            net.start(1, {ECHO: echo}, connections_max=2) as server,
+            net.start(1, {ECHO: echo}, connections_max=2, handshakes_burst=200) as server,
             net.start(2) as client,
         ):
             for _ in range(80):  # more than the library's own slots: 2 and 64 for handshakes
@@ -163,6 +162,7 @@ def test_slots_of_past_connections_come_free() -> None:
 def test_connections_beyond_the_limit_are_refused() -> None:
     async def main() -> None:
         async with net.start(1, connections_max=1) as server, net.start(2) as first, net.start(3) as second:
+            server.trust(first.peer_id)
             await first.dial(server.addresses[0])
             with pytest.raises(Unreachable):
                 await second.dial(server.addresses[0])
@@ -306,21 +306,6 @@ def test_a_stranger_cannot_hold_many_streams() -> None:
             (mine,) = server._connections._by_peer[str(host.get_id())]
             await lives(server)  # round trips enough for all of them to have been seen
             assert len(mine.session.streams) <= 64 + 8
-
-    run(main)
-
-
-def test_an_unparsable_key_in_an_announcement_is_refused() -> None:
-    async def main() -> None:
-        heard = Observer()
-        async with net.start(1, {ECHO: echo}, heard) as server:
-            author = b"\x12\x20" + bytes(32)  # a hashed peer id: the key must be in the message
-            message = rpc_pb2.Message(
-                data=b"x", topicIDs=["test/presence"], from_id=author, seqno=b"1", signature=b"s", key=b"\xff"
-            )
-            await server._announcements.push_msg(ID(author), message)
-            await lives(server)
-            assert heard.announced == []
 
     run(main)
 

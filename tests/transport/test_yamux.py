@@ -10,10 +10,13 @@ import pytest
 import trio
 import trio.testing
 
+from peer.network.limits import Limits
 from peer.network.muxed_stream import WINDOW_BULK, WINDOW_FIRST, Credit, MuxedStream, StreamBroken
+from peer.network.pace import Pace
 from peer.network.yamux import ACK, DATA, FIN, HEADER, PING, RST, STREAMS_MAX, SYN, WINDOW, Session
 
 STALL_S = 30.0
+UNHURRIED = Limits(frames_burst=1e9, streams_burst=1e9)
 
 
 class Wire:
@@ -66,11 +69,18 @@ def data(stream_id: int, body: bytes, flags: int = 0) -> bytes:
 
 
 @asynccontextmanager
-async def dialed(credit_bytes: int = 64 << 20) -> AsyncIterator[tuple[Session, Wire]]:
+async def dialed(
+    credit_bytes: int = 64 << 20, limits: Limits = UNHURRIED
+) -> AsyncIterator[tuple[Session, Wire]]:
     """A running session of which we are the initiator: the remote's streams have even ids."""
     wire = Wire()
     session = Session(
-        wire, is_initiator=True, stall_s=STALL_S, credit=Credit(credit_bytes), on_end=lambda: None
+        wire,
+        is_initiator=True,
+        stall_s=STALL_S,
+        credit=Credit(credit_bytes),
+        pace=Pace(limits),
+        on_end=lambda: None,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.run)

@@ -13,11 +13,12 @@ from networks import SETUPS, Setup
 
 from gossip.errors import LocalError
 from peer.network import memory
+from peer.network.group import Group
+from peer.network.limits import Limits
 from peer.network.transport import (
     Announced,
     ConnectionChanged,
     Handler,
-    Limits,
     Stream,
     Transport,
     TransportFactory,
@@ -61,11 +62,15 @@ class VeiledTransport:
         self._inner = inner
         self.peer_id = inner.peer_id
         self.addresses = tuple(from_memory(address) for address in inner.addresses)
-        self.is_connected, self.drop = inner.is_connected, inner.drop
+        self.is_connected, self.trust, self.drop = inner.is_connected, inner.trust, inner.drop
 
     async def dial(self, address: str) -> str:
         peer_of(address)
         return await self._inner.dial(to_memory(address))
+
+    async def probe(self, address: str) -> str:
+        peer_of(address)
+        return await self._inner.probe(to_memory(address))
 
     async def open(self, peer: str, protocol: str) -> Stream:
         return VeiledStream(await self._inner.open(peer, protocol))
@@ -82,11 +87,11 @@ def peer_of(address: str) -> str:
 
 
 def make(
-    *, private_key: bytes, group_key: bytes, listen: str, announce: tuple[str, ...], limits: Limits
+    *, private_key: bytes, group: Group, listen: str, announce: tuple[str, ...], limits: Limits
 ) -> TransportFactory:
     told = tuple(to_memory(address) for address in announce)
     inner = memory.KIND.make(
-        private_key=private_key, group_key=group_key, listen=to_memory(listen), announce=told, limits=limits
+        private_key=private_key, group=group, listen=to_memory(listen), announce=told, limits=limits
     )
 
     def factory(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import assert_never
 
 from peer.config import OPTIONS
+from peer.network.group import new_secret, secret_of
 from peer.network.identity import load_or_create_identity, peer_id
 from scripts.lab.testnet.config import Regime, TestnetConfig
 
@@ -54,12 +55,15 @@ def plan_regime(config: TestnetConfig, regime: Regime, shards: Mapping[str, Path
 
 
 def _together(config: TestnetConfig, shards: Mapping[str, Path]) -> list[PlannedPeer]:
-    """All peers, with each other's ids, the first of them being where the others join."""
+    """All peers, with each other's ids and a group's secret, the first of them being where the others join."""
+    is_open = OPTIONS["open"].flag in config.options
+    secret = "" if is_open else new_secret()
     homes = {name: config.out / "peers" / name for name in shards}
     ids = {}
     for name, home in homes.items():
         home.mkdir(parents=True, exist_ok=True)
         ids[name] = peer_id(load_or_create_identity(home))
+        secret_of(home, secret, is_open=is_open, begins=False)  # kept there: no command line shows it
     addresses = [f"/ip4/127.0.0.1/tcp/{port}" for port in free_ports(len(shards))]
     first = next(iter(shards))
     together = [*_many("roster", ids.values())]
