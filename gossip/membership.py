@@ -143,7 +143,7 @@ class Membership:
             case Strike():
                 return self._strike(event, now)
             case Offered():
-                return self._convictions.offered(event.claim, now)
+                return self._cut_offs.offered(event.claim, now)
             case TimerFired():
                 return self._timer_fired(event.timer, now)
             case Leave():
@@ -224,15 +224,16 @@ class Membership:
 
     def _heard(self, event: Heard, now: float) -> list[Action]:
         said, author = event.message, event.author
-        if isinstance(said, Proof):
-            return self._convictions.proven((said,), now)
+        if isinstance(said, Evidence):
+            return self._cut_offs.proven((said,), now)
         if not isinstance(said, Presence) or said.run != self._introduction.run or author == self.members.me:
             return []
-        return [*self._convictions.told(said.claims, now), *self._present(author, said, now)]
+        return [*self._cut_offs.told(said.claims, now), *self._present(author, said, now)]
 
     def _present(self, author: str, said: Presence, now: float) -> list[Action]:
         """Take what a peer announces of itself, unless it is a replay."""
-        if self.members.is_replay(author, said.incarnation, said.sequence):
+        member = self.members.by_id.get(author)
+        if member and member.is_replay(said.incarnation, said.sequence):
             return []
         if said.leaving:
             self._searches.end(author)
@@ -364,9 +365,7 @@ class Membership:
             member.missed = 0
             return self.members.up(errand.peer, answer.round, now)
         if isinstance(answer, Refusal) and answer.reason == "hello":
-            return self._seek(
-                errand.peer, now
-            )  # it has lost sight of us, or was restarted: introduce ourselves
+            return self._seek(errand.peer, now)  # it has lost sight of us: introduce ourselves
         # An announcement in between does not make up for it: others may have relayed it.
         member.missed += 1
         if member.missed < HEARTBEATS_MISSED:

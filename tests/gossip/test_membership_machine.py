@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip import wire
+from gossip.claims import Claims, nothing_is_signed
 from gossip.errors import LocalError, RemoteError
 from gossip.events import PeerDown, PeerUp
+from gossip.introduction import Introduction
 from gossip.manifest import RunManifest
 from gossip.membership import Membership
 from gossip.membership_events import (
