@@ -15,7 +15,7 @@ from gossip.membership_events import Action, Announce, AnnouncementDue, Incompat
 from gossip.membership_limits import ADDRESSES_PER_PEER, PRESENCE_GAP_S, PRESENCE_S
 from gossip.messages import Hello, Message, Presence, Refusal
 from gossip.told_addresses import is_name
-from gossip.wire import FRAME_BYTES_MAX, LIST_ITEMS_MAX, PROOFS_MAX
+from gossip.wire import EVIDENCE_MAX, FRAME_BYTES_MAX, LIST_ITEMS_MAX
 from topology.announced import Announced
 
 KNOWN_BYTES_MAX = FRAME_BYTES_MAX // 2
