@@ -27,7 +27,7 @@ from peer.network.catalogue import transport_for
 from peer.network.identity import peer_id
 from peer.network.transport import Stream, Transport, Unreachable
 from scripts.benchmarks.rows import Row, at_least, at_most, row
-from scripts.lab.hostile import TOPIC
+from scripts.lab.hostile import TOPIC, key_of
 
 ADAPTER = "/bench/adapter/1"
 PAYLOAD = bytes(4_000_000)
@@ -36,12 +36,13 @@ MEMBERS = 8
 FLOODS = (
     ("streams", 200),
     ("requests", 64),
+    ("requests", 1),
     ("pings", 64),
     ("signatures", 1),
     ("silent-sockets", 1000),
     ("hangups", 1),
 )
-"""Attacks, each with how many connections it holds."""
+"""Attacks, each with how many connections it holds; the first of its peers is a member."""
 EXCHANGES_SHARE_MIN = 80.0
 CORE_SHARE_MAX = 20.0
 """What an attack may cost the serving peer beyond its exchanges: it depends less than they do on who else is busy."""
@@ -86,6 +87,7 @@ async def serve() -> None:
     async with _transport(member_key(0)) as transport:
         for number in range(1, MEMBERS):
             transport.trust(peer_id(member_key(number)))
+        transport.trust(peer_id(key_of(0)))
         print(transport.addresses[0], flush=True)
         while line := await trio.to_thread.run_sync(sys.stdin.readline):
             print(json.dumps(_memory_mb(line.strip())), flush=True)
