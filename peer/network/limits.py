@@ -38,8 +38,8 @@ class Limits:
     handshake_s: float = 3.0
     """Silent sockets are dropped after it. Source: ux-reliability B7."""
     handshakes_per_s: float = 20.0
-    """Incoming handshakes of one address, of which each costs 5 ms of our time (measured); others wait. Source: guess, a
-    tenth of a core."""
+    """Incoming handshakes of one address, of which each costs 5 ms of our time (measured); others wait. Source: guess,
+    a tenth of a core."""
     handshakes_burst: float = 64.0
     """As many at once, for a group that starts behind one address. Source: ``connections_max``."""
     shut_out_s: float = 60.0
@@ -60,9 +60,9 @@ class Limits:
     """As many at once. Source: guess; a round opens one a neighbor."""
 
     frames_per_s: float = 1000.0
-    """Small frames of one peer: pings, window updates, resets, data below 4 KiB, of which each costs 1 us, and 0.1 ms if
-    it comes alone and is answered (measured). Source: guess; a transfer at 65 MB/s comes with so many updates of windows
-    that were never opened."""
+    """Small frames of one peer: pings, window updates, resets, data below 4 KiB, of which each costs 1 us, and 0.1 ms
+    if it comes alone and is answered (measured). Source: guess; a transfer at 65 MB/s comes with so many updates of
+    windows that were never opened."""
     frames_burst: float = 4000.0
     """As many at once. Source: guess."""
     announcements_per_s: float = 100.0
