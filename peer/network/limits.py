@@ -37,9 +37,9 @@ class Limits:
     Source: guess."""
     handshake_s: float = 3.0
     """Silent sockets are dropped after it. Source: ux-reliability B7."""
-    handshakes_per_s: float = 20.0
+    handshakes_per_s: float = 10.0
     """Incoming handshakes of one address, of which each costs 5 ms of our time (measured); others wait. Source: guess,
-    a tenth of a core."""
+    a twentieth of a core."""
     handshakes_burst: float = 64.0
     """As many at once, for a group that starts behind one address. Source: ``connections_max``."""
     shut_out_s: float = 60.0
@@ -51,9 +51,9 @@ class Limits:
     """The same of a newcomer, which needs one to say hello. Source: guess."""
     streams_max: int = 256
     """The same over all peers; no peer gets more than what is left for others. Source: guess."""
-    newcomer_cost: float = 5.0
-    """How many times what a newcomer does counts against the rates below. Source: guess; of 24 streams and 800 frames
-    at once, and 6 and 200 a second, a hello takes three."""
+    newcomer_cost: float = 10.0
+    """How many times what a newcomer does counts against the rates below. Source: guess; of 12 streams and 400 frames
+    at once, and 3 and 100 a second, a hello takes three."""
     streams_per_s: float = 30.0
     """New streams of one peer, of which each costs 1 ms (measured). Source: guess; a fast run needs 4."""
     streams_burst: float = 120.0

@@ -29,7 +29,7 @@ from peer.network.transport import Stream, Transport, Unreachable
 from scripts.benchmarks.rows import Row, at_least, at_most, row
 from scripts.lab.hostile import TOPIC, key_of
 
-ADAPTER = "/bench/adapter/1"
+ADAPTER, PING = "/bench/adapter/1", "/bench/ping/1"
 PAYLOAD = bytes(4_000_000)
 MEMBERS = 8
 """Members that the serving peer trusts: one exchanges, the others come anew."""
@@ -82,6 +82,12 @@ async def give(stream: Stream) -> None:
     await stream.send(PAYLOAD)
 
 
+async def pong(stream: Stream) -> None:
+    """Send a small question back."""
+    while said := await stream.receive(1000):
+        await stream.send(said)
+
+
 async def serve() -> None:
     """Be the peer that is attacked, until the parent closes our standard input; then say how much memory it took."""
     async with _transport(member_key(0)) as transport:
@@ -101,7 +107,10 @@ def _memory_mb(which: str) -> float:
 def _transport(key: bytes) -> AbstractAsyncContextManager[Transport]:
     factory = transport_for("/ip4/127.0.0.1/tcp/0", private_key=key)
     return factory(
-        handlers={ADAPTER: give}, topic=TOPIC, on_announced=lambda *_: None, on_connection=lambda *_: None
+        handlers={ADAPTER: give, PING: pong},
+        topic=TOPIC,
+        on_announced=lambda *_: None,
+        on_connection=lambda *_: None,
     )
 
 
@@ -194,7 +203,7 @@ def _asked(victim: subprocess.Popen[str], which: str) -> float:
 
 @contextmanager
 def _attacking(name: str, address: str, connections: int, seconds: float) -> Iterator[None]:
-    words = [name, address, f"--seconds={seconds}", f"--connections={connections}", f"--protocol={ADAPTER}"]
+    words = [name, address, f"--seconds={seconds}", f"--connections={connections}", f"--protocol={PING}"]
     command = python_module("scripts.lab.hostile", *words, "--from-ip=127.0.0.2")
     with _child(command) as attacker:
         cores = sorted(os.sched_getaffinity(0))

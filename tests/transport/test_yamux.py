@@ -339,7 +339,7 @@ def test_who_floods_is_cut_off(flood: bytes) -> None:
 
 def test_a_bulk_transfer_is_no_flood() -> None:
     async def main() -> None:
-        limits = Limits(frames_per_s=1.0, frames_burst=5.0)
+        limits = Limits(frames_per_s=1.0, frames_burst=5.0, newcomer_cost=1.0)
         async with dialed(limits=limits) as (session, wire):
             stream = await accepted(session, wire)
             for _ in range(100):
