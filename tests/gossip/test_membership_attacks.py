@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
 from collections import Counter, deque
@@ -72,10 +73,12 @@ from gossip.membership_limits import (
 from gossip.messages import Hello, Ping, Presence, Refusal
 from gossip.strikes import Strikes
 
+ANNOUNCEMENTS = itertools.count(1)
 AWAY = RemoteError("unreachable", "nobody answers")
 RUN = RunManifest(
     base_model="b", dtype="d", tokenizer="t", adapter="a", layout="l", seed=0, initial="i", factors="f", mixing="m",
-    optimizer="o", codec="float32", feedback="n", gamma="1", merge="none", overlap="no",
+    optimizer="o", codec="float32", feedback="n", gamma="1", rounds=9, merge="none", overlap="no",
+    private="no",
 )  # fmt: skip
 FIELDS = [{**RUN.fields(), "seed": seed} for seed in range(2)]
 FINGERPRINT = RUN.fingerprint
@@ -92,7 +95,8 @@ def hello(peer: str, *known: str, seed: int = 0, addresses: tuple[str, ...] | No
 
 
 def presence(peer: str, *addresses: str, leaving: bool = False) -> Heard:
-    return Heard(peer, Presence(FINGERPRINT, peer, 0, addresses or (address(peer),), leaving))
+    told = addresses or (address(peer),)
+    return Heard(peer, Presence(FINGERPRINT, peer, 0, told, leaving, sequence=next(ANNOUNCEMENTS)))
 
 
 def only(actions: Iterable[Action], *kinds: type) -> list:
