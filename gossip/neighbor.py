@@ -24,7 +24,8 @@ ours; where a third of all fetches is lost that befalls an honest one in a hundr
 MISSES_MAX = 12
 """No more misses are remembered: one that was away for long is waited for again after five adapters. Source: ours."""
 SLOW_MISSES = 3
-"""So many misses in a row may be a slow neighbor's, for which deadlines grow; more are not. Source: ours."""
+"""So many misses in a row may be a slow neighbor's, for which deadlines grow; more are not, nor are those of one that
+has never delivered. Source: ours."""
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ class Neighbor:
     def missed(self) -> bool:
         """Count a round in which it was asked and did not deliver; return whether it may only be slow."""
         self.misses = min(self.misses + 1, MISSES_MAX)
-        return self.misses <= SLOW_MISSES
+        return self.misses <= SLOW_MISSES and self.newest_round > NOTHING_MIXED
 
     def failed(self, reason: str, our_round: int) -> None:
         """Count a fetch that has ended without an adapter, unless its neighbor only had too much to do, or is behind.

@@ -75,6 +75,7 @@ from gossip.membership_limits import (
 from gossip.messages import Hello, Ping, Presence, Refusal
 from gossip.strikes import Strikes
 
+ANNOUNCEMENTS = itertools.count(1)
 AWAY = RemoteError("unreachable", "nobody answers")
 RUN = RunManifest(
     base_model="b", dtype="d", tokenizer="t", adapter="a", layout="l", seed=0, initial="i", factors="f", mixing="m",

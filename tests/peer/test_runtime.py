@@ -360,7 +360,7 @@ def test_a_member_that_never_answers_a_pull_is_soon_not_waited_for(
 
     async def body() -> None:
         make = memory()
-        settings = {"rounds": 10**6, "wait_peers": 2}
+        settings = {"rounds": 10**6, "wait_peers": 2, "collect_s": 0.5}
         first = Running(1, homes("a"), 0.0, **settings)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first.run, make(first.key))
