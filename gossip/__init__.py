@@ -8,6 +8,8 @@ reading order:
     manifest               all that must be equal between the peers of a run
     messages, wire         what peers say to each other, and as which bytes
     published              an adapter as published, and the last few of them: which answers a request
+    offers                 what an offer of this run must be to answer a question
+    claims                 what peers have signed, and when that proves that one of them lies
     events, node           the node's contract with the world, and the protocol
     company                who takes part as far as the node knows, and whom of them it reads
     neighbor, round        what the node remembers of each neighbor, and of the round it is in
@@ -20,11 +22,13 @@ reading order:
     membership_events      the membership's contract with the world
     membership_limits      all its times and limits
     membership             who takes part: greeting, searching, heartbeats, goodbyes, bans
-    members                its table: what is known of each peer, and who gets a place in it
+    member_places          its table: what is known of each peer, and who gets a place in it
+    members                who is up, what is said of that, and what others are told
     told_addresses         which of the addresses that others tell are worth keeping
     searching              reaching peers that are away, proving where others can be reached
     dials, token_bucket    how many dials at a time, and how often
     strikes                who is cut off for repeated faults
+    convictions            who is cut off for what it has signed
     notices                how often the user is told of others
     introduction           what it says of ourselves, and how answers to that are judged
     joining                its attempts at the addresses that the user gave or that we remember

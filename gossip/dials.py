@@ -7,6 +7,7 @@ a time, at a rate in all, and at a rate for each peer on whose word they are mad
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 from gossip.membership_events import Action, Dial, DialsDue, Journey, SetTimer
@@ -54,6 +55,12 @@ class Dials:
         """Make a dial to addresses that are known to be the peer's, as soon as there is a place."""
         self._trusted[dial.errand] = dial
         return self.begin(now)
+
+    def in_turn(self, actions: list[Action], now: float) -> list[Action]:
+        """Let the dials among these actions, to addresses that the user gave, wait for their turn."""
+        others = [action for action in actions if not isinstance(action, Dial)]
+        begun = [self.trusted(action, now) for action in actions if isinstance(action, Dial)]
+        return [*itertools.chain.from_iterable(begun), *others]
 
     def rumored(self, dial: Dial, source: str, now: float) -> list[Action]:
         """Make a dial to addresses that ``source`` (peer id) claims, once there is a place and the rates allow."""

@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from gossip.adapter import AdapterState
+from gossip.messages import Kind
 from gossip.published import PublishedAdapter
 from topology.announced import Announced
 
@@ -64,12 +65,14 @@ class Served:
 class PeerUp:
     """A peer of this run is alive and has completed ``round`` rounds, by its own word. May repeat.
 
-    ``data``: what it has announced of its data, if anything; a topology may go by it.
+    ``data``: what it has announced of its data, if anything; a topology may go by it. ``incarnation``: number of its
+    life, higher after a restart.
     """
 
     peer: str
     round: int
     data: Announced | None = field(default=None, repr=False)
+    incarnation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,7 @@ class Publish:
 class Fetch:
     """Pull from a peer: ``round`` wanted (None = newest), news after ``newer_than``, held up to ``wait_s`` there.
 
-    ``base``: fingerprint of the replica that we keep of it, empty if none.
+    ``base``: fingerprint of the replica that we keep of it, empty if none. ``kind``: what is wanted, nothing else.
     """
 
     peer: str
@@ -160,6 +163,7 @@ class Fetch:
     newer_than: int
     wait_s: float
     base: bytes = b""
+    kind: Kind = "round"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ ALL_MAX = 16
 DEGREE = 4
 """Neighbors a round beyond that. Source: ours; 3 rounds for 100 peers, 5 for 1,000 (Base-(k+1), arXiv 2305.11420)."""
 
+MERGE_ROUNDS_MAX = 64
+"""No final merge takes more rounds: a round beyond is a lie. Source: ours; 64 would be enough for 4^64 peers."""
+
 
 def merge_topology(members: int) -> Topology:
     """Return who reads whom in the final merge, as all peers that see so many members find it."""

@@ -6,21 +6,36 @@ differs, in the words of whoever reads it. Announcements come at intervals, and 
 
 from __future__ import annotations
 
+import itertools
+
+from gossip.claims import Claims
 from gossip.errors import RemoteError
 from gossip.manifest import RunManifest, first_difference
-from gossip.membership_events import Action, Announce, AnnouncementDue, Incompatible, SetTimer
-from gossip.membership_limits import PRESENCE_GAP_S, PRESENCE_S
+from gossip.membership_events import Action, Announce, AnnouncementDue, Incompatible, SetTimer, Tell
+from gossip.membership_limits import ADDRESSES_PER_PEER, PRESENCE_GAP_S, PRESENCE_S
 from gossip.messages import Hello, Message, Presence, Refusal
+from gossip.told_addresses import is_name
+from gossip.wire import FRAME_BYTES_MAX, LIST_ITEMS_MAX, PROOFS_MAX
 from topology.announced import Announced
+
+KNOWN_BYTES_MAX = FRAME_BYTES_MAX // 2
+"""Others' addresses in one hello are at most so long together. Source: ours; a quarter is for proofs, an eighth for the
+manifest, and our own addresses have at most 4 KiB."""
 
 
 class Introduction:
-    """Our own claims: run, name, addresses (known once we listen) and rounds completed."""
+    """Our own claims: run, name, addresses and incarnation (known once we listen) and rounds completed.
 
-    def __init__(self, manifest: RunManifest, name: str, data: Announced | None) -> None:
+    ``claims``: what others have signed, to be passed on.
+    """
+
+    def __init__(self, manifest: RunManifest, name: str, data: Announced | None, claims: Claims) -> None:
         self.run = manifest.fingerprint
         self.addresses: tuple[str, ...] = ()
         self.round = 0
+        self.incarnation = 0
+        self._claims = claims
+        self._sequence = 0  # announcements so far
         self._manifest = manifest.fields()
         self._name = name
         self._data = data
@@ -28,9 +43,23 @@ class Introduction:
         self._announced_at = 0.0
         self._is_next_hurried = False  # the next announcement comes early, because a round was completed
 
+    def listens(self, addresses: tuple[str, ...], incarnation: int) -> list[Action]:
+        """Take what is known once we listen; names are kept from others, who would not resolve them."""
+        names = [address for address in addresses if is_name(address)]
+        self.addresses = tuple(address for address in addresses if address not in names)[:ADDRESSES_PER_PEER]
+        self.incarnation = incarnation
+        told = f"others are not told {', '.join(names)}: they take no names from peers; announce an IP address too"
+        return [Tell(told)] if names else []
+
     def hello(self, known: tuple[str, ...]) -> Hello:
-        """Return our greeting, or our answer to one; ``known``: addresses of others that are up."""
-        return Hello(self._manifest, self._name, self.round, self.addresses, known, self._data)
+        """Return our greeting, or our answer to one.
+
+        Args:
+            known: addresses of others that are up; as many are told as a frame has room for.
+        """
+        proofs = tuple(self._claims.proofs.values())[-PROOFS_MAX:]
+        said = (self._manifest, self._name, self.round, self.addresses, _as_fit(known), self._data)
+        return Hello(*said, self.incarnation, proofs)
 
     def announce(self, now: float) -> list[Action]:
         """Announce ourselves, and when to do so again."""
@@ -58,7 +87,9 @@ class Introduction:
         return Announce(self._presence(leaving=True))
 
     def _presence(self, *, leaving: bool = False) -> Presence:
-        return Presence(self.run, self._name, self.round, self.addresses, leaving)
+        self._sequence += 1
+        said = (self.run, self._name, self.round, self.addresses, leaving)
+        return Presence(*said, self.incarnation, self._sequence, self._claims.to_tell())
 
     def difference_from(self, hello: Hello) -> str | None:
         """Return the first difference between our run and another's, for our user; None if there is none."""
@@ -82,6 +113,12 @@ class Introduction:
                 return answer
             case _:
                 return RemoteError("malformed", "a hello was expected")
+
+
+def _as_fit(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the first of these addresses, as many as a hello may name and has room for."""
+    ends = itertools.accumulate(len(address.encode()) for address in addresses[:LIST_ITEMS_MAX])
+    return addresses[: sum(end <= KNOWN_BYTES_MAX for end in ends)]
 
 
 def _incompatible(peer: str, difference: str) -> Incompatible:

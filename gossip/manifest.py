@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,9 @@ class RunManifest:
             (relative error 0.87 against near 0 with a shared A, algorithms.md section 3).
         factors, mixing, optimizer, codec, feedback, merge: how the methods are written (``method_set.MethodNames``).
         gamma: mixing step size, as text.
+        rounds: rounds before the final merge: from that number on, adapters are of the merge, encoded in its way.
         overlap: "yes" if neighbors are read while the local steps run.
+        private: "yes" if a classification's head stays at home: then payloads are shorter.
     """
 
     protocol: int = PROTOCOL_VERSION
@@ -48,8 +50,10 @@ class RunManifest:
     codec: str
     feedback: str
     gamma: str
+    rounds: int
     merge: str
     overlap: str
+    private: str
 
     def fields(self) -> dict[str, str | int]:
         """Return name -> value in report order, as it travels in ``Hello``."""

@@ -23,7 +23,8 @@ import itertools
 import random
 from typing import assert_never
 
-from gossip import wire
+from gossip.claims import Claims, Verify, nothing_is_signed
+from gossip.convictions import Convictions
 from gossip.dials import Dials
 from gossip.errors import LocalError, RemoteError
 from gossip.introduction import Introduction
@@ -39,7 +40,7 @@ from gossip.membership_events import (
     Asked,
     AskFailed,
     Connected,
-    Dial,
+    DialBack,
     Dialed,
     DialFailed,
     DialsDue,
@@ -53,8 +54,8 @@ from gossip.membership_events import (
     Joining,
     JoinOver,
     Leave,
+    Offered,
     Progressed,
-    Proof,
     Question,
     Reject,
     Search,
@@ -62,24 +63,18 @@ from gossip.membership_events import (
     Start,
     Strike,
     Suspect,
-    Tell,
     Timer,
     TimerFired,
 )
 from gossip.membership_limits import (
-    ADDRESSES_PER_PEER,
     HEARTBEAT_S,
     HEARTBEATS_MISSED,
-    REFUSALS,
-    REFUSED_NOTICE_S,
-    STRIKES,
     STRIKES_S,
 )
-from gossip.messages import Hello, Message, Ping, Presence, Refusal
+from gossip.messages import Hello, Message, Ping, Presence, Proof, Refusal
 from gossip.notices import Notices
 from gossip.searching import Searches
-from gossip.strikes import Strikes
-from gossip.told_addresses import is_name, peer_named_by
+from gossip.told_addresses import peer_named_by
 from topology.announced import Announced
 
 
@@ -91,27 +86,34 @@ class Membership:
         name: our display name.
         rng: spreads redials, decides nothing else; not shared with anybody.
         data: what we announce of our data, if our topology asks for it.
+        verify: see ``claims.Verify``.
     """
 
     def __init__(
-        self, manifest: RunManifest, name: str, rng: random.Random, data: Announced | None = None
+        self,
+        manifest: RunManifest,
+        name: str,
+        rng: random.Random,
+        data: Announced | None = None,
+        verify: Verify = nothing_is_signed,
     ) -> None:
         self._notices = Notices()
         self.members = Members(lambda member: self._searches.forgotten(member), self._notices)
-        self._introduction = Introduction(manifest, name, data)
+        self._convictions = Convictions(Claims(manifest.fingerprint, verify), self.members)
+        self._introduction = Introduction(manifest, name, data, self._convictions.claims)
         self._is_leaving = False
         self._joins = Joins()
         self._dials = Dials()
         self._searches = Searches(self.members, self._dials, self._notices, rng)
-        self._strikes = Strikes(STRIKES)
-        self._refusals = Strikes(REFUSALS)
+        self._cut_off = self.members.cut_off
         self._heartbeat_numbers = itertools.count(1)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at time ``now`` (seconds on any monotonic clock) and return what to do, in order.
 
         Nothing raises. At most eight actions come of one event, and one more for each peer that is up, for each address
-        of a join, and for each dial that may be under way at a time (``DIALS_MAX``).
+        of a join, and for each dial that may be under way at a time (``DIALS_MAX``); four more for each peer that an
+        event convicts.
         """
         if not self.members.me and not isinstance(event, Start | Progressed):
             return []
@@ -119,7 +121,7 @@ class Membership:
             case Start():
                 return self._start(event, now)
             case Join():
-                return self._in_turn(self._joins.begin(event), now)
+                return self._dials.in_turn(self._joins.begin(event), now)
             case Dialed():
                 return [*self._dialed(event, now), *self._dials.ended(event.errand, now)]
             case DialFailed():
@@ -140,6 +142,8 @@ class Membership:
                 return self._heartbeat(event.peer)
             case Strike():
                 return self._strike(event, now)
+            case Offered():
+                return self._convictions.offered(event.claim, now)
             case TimerFired():
                 return self._timer_fired(event.timer, now)
             case Leave():
@@ -151,12 +155,8 @@ class Membership:
 
     def _start(self, event: Start, now: float) -> list[Action]:
         self.members.me, self.members.own = event.me, event.addresses
-        plain = [address for address in event.addresses if not is_name(address)]
-        self._introduction.addresses = tuple(plain[:ADDRESSES_PER_PEER])
-        names = [address for address in event.addresses if is_name(address)]
-        told = f"others are not told {', '.join(names)}: they take no names from peers; announce an IP address too"
-        announced = self._introduction.announce(now)
-        return [*([Tell(told)] if names else []), *announced, SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
+        told = self._introduction.listens(event.addresses, event.incarnation)
+        return [*told, *self._introduction.announce(now), SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
 
     def _progressed(self, event: Progressed, now: float) -> list[Action]:
         self._introduction.round = event.round
@@ -174,7 +174,7 @@ class Membership:
             case Search():
                 return self._searches.again(timer, now)
             case Joining():
-                return self._in_turn(self._joins.dial(timer), now)
+                return self._dials.in_turn(self._joins.dial(timer), now)
             case DialsDue():
                 return self._dials.timer_fired(now)
             case JoinOver():
@@ -194,28 +194,21 @@ class Membership:
     # -- what we say
 
     def _hello(self) -> Hello:
-        return self._introduction.hello(self.members.known()[: wire.LIST_ITEMS_MAX])
-
-    def _in_turn(self, actions: list[Action], now: float) -> list[Action]:
-        """Let dials to addresses that the user gave wait for their turn."""
-        others = [action for action in actions if not isinstance(action, Dial)]
-        begun = [self._dials.trusted(action, now) for action in actions if isinstance(action, Dial)]
-        return [*itertools.chain.from_iterable(begun), *others]
+        return self._introduction.hello(self.members.known())
 
     # -- what others say
 
-    def _is_cut_off(self, peer: str, now: float) -> bool:
-        return self._strikes.is_over(peer, now) or self._refusals.is_over(peer, now)
-
     def _asked(self, event: Asked, now: float) -> list[Action]:
-        if self._is_cut_off(event.peer, now):
+        if self._cut_off.is_over(event.peer, now):
             return [Answer(Refusal("busy", "cut off for a while after repeated faults"))]
         member = self.members.by_id.get(event.peer)
         match event.question:
             case Hello():
                 return self._greeted(event.peer, event.question, now)
             case Ping():
-                up = self.members.up(event.peer, event.question.round, now) if member and member.is_up else []
+                if not (member and member.is_up):
+                    return [Answer(Refusal("hello", "exchange a hello of this run first"))]
+                up = self.members.up(event.peer, event.question.round, now)
                 return [Answer(Ping(self._introduction.round)), *up]
             case _:
                 return []
@@ -223,21 +216,28 @@ class Membership:
     def _greeted(self, peer: str, hello: Hello, now: float) -> list[Action]:
         if difference := self._introduction.difference_from(hello):
             refused = f"refused peer {peer} of another run: {difference}"
-            told = self._notices.line("refused", peer, refused, now, every_s=REFUSED_NOTICE_S)
-            cut_off = (
-                self._cut_off(peer, "greets with another run", now) if self._refusals.add(peer, now) else []
-            )
+            told = self._notices.refused(peer, refused, now)
+            is_over = self._cut_off.refusals.add(peer, now)
+            cut_off = self._is_over(peer, "greets with another run", now) if is_over else []
             return [Reject("manifest"), *told, Answer(self._introduction.refusal_of(hello)), *cut_off]
         return [Answer(self._hello()), *self._welcome(peer, hello, now)]
 
     def _heard(self, event: Heard, now: float) -> list[Action]:
         said, author = event.message, event.author
+        if isinstance(said, Proof):
+            return self._convictions.proven((said,), now)
         if not isinstance(said, Presence) or said.run != self._introduction.run or author == self.members.me:
+            return []
+        return [*self._convictions.told(said.claims, now), *self._present(author, said, now)]
+
+    def _present(self, author: str, said: Presence, now: float) -> list[Action]:
+        """Take what a peer announces of itself, unless it is a replay."""
+        if self.members.is_replay(author, said.incarnation, said.sequence):
             return []
         if said.leaving:
             self._searches.end(author)
             return self.members.down(author, "left", now)
-        if self._is_cut_off(author, now):
+        if self._cut_off.is_over(author, now):
             return []
         member = self.members.announced(author, said.name, said.addresses, said.round, now)
         if member and member.is_up:
@@ -248,14 +248,16 @@ class Membership:
         """Take a peer of our run in, see whether it is where it says, and look for those that it knows."""
         member = self.members.answered(peer, hello.name, hello.addresses, hello.round, now)
         if member:
-            member.missed, member.data = 0, hello.data
+            member.missed, member.data, member.posted = 0, hello.data, None
+            self.members.is_replay(peer, hello.incarnation, 0)
             self._searches.end(peer)
         actions = [*self.members.up(peer, hello.round, now), *self._searches.prove(peer, now)]
+        actions += self._convictions.proven(hello.proofs, now)
         for address in hello.known:
             other = peer_named_by(address)
             known = self.members.by_id.get(other)
             # Whoever is up already has been greeted: greeting it again would never end.
-            if not (known and known.is_up) and not self._is_cut_off(other, now):
+            if not (known and known.is_up) and not self._cut_off.is_over(other, now):
                 self.members.rumored(other, address, peer, now)
                 actions += self._seek(other, now)
         return actions
@@ -278,13 +280,13 @@ class Membership:
                 if event.peer == peer_named_by(step.address):
                     self.members.given(event.peer, step.address, now)
                 return [Ask(step, event.peer, self._hello())]
-            case Proof():
+            case DialBack():
                 return self._searches.proved(event.errand, event.peer == event.errand.peer, now)
             case _:
                 assert_never(event.errand)
 
     def _not_dialed(self, event: DialFailed, now: float) -> list[Action]:
-        if isinstance(event.errand, Proof):
+        if isinstance(event.errand, DialBack):
             return self._searches.proved(event.errand, False, now)
         return self._failed(event.errand, event.error, now)
 
@@ -313,11 +315,13 @@ class Membership:
         peer = peer_named_by(errand.address)
         if not self._joins.is_at(errand):
             return []
-        if self._is_cut_off(peer, now):
+        if self._cut_off.is_over(peer, now):
             return self._joins.failed(
                 errand, RemoteError("busy", "cut off for a while after repeated faults")
             )
-        return [*self._welcome(peer, hello, now), *self._joins.reached(errand)]
+        welcome, reached = self._welcome(peer, hello, now), self._joins.reached(errand)
+        # Our first announcement was made before anybody could hear it.
+        return [*welcome, *reached, *self._introduction.announce_soon(now)]
 
     def _found(self, errand: Search, hello: Hello, now: float) -> list[Action]:
         member = self._searches.searched(errand)
@@ -328,7 +332,7 @@ class Membership:
         return self._welcome(errand.peer, hello, now)
 
     def _seek(self, peer: str, now: float) -> list[Action]:
-        is_wanted = not self._is_leaving and not self._is_cut_off(peer, now)
+        is_wanted = not self._is_leaving and not self._cut_off.is_over(peer, now)
         return self._searches.seek(peer, now) if is_wanted else []
 
     # -- watching
@@ -336,8 +340,7 @@ class Membership:
     def _heartbeats(self, now: float) -> list[Action]:
         """Ask everybody who is up for a heartbeat, and where it may be dialed; forget what is long past."""
         self.members.forget_the_idle(now)
-        self._strikes.forget_old(now)
-        self._refusals.forget_old(now)
+        self._cut_off.forget_old(now)
         asked = [action for peer in self.members.by_id for action in self._heartbeat(peer)]
         proofs = [action for peer in self.members.by_id for action in self._searches.prove(peer, now)]
         return [*asked, *proofs, *self._notices.sum_up(now), SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
@@ -360,6 +363,10 @@ class Membership:
         if isinstance(answer, Ping):
             member.missed = 0
             return self.members.up(errand.peer, answer.round, now)
+        if isinstance(answer, Refusal) and answer.reason == "hello":
+            return self._seek(
+                errand.peer, now
+            )  # it has lost sight of us, or was restarted: introduce ourselves
         # An announcement in between does not make up for it: others may have relayed it.
         member.missed += 1
         if member.missed < HEARTBEATS_MISSED:
@@ -373,17 +380,17 @@ class Membership:
         if member := self.members.by_id.get(event.peer):
             member.is_connected = is_connected
         if is_connected:
-            return [Drop(event.peer)] if self._is_cut_off(event.peer, now) else []
+            return [Drop(event.peer)] if self._cut_off.is_over(event.peer, now) else []
         is_missed = member and member.is_up and not self._is_leaving
         return self._searches.lost(event.peer, now) if is_missed else []
 
     def _strike(self, event: Strike, now: float) -> list[Action]:
-        was_cut_off = self._is_cut_off(event.peer, now)
-        if not self._strikes.add(event.peer, now):
+        was_cut_off = self._cut_off.is_over(event.peer, now)
+        if not self._cut_off.faults.add(event.peer, now):
             return []
-        return [Drop(event.peer)] if was_cut_off else self._cut_off(event.peer, event.reason, now)
+        return [Drop(event.peer)] if was_cut_off else self._is_over(event.peer, event.reason, now)
 
-    def _cut_off(self, peer: str, reason: str, now: float) -> list[Action]:
+    def _is_over(self, peer: str, reason: str, now: float) -> list[Action]:
         self._searches.end(peer)
         name = self.members.display_name(peer)
         line = f"peer {name} ({peer}) is cut off for {STRIKES_S:.0f} s: {reason}"

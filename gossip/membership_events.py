@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gossip.errors import LocalError, RemoteError
 from gossip.events import PeerDown, PeerUp
-from gossip.messages import Hello, Message, Ping, Presence
+from gossip.messages import Claim, Hello, Message, Ping, Presence, Proof
 
 
 class Incompatible(LocalError):
@@ -56,7 +56,7 @@ class Joining:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class DialBack:
     """Find out whether a peer that is up, and may well be connected, can be dialed at an address that it claims."""
 
     peer: str
@@ -64,7 +64,7 @@ class Proof:
     step: int
 
 
-Journey = Search | Joining | Proof
+Journey = Search | Joining | DialBack
 """What somebody is dialed for."""
 Question = Search | Heartbeat | Joining
 """What somebody is asked for."""
@@ -102,10 +102,11 @@ Timer = AnnouncementDue | HeartbeatsDue | JoinOver | DialsDue | Search | Joining
 @dataclass(frozen=True, slots=True)
 class Start:
     """We listen: ``me`` is our peer id, ``addresses`` are those under which others can dial us. What comes before it,
-    other than ``Progressed``, is ignored."""
+    other than ``Progressed``, is ignored. ``incarnation``: number of this life of ours, higher than all before."""
 
     me: str
     addresses: tuple[str, ...]
+    incarnation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Dialed:
-    """There is a connection to ``peer``, whose handshake has proven who it is; for a ``Proof``: there was one."""
+    """There is a connection to ``peer``, whose handshake has proven who it is; for a ``DialBack``: there was one."""
 
     errand: Journey
     peer: str
@@ -207,6 +208,13 @@ class Strike:
 
 
 @dataclass(frozen=True, slots=True)
+class Offered:
+    """We were offered an adapter under this claim, whose signature holds."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """A timer that was set has run out."""
 
@@ -220,7 +228,7 @@ class Leave:
 
 Event = (
     Start | Join | Dialed | DialFailed | Answered | AskFailed | Asked | Heard | Connected | Disconnected | Progressed
-    | Suspect | Strike | TimerFired | Leave
+    | Suspect | Strike | Offered | TimerFired | Leave
 )  # fmt: skip
 
 # -- actions
@@ -230,7 +238,7 @@ Event = (
 class Dial:
     """Make sure that there is a connection: dial all addresses at once, the first that answers counts.
 
-    For a ``Proof`` dial whether there is a connection or not, and close what comes of it.
+    For a ``DialBack`` dial whether there is a connection or not, and close what comes of it.
 
     Args:
         peer: whom the addresses name, nobody needs to be dialed if there is a connection already; empty = dial anyway.
@@ -263,7 +271,7 @@ class Answer:
 class Announce:
     """Spread this among all peers of the run, best effort."""
 
-    presence: Presence
+    presence: Presence | Proof
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,9 +69,12 @@ STRIKES_S = 600.0
 """See ``STRIKES``."""
 STRIKERS_MAX = 1000
 """Peers whose strikes are remembered, members or not. Source: as ``PEERS_MAX``."""
-NOTICE_S, REFUSED_NOTICE_S = 60.0, 3600.0
-"""The user is told that the same peer came, or went, at most this often; that it is of another run, this often."""
+NOTICES_PER_PEER, NOTICE_S = 4.0, 60.0
+"""The user is told so often that the same peer came, or went, and then once in so many seconds. Source: guess; one that
+is started anew a few times is told of each time."""
+REFUSED_NOTICE_S = 3600.0
+"""And once in so many that it is of another run. Source: guess."""
 NOTICES_PER_S, NOTICES_BURST = 1.0, 128.0
 """And such lines of all peers together. Source: guess; a group of 64 comes and goes without one being left out."""
 NOTICED_MAX = 1000
-"""Peers of which it is remembered what was said. Source: as ``PEERS_MAX``."""
+"""Peers, and kinds of lines, of which it is remembered what was said. Source: as ``PEERS_MAX``."""

@@ -7,8 +7,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from topology.announced import Announced
+
+Kind = Literal["round", "merge", "initial"]
+"""What a payload is: an adapter of a round, one of the final merge (always the adapter itself, whatever the run's
+codec), or the one that all peers began with. Payloads of one length may be any of them: only this tells."""
+
+Reason = Literal["manifest", "run", "hello", "busy", "nothing", "malformed"]
+"""Why a question is refused: another run's manifest; another run; no hello of this run came first; too much at a time;
+there is nothing to answer with; no honest peer asks that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a peer has signed about one adapter of its own; see ``claims.py``.
+
+    Args:
+        peer: peer id of the signer.
+        incarnation: number of its life, higher after each restart.
+        round, kind, base, digest: as in ``Offer``.
+        signature: Ed25519, 64 bytes, over ``claims.statement``.
+    """
+
+    peer: str
+    incarnation: int
+    round: int
+    kind: Kind
+    base: bytes
+    digest: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Two claims of one peer that contradict each other. Announced by whoever finds it, and told in hellos."""
+
+    first: Claim
+    second: Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +55,12 @@ class Hello:
     Args:
         manifest: the sender's ``RunManifest`` as plain fields; a difference ends in a ``Refusal`` that names it.
         name: what the user calls the peer, for display only.
-        round: rounds completed.
+        round: rounds completed, those of the final merge included.
         addresses: multiaddrs under which the sender can be dialed.
         known: multiaddrs of others that the sender is connected to: how a newcomer finds the rest.
         data: what the sender announces of its data, where its topology asks for that; None = nothing.
+        incarnation: number of the sender's life, higher after each restart.
+        proofs: against whom the sender has proofs.
     """
 
     manifest: Mapping[str, str | int]
@@ -30,19 +69,21 @@ class Hello:
     addresses: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
     data: Announced | None = None
+    incarnation: int = 0
+    proofs: tuple[Proof, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A polite no. ``reason`` is a stable word: manifest, run, busy, nothing, malformed; ``detail`` is for people."""
+    """A polite no; ``detail`` is for people."""
 
-    reason: str
+    reason: Reason
     detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Heartbeat, answered by another ``Ping``. ``round``: rounds completed by the sender."""
+    """Heartbeat of a peer that has been greeted, answered by another ``Ping``. ``round``: as in ``Hello``."""
 
     round: int
 
@@ -59,6 +100,7 @@ class Pull:
         offset: first payload byte wanted; above 0 to resume.
         digest: SHA-256 of the payload being resumed; empty when ``offset`` is 0.
         base: fingerprint of the replica that the reader keeps of the peer asked; empty = it keeps none.
+        kind: what is asked for; nothing else will do.
     """
 
     run: bytes
@@ -68,6 +110,7 @@ class Pull:
     offset: int = 0
     digest: bytes = b""
     base: bytes = b""
+    kind: Kind = "round"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +118,18 @@ class Offer:
     """Header before the payload bytes.
 
     Args:
-        round: the round in which the adapter was trained, from 0.
+        round: number of the round whose adapter this is, counted from 0: as its local steps left it, before it was
+            mixed. Those of the final merge go on counting where the run's rounds end.
         age: local steps that went into it, a claim (mixing rules clamp it).
         codec: name of the codec of the payload.
         length: payload length in bytes, whole (not from ``offset``).
         digest: SHA-256 of the whole payload, 32 bytes.
         offset: first payload byte that follows.
         base: fingerprint of the replica that the payload is to be added to; empty = it stands for itself.
+        kind: what the payload is; what was asked for.
+        incarnation: number of the sender's life.
+        signature: the sender's under all this but age, codec, length and offset (``claims.statement``), 64 bytes;
+            empty only in simulations.
     """
 
     round: int
@@ -91,17 +139,27 @@ class Offer:
     digest: bytes
     offset: int = 0
     base: bytes = b""
+    kind: Kind = "round"
+    incarnation: int = 0
+    signature: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """Announced over GossipSub every few seconds: who is alive, where, at which round; ``leaving`` = goodbye."""
+    """Announced over GossipSub every few seconds: who is alive, where, at which round; ``leaving`` = goodbye.
+
+    ``incarnation`` and ``sequence``, which rises with each announcement of a life, order them: an older one than was
+    heard is a replay. ``claims``: what the sender was offered by others of late.
+    """
 
     run: bytes
     name: str
     round: int
     addresses: tuple[str, ...] = ()
     leaving: bool = False
+    incarnation: int = 0
+    sequence: int = 0
+    claims: tuple[Claim, ...] = ()
 
 
-Message = Hello | Refusal | Ping | Pull | Offer | Presence
+Message = Hello | Refusal | Ping | Pull | Offer | Presence | Proof

@@ -30,7 +30,6 @@ from gossip.events import (
     Check,
     Checked,
     Event,
-    Fetch,
     Fetched,
     FetchFailed,
     Finish,
@@ -51,15 +50,12 @@ from gossip.events import (
 from gossip.final_merge import MERGE_S
 from gossip.health import Health
 from gossip.methods.stage import RoundContext
-from gossip.neighbor import Neighbor, Neighbors
+from gossip.neighbor import Neighbors
 from gossip.pipelines import Pipelines
 from gossip.round import Phase, Round
 from gossip.round_end import Settled
 from gossip.settings import NodeSettings, NodeSnapshot, random_state, restore_random
 
-FETCHES_MAX = 2
-"""Fetches from one peer at a time, when we wait for them (peer/exchange.py admits as many). An asynchronous node waits
-for none and so cannot tell a lost fetch from a slow one: it has one at a time, which ends by itself."""
 HOLD_SHARE = 0.9
 """A neighbor is asked to hold our request for this share of the deadline: its answer must still reach us in time."""
 NOT_A_FAULT = frozenset({"gap"})
@@ -234,25 +230,25 @@ class GossipNode:
         current = self._current
         current.deadline_s = self._longest_wait_s
         current.links = self._company.links(self.round, merging=self._is_merging)
-        fetches_max = FETCHES_MAX if self._collect_s > 0 else 1
-        actions: list[Action] = []
-        read_from = []
+        row = {}
         for peer, weight in current.links.read_from:
             if self._health.leaves_out(peer, self.round):
                 current.failed.append((peer, "left out"))
-                continue
-            read_from.append(peer)
-            neighbor = self._neighbors.of(peer)
-            neighbor.weight = weight
-            # A fetch that is late may be slow (then it goes on) or lost (then only a second one brings anything).
-            if neighbor.fetches < fetches_max:
-                neighbor.fetches += 1
-                actions.append(self._fetch(peer, neighbor))
+            else:
+                row[peer] = weight
+        hold_s, pipelines = HOLD_SHARE * current.deadline_s, self._pipelines
+        fetches = self._neighbors.ask(
+            row, self.round, pipelines.kind_of(self.round), hold_s, pipelines.base_of
+        )
+        actions: list[Action] = list(fetches)
         if self._collect_s > 0:
             # Waited for even if a late adapter of it is here: a neighbor late once would stay a round late for ever.
-            current.waiting_for = set(read_from)
-        if not current.waiting_for:
-            return actions + self._mix_if_complete(now)
+            current.waiting_for = {peer for peer in row if self._neighbors.of(peer).is_waited_for}
+        if mixing := self._mix_if_complete(now):
+            return actions + mixing
+        if not current.waiting_for and current.trained is None:
+            return actions  # overlapped, and nobody to wait for: the local steps' end is the round's
+        # Word that ours has come (``confirms``) may never come: also whoever waits for that alone has a deadline.
         return [*actions, SetTimer(self.round, current.deadline_s)]
 
     @property
@@ -260,12 +256,6 @@ class GossipNode:
         if self._waits_long:
             return self._collect_s
         return self._deadline.seconds(self._collect_s, self._current.train_s)
-
-    def _fetch(self, peer: str, neighbor: Neighbor) -> Fetch:
-        newer_than, base = neighbor.newest_round, self._pipelines.base_of(peer)
-        if self._collect_s == 0 or (neighbor.is_behind(self.round) and not self._is_merging):
-            return Fetch(peer, None, newer_than, 0.0, base)  # the newest, at once
-        return Fetch(peer, self.round, newer_than, HOLD_SHARE * self._current.deadline_s, base)
 
     # -- what comes back
 
@@ -275,11 +265,9 @@ class GossipNode:
         if not neighbor.fetch_ended():
             return []
         # In the merge, what an earlier fetch brings does not end the wait for what this one will.
-        is_of_merge = self._pipelines.is_merging(published.round)
-        is_early = self._is_merging and not is_of_merge and neighbor.fetches > 0
+        is_early = self._is_merging and published.kind != "merge" and neighbor.fetches > 0
         was_waited_for = not is_early and current.stop_waiting_for(peer)
-        newest = neighbor.newest_round if self._pipelines.newest_only else neighbor.unmixed_round
-        if published.round < newest:  # of two fetches the newer one counts
+        if not neighbor.is_news(published.round, self.round, newest_only=self._pipelines.newest_only):
             return self._mix_if_complete(now)
         try:
             contribution = self._pipelines.read(peer, published, neighbor.weight)
@@ -288,6 +276,7 @@ class GossipNode:
         if was_waited_for:
             self._deadline.arrived(now - current.since_s)
         current.payload_bytes += len(published.payload)
+        neighbor.delivered()
         neighbor.unmixed = contribution
         return self._mix_if_complete(now) or self._first_deadline(now)
 
@@ -315,6 +304,7 @@ class GossipNode:
         # With a second fetch under way there is still somebody to wait for.
         if not neighbor.fetches and self._current.stop_waiting_for(event.peer):
             self._current.failed.append((event.peer, event.reason))
+            neighbor.failed(event.reason, self.round)
         return self._mix_if_complete(now)
 
     def _served_event(self, event: Served, now: float) -> list[Action]:
@@ -327,9 +317,11 @@ class GossipNode:
             return []
         current = self._current
         for peer in sorted(current.waiting_for):
-            self._deadline.missed(current.deadline_s)
+            if self._neighbors.of(peer).missed():
+                self._deadline.missed(current.deadline_s)
             current.failed.append((peer, "late"))
         current.waiting_for.clear()
+        current.is_over = True
         if current.trained is None:
             return []  # overlapped: the local steps are still running
         return self._mix(current.trained, now)
@@ -339,7 +331,9 @@ class GossipNode:
         if self.phase is not Phase.COLLECTING or current.waiting_for or current.trained is None:
             return []
         # Everybody whose adapter is here must have ours: only then do both sides make the same exchange.
-        if self._pipelines.confirms(self.round) and not self._neighbors.with_unmixed() <= current.served:
+        unconfirmed = self._neighbors.with_unmixed() - current.served
+        is_confirmed = current.is_over or unconfirmed.isdisjoint(self.members)
+        if self._pipelines.confirms(self.round) and not is_confirmed:
             return []
         return self._mix(current.trained, now)
 
@@ -347,7 +341,7 @@ class GossipNode:
         if event.peer == self.me:
             return []
         self._company.join(event.peer)
-        if self._neighbors.of(event.peer).heard_of(event.round, event.data):
+        if self._neighbors.of(event.peer).heard_of(event):
             self._company.inform()
         return []
 

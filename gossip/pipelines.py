@@ -12,7 +12,10 @@ from functools import partial
 from typing import NamedTuple
 
 from gossip.adapter import AdapterState
+from gossip.errors import RemoteError
 from gossip.events import Train
+from gossip.final_merge import MERGE_ROUNDS_MAX
+from gossip.messages import Kind
 from gossip.methods import products
 from gossip.methods.contribution import Contribution
 from gossip.methods.factors import switching_interval
@@ -80,6 +83,10 @@ class Pipelines:
         """Tell whether a round is one of the final merge."""
         return round >= self._settings.rounds
 
+    def kind_of(self, round: int) -> Kind:
+        """Return what an adapter of a round is called on the wire."""
+        return "merge" if self.is_merging(round) else "round"
+
     def tensors(self) -> State:
         """Return all that a checkpoint keeps; the final merge remembers nothing."""
         return self._rounds.tensors()
@@ -105,14 +112,19 @@ class Pipelines:
 
     def publish(self, context: RoundContext) -> PublishedAdapter:
         """Return our adapter of a round."""
-        return self._of(context.round).publish(context)
+        published = self._of(context.round).publish(context)
+        return replace(published, kind=self.kind_of(context.round))
 
     def read(self, sender: str, published: PublishedAdapter, weight: float) -> Contribution:
         """Return what a neighbor has published in one of its rounds, of this weight in our row.
 
         Raises:
-            RemoteError: as ``Pipeline.read``.
+            RemoteError: ``"malformed"``: no round of this run is like that; else as ``Pipeline.read``.
         """
+        if published.kind != self.kind_of(published.round):
+            raise RemoteError("malformed", f"round {published.round} cannot be of kind {published.kind}")
+        if published.round >= self._settings.rounds + MERGE_ROUNDS_MAX:
+            raise RemoteError("malformed", f"round {published.round} is beyond the end of this run")
         return self._of(published.round).read(sender, published, weight)
 
     def is_usable(self, contribution: Contribution, round: int) -> bool:

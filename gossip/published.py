@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from gossip.messages import Offer, Pull
+from gossip.messages import Kind, Offer, Pull
 
 KEPT = 3
 """Rounds kept: a reader one round behind, one level, and one in the middle of a resumed transfer. Source: ours."""
@@ -30,6 +30,7 @@ class PublishedAdapter:
         payload: the encoded adapter.
         base: see ``Offer``.
         whole: for a payload with a base: makes the adapter for readers whose replica is another, or who keep none.
+        kind: see ``Offer``.
     """
 
     round: int
@@ -38,6 +39,7 @@ class PublishedAdapter:
     payload: bytes | bytearray = field(repr=False)
     base: bytes = b""
     whole: Callable[[], PublishedAdapter] | None = field(default=None, repr=False, compare=False)
+    kind: Kind = "round"
 
     @cached_property
     def digest(self) -> bytes:
@@ -46,7 +48,8 @@ class PublishedAdapter:
 
     def offer(self, offset: int = 0) -> Offer:
         """Return the header under which this adapter travels from ``offset`` on."""
-        return Offer(self.round, self.age, self.codec, len(self.payload), self.digest, offset, self.base)
+        length = len(self.payload)
+        return Offer(self.round, self.age, self.codec, length, self.digest, offset, self.base, kind=self.kind)
 
     def for_reader(self, base: bytes) -> PublishedAdapter:
         """Return what a reader with this replica can use: the adapter itself, or the whole, which is made once."""
@@ -59,49 +62,57 @@ class PublishedAdapter:
 
 
 class RecentPublications:
-    """Adapters by round, newest last."""
+    """Adapters of each kind by round, newest last."""
 
     def __init__(self, kept: int = KEPT) -> None:
-        self._publications: deque[PublishedAdapter] = deque(maxlen=kept)
+        self._kept = kept
+        self._shelves: dict[Kind, deque[PublishedAdapter]] = {}
 
     def put(self, published: PublishedAdapter) -> None:
-        """Add the newest adapter; the oldest beyond ``kept`` falls off."""
-        self._publications.append(published)
-
-    @property
-    def newest(self) -> PublishedAdapter | None:
-        """What was published last, or None before the first."""
-        return self._publications[-1] if self._publications else None
+        """Add the newest adapter of its kind; the oldest of that kind beyond ``kept`` falls off."""
+        self._shelves.setdefault(published.kind, deque(maxlen=self._kept)).append(published)
 
     def find(self, pull: Pull, *, waited: bool) -> PublishedAdapter | None:
         """Return the adapter that answers a request now, or None if it should be held (or, ``waited``, refused).
 
-        The rule, in order: the very bytes being resumed; the round asked for; if that round is past, the newest, seen
-        before or not (a reader behind us still averages with where we are, also when we have finished); if it is still
-        to come, nothing until the wait is over, and then the newest that is news to the reader.
+        Only those of the kind asked for come into question. The rule, in order: the very bytes being resumed; the
+        round asked for; if that round is past, the newest, seen before or not (a reader behind us still averages with
+        where we are, also when we have finished); if it is still to come, nothing until the wait is over, and then the
+        newest that is news to the reader. ``is_news`` is the same as the reader checks it.
         """
-        newest = self.newest
-        if newest is None:
+        shelf = self._shelves.get(pull.kind)
+        if not shelf:
             return None
         if pull.offset:
-            return self._with_digest(pull.digest)
-        published = self._choose(pull, newest, waited=waited)
+            return _with_digest(shelf, pull.digest)
+        published = _choose(shelf, pull, waited=waited)
         return published.for_reader(pull.base) if published else None
 
-    def _with_digest(self, digest: bytes) -> PublishedAdapter | None:
-        for published in self._publications:
-            for variant in (published, published.for_reader(b"")):
-                if variant.digest == digest:
-                    return variant
-        return None
 
-    def _choose(self, pull: Pull, newest: PublishedAdapter, *, waited: bool) -> PublishedAdapter | None:
-        if pull.round is not None:
-            for published in self._publications:
-                if published.round == pull.round:
-                    return published
-            if newest.round > pull.round:
-                return newest
-            if not waited:
-                return None
-        return newest if newest.round > pull.newer_than else None
+def is_news(round: int, pull: Pull) -> bool:
+    """Tell whether an adapter of this round may answer a request: the only rule about rounds that a reader checks.
+
+    It is newer than all that the reader has of the sender, or the sender has reached the round that the reader is in:
+    then it says where the sender is now, also if that has been read before. So nobody can have an adapter mixed again
+    and again by those who have gone on.
+    """
+    return round > pull.newer_than or (pull.round is not None and round >= pull.round)
+
+
+def _with_digest(shelf: Iterable[PublishedAdapter], digest: bytes) -> PublishedAdapter | None:
+    for published in shelf:
+        for variant in (published, published.for_reader(b"")):
+            if variant.digest == digest:
+                return variant
+    return None
+
+
+def _choose(shelf: deque[PublishedAdapter], pull: Pull, *, waited: bool) -> PublishedAdapter | None:
+    newest = shelf[-1]
+    if pull.round is not None:
+        for published in shelf:
+            if published.round == pull.round:
+                return published
+        if newest.round < pull.round and not waited:
+            return None
+    return newest if is_news(newest.round, pull) else None

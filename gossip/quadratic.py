@@ -119,8 +119,10 @@ class Quadratic:
             codec=methods.codec,
             feedback=methods.feedback,
             gamma=str(methods.gamma),
+            rounds=self.rounds,
             merge=methods.merge,
             overlap="yes" if self.overlap else "no",
+            private="no",
         )
         return Membership(manifest, name, random.Random(f"{self.seed}/membership/{name}"))
 

@@ -37,6 +37,7 @@ class Round:
         links: our row of W, once it is drawn.
         deadline_s: how long we wait for neighbors at most, seconds.
         waiting_for: neighbors of the row that have neither come nor failed.
+        is_over: the deadline has passed.
         served: peers that have got our adapter of this round.
         failed: ``(peer, reason)`` of neighbors that did not come.
         objections: ``(peer, reason)`` of what came and could not be used.
@@ -51,6 +52,7 @@ class Round:
     links: Links = field(default_factory=lambda: Links((), 1.0))
     deadline_s: float = 0.0
     waiting_for: set[str] = field(default_factory=set)
+    is_over: bool = False
     served: set[str] = field(default_factory=set)
     failed: list[tuple[str, str]] = field(default_factory=list)
     objections: list[tuple[str, str]] = field(default_factory=list)

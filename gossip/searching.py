@@ -12,8 +12,9 @@ import random
 
 from gossip.dials import Dials
 from gossip.errors import LocalError, RemoteError
-from gossip.members import Member, Members
-from gossip.membership_events import Action, Dial, Incompatible, Proof, Search, SetTimer
+from gossip.member_places import Member
+from gossip.members import Members
+from gossip.membership_events import Action, Dial, DialBack, Incompatible, Search, SetTimer
 from gossip.membership_limits import (
     FLAPS_MAX,
     PROOF_PAUSE_LONGEST_S,
@@ -113,7 +114,7 @@ class Searches:
         if isinstance(error, Incompatible):
             down = self._members.down(errand.peer, "another run", now)
             self._members.forget(errand.peer)
-            return [*down, *self._notices.line("another run", errand.peer, str(error), now)]
+            return [*down, *self._notices.refused(errand.peer, str(error), now)]
         down = self._members.down(errand.peer, "connection lost", now)
         is_made_up = isinstance(error, LocalError) and not member.has_answered
         if is_made_up:
@@ -153,16 +154,18 @@ class Searches:
         One that answers is enough; none is passed on before it has.
         """
         member = self._members.by_id.get(peer)
-        if member is None or not member.is_up or member.proof or member.proven or now < member.prove_at:
+        if member is None or not member.is_up or member.proof or now < member.prove_at:
             return []
-        untried = (one for one in member.addresses if one not in member.tried)
+        if self._members.told_address(peer) is not None:
+            return []
+        untried = (one for one in member.addresses if one not in member.tried and one not in member.proven)
         if (address := next(untried, None)) is None:
             return []
         member.tried |= {address}
-        proof = member.proof = Proof(peer, address, next(self._steps))
+        proof = member.proof = DialBack(peer, address, next(self._steps))
         return self._dials.rumored(Dial(proof, (address,), peer), peer, now)
 
-    def proved(self, proof: Proof, has_answered: bool, now: float) -> list[Action]:
+    def proved(self, proof: DialBack, has_answered: bool, now: float) -> list[Action]:
         """Take the outcome of an attempt; after a pause all addresses are tried once more."""
         member = self._members.by_id.get(proof.peer)
         if member is None or member.proof != proof:

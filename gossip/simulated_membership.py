@@ -28,6 +28,7 @@ from gossip.membership_events import (
     AskFailed,
     Connected,
     Dial,
+    DialBack,
     Dialed,
     DialFailed,
     Disconnected,
@@ -39,7 +40,6 @@ from gossip.membership_events import (
     Leave,
     Post,
     Progressed,
-    Proof,
     Reject,
     SetTimer,
     Start,
@@ -70,6 +70,7 @@ class _Host:
         joins: peers whose addresses the user has given it.
         connections: peer -> number of the connection; the other end may have gone without our knowing.
         questions: number -> what was asked and is not answered yet.
+        life: number of this life.
     """
 
     peer: str
@@ -78,6 +79,7 @@ class _Host:
     connections: dict[str, int] = field(default_factory=dict)
     questions: dict[int, Ask] = field(default_factory=dict)
     is_alive: bool = True
+    life: int = 0
 
 
 class SimulatedGroup:
@@ -126,7 +128,7 @@ class SimulatedGroup:
         host = self._hosts[peer]
         if not host.is_alive:
             return
-        self._happened(host, Start(peer, (address_of(peer),)))
+        self._happened(host, Start(peer, (address_of(peer),), host.life))
         if host.joins:
             addresses = tuple(map(address_of, host.joins))
             self._happened(host, Join(0, addresses, JOIN_S, required=False))
@@ -151,7 +153,8 @@ class SimulatedGroup:
     def revive(self, peer: str, membership: Membership | None, joins: Sequence[str]) -> None:
         """Begin a new life of a peer."""
         assert membership is not None, "a new life needs a new membership"
-        self._hosts[peer] = _Host(peer, membership, tuple(joins))
+        life = self._hosts[peer].life + 1
+        self._hosts[peer] = _Host(peer, membership, tuple(joins), life=life)
         self.start(peer)
 
     def disconnect(self, peer: str, other: str) -> None:
@@ -231,7 +234,7 @@ class SimulatedGroup:
             if self._network.is_cut(host.peer, peer) or self._network.is_cut(peer, host.peer):
                 delay_s, detail = DIAL_S, f"no answer within {DIAL_S:g} s"
             elif peer in self._hosts and self._hosts[peer].is_alive:
-                if not isinstance(dial.errand, Proof):
+                if not isinstance(dial.errand, DialBack):
                     self._connect(host, self._hosts[peer])
                 self._later(host, self._network.delay_s(), Dialed(dial.errand, peer))
                 return

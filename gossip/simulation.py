@@ -273,7 +273,7 @@ class Simulation:
         self._ticket += 1
         ticket = self._ticket
         host.open_fetches.add(ticket)
-        pull = Pull(self._run, fetch.round, fetch.newer_than, fetch.wait_s, base=fetch.base)
+        pull = Pull(self._run, fetch.round, fetch.newer_than, fetch.wait_s, base=fetch.base, kind=fetch.kind)
         give_up_s = fetch.wait_s + self._network.links.give_up_s
         self._network.after(give_up_s, partial(self._answer, reader, fetch.peer, ticket, None, "timeout"))
         if not self._network.loses(reader, fetch.peer):
@@ -317,7 +317,9 @@ class Simulation:
     def _answered(self, reader: str, server: str, ticket: int, frame: bytes, payload: bytes) -> None:
         answer = wire.decode(frame)
         if isinstance(answer, Offer):
-            published = PublishedAdapter(answer.round, answer.age, answer.codec, payload, answer.base)
+            published = PublishedAdapter(
+                answer.round, answer.age, answer.codec, payload, answer.base, kind=answer.kind
+            )
             if published.digest != answer.digest:
                 raise RemoteError("digest", "the simulated network does not corrupt bytes")
             if ticket in self._hosts[reader].open_fetches:  # else it has given up, and hangs up on the sender
@@ -366,11 +368,11 @@ class _Oracle:
                 self._post(other, PeerDown(peer), self._network.delay_s())
 
     def revive(self, peer: str, membership: Membership | None, joins: Sequence[str]) -> None:
-        round = self._hosts[peer].node.round
+        round, life = self._hosts[peer].node.round, self._hosts[peer].life
         for other, other_host in self._hosts.items():
             if other != peer and other_host.alive:
                 self._post(peer, PeerUp(other, other_host.node.round), 0.0)
-                self._post(other, PeerUp(peer, round), self._network.delay_s())
+                self._post(other, PeerUp(peer, round, incarnation=life), self._network.delay_s())
         self._post(peer, Start(), 0.0)
 
     def disconnect(self, peer: str, other: str) -> None:

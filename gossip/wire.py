@@ -11,12 +11,24 @@ import dataclasses
 import math
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 
 from gossip.errors import RemoteError
-from gossip.messages import Hello, Message, Offer, Ping, Presence, Pull, Refusal
+from gossip.messages import (
+    Claim,
+    Hello,
+    Kind,
+    Message,
+    Offer,
+    Ping,
+    Presence,
+    Proof,
+    Pull,
+    Reason,
+    Refusal,
+)
 from topology.announced import LABELS_MAX, ROWS_MAX, Announced
 
 FRAME_BYTES_MAX = 64 * 1024
@@ -25,6 +37,8 @@ TEXT_BYTES_MAX = 1024
 LIST_ITEMS_MAX = 64
 WAIT_S_MAX = 600.0
 ROUND_MAX = 2**40
+INCARNATION_MAX = 2**48
+"""Seconds since 1970 fit for nine million years, and a few more lives."""
 PAYLOAD_BYTES_MAX = 512 * 1024 * 1024
 """Hard cap of one adapter. The exact size follows from the run manifest and is checked besides."""
 
@@ -50,6 +64,15 @@ def _text(value: Any) -> str:
         # Names and details reach terminals and logs: no escape sequences, no newlines, no direction marks.
         raise ValueError("printable text expected")
     return value
+
+
+def _one_of(words: tuple[str, ...]) -> Check:
+    def check(value: Any) -> str:
+        if type(value) is not str or value not in words:
+            raise ValueError(f"one of {', '.join(words)} expected")
+        return value
+
+    return check
 
 
 def _binary(*lengths: int) -> Check:
@@ -96,22 +119,72 @@ def _announced(value: Any) -> Announced:
     return Announced(count(value["rows"]), tuple(count(rows) for rows in labels))
 
 
+def _record(cls: type[Any], checks: dict[str, Check]) -> Check:
+    """Return the check of a map that is one of our records."""
+
+    def check(value: Any) -> Any:
+        if type(value) is not dict or value.keys() != checks.keys():
+            raise ValueError(f"a map of {', '.join(checks)} expected")
+        return cls(**{name: check(value[name]) for name, check in checks.items()})
+
+    return check
+
+
+def _list_of(check: Check, items_max: int) -> Check:
+    def check_all(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list or len(value) > items_max:
+            raise ValueError(f"list of at most {items_max} expected")
+        return tuple(check(item) for item in value)
+
+    return check_all
+
+
 def _optional(check: Check) -> Check:
     return lambda value: None if value is None else check(value)
 
 
 _round = _integer(0, ROUND_MAX)
 _offset = _integer(0, PAYLOAD_BYTES_MAX)
-_RUN, _DIGEST = 16, 32
+CLAIMS_MAX = 4
+"""Claims in one presence: a kilobyte, about once a second, and half a millisecond to check. Source: ours."""
+PROOFS_MAX = 16
+"""Proofs in one hello, 8 KiB. Source: ours."""
+
+_kind = _one_of(get_args(Kind))
+_RUN, _DIGEST, _SIGNATURE = 16, 32, 64
 BASE_BYTES = 8
 """Length of a replica's fingerprint: it guards against mistakes; a liar's payload is guarded against as any other."""
+
+_incarnation = _integer(0, INCARNATION_MAX)
+_claim = _record(
+    Claim,
+    {
+        "peer": _text,
+        "incarnation": _incarnation,
+        "round": _round,
+        "kind": _kind,
+        "base": _binary(0, BASE_BYTES),
+        "digest": _binary(_DIGEST),
+        "signature": _binary(_SIGNATURE),
+    },
+)
+_PROOF = {"first": _claim, "second": _claim}
+_proof = _record(Proof, _PROOF)
 
 SCHEMA: dict[str, tuple[type[Any], dict[str, Check]]] = {
     "hello": (
         Hello,
-        {"manifest": _manifest, "name": _text, "round": _round, "addresses": _texts, "known": _texts},
+        {
+            "manifest": _manifest,
+            "name": _text,
+            "round": _round,
+            "addresses": _texts,
+            "known": _texts,
+            "incarnation": _incarnation,
+            "proofs": _list_of(_proof, PROOFS_MAX),
+        },
     ),
-    "refusal": (Refusal, {"reason": _text, "detail": _text}),
+    "refusal": (Refusal, {"reason": _one_of(get_args(Reason)), "detail": _text}),
     "ping": (Ping, {"round": _round}),
     "pull": (
         Pull,
@@ -123,6 +196,7 @@ SCHEMA: dict[str, tuple[type[Any], dict[str, Check]]] = {
             "offset": _offset,
             "digest": _binary(0, _DIGEST),
             "base": _binary(0, BASE_BYTES),
+            "kind": _kind,
         },
     ),
     "offer": (
@@ -135,12 +209,25 @@ SCHEMA: dict[str, tuple[type[Any], dict[str, Check]]] = {
             "digest": _binary(_DIGEST),
             "offset": _offset,
             "base": _binary(0, BASE_BYTES),
+            "kind": _kind,
+            "incarnation": _incarnation,
+            "signature": _binary(0, _SIGNATURE),
         },
     ),
     "presence": (
         Presence,
-        {"run": _binary(_RUN), "name": _text, "round": _round, "addresses": _texts, "leaving": _flag},
+        {
+            "run": _binary(_RUN),
+            "name": _text,
+            "round": _round,
+            "addresses": _texts,
+            "leaving": _flag,
+            "incarnation": _incarnation,
+            "sequence": _round,
+            "claims": _list_of(_claim, CLAIMS_MAX),
+        },
     ),
+    "proof": (Proof, _PROOF),
 }
 OPTIONAL: dict[str, dict[str, Check]] = {"hello": {"data": _announced}}
 """Fields that are left out where there is nothing to say, so that most frames are without them."""
@@ -150,11 +237,19 @@ _TYPE_NAMES = {cls: name for name, (cls, _) in SCHEMA.items()}
 def encode(message: Message) -> bytes:
     """Return the frame of a message (without the length that precedes it on a stream)."""
     name = _TYPE_NAMES[type(message)]
-    body = {"type": name, **{field: getattr(message, field) for field in SCHEMA[name][1]}}
+    body = {"type": name, **{field: _plain(getattr(message, field)) for field in SCHEMA[name][1]}}
     said = {field: getattr(message, field) for field in OPTIONAL.get(name, {})}
-    body |= {field: dataclasses.asdict(value) for field, value in said.items() if value is not None}
+    body |= {field: _plain(value) for field, value in said.items() if value is not None}
     frame: bytes = msgpack.packb(body, use_bin_type=True)
     return frame
+
+
+def _plain(value: Any) -> Any:
+    """Return a field as msgpack has it."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_record else value
 
 
 def decode(frame: bytes | bytearray | memoryview) -> Message:
@@ -173,7 +268,7 @@ def decode(frame: bytes | bytearray | memoryview) -> Message:
             object_pairs_hook=_unique,
             ext_hook=_no_extension,
             max_str_len=TEXT_BYTES_MAX,
-            max_bin_len=_DIGEST,
+            max_bin_len=_SIGNATURE,
             max_array_len=LIST_ITEMS_MAX,
             max_map_len=LIST_ITEMS_MAX,
             max_ext_len=0,

@@ -21,6 +21,9 @@ Taking part:
 
 - ``runtime``: the life of a peer, and its loop round the node.
 - ``membership``, ``exchange``: who takes part; the conversations with them.
+- ``standing``: whom we have greeted.
+- ``publisher``: the serving side of pulls.
+- ``signing``, ``incarnation``: what we stand by, and in which life.
 - ``streams``: what follows from how each conversation ended.
 - ``round_records``: what stays of a round.
 - ``saving``: its checkpoint, on a disk that may refuse it.
@@ -29,7 +32,7 @@ Taking part:
 
 On this machine:
 
-- ``checkpoints``, ``checkpoint_folder``, ``durable``: folders and files that survive a crash.
+- ``checkpoints``, ``checkpoint_files``, ``durable``: folders and files that survive a crash.
 - ``exported``: the adapter as others load it, kept up to the newest checkpoint.
 - ``child_python``: how a child process finds our packages.
 

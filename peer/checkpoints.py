@@ -1,9 +1,8 @@
 """What survives a crash: one folder per peer, locked by one process, with complete checkpoints or none.
 
-A checkpoint is a folder that becomes visible by one rename after every byte of it has reached the disk; a manifest with
-the SHA-256 of each file tells a good one from a damaged one. A checkpoint holds the adapter as it travels; from the
-newest one follows ``adapter/``, as others load it (``peer/exported.py``). Tensors are safetensors, all else JSON:
-nothing is pickled.
+A checkpoint is a folder (``peer/checkpoint_files.py``) that becomes visible by one rename after every byte of it has
+reached the disk. It holds the adapter as it travels; from the newest one follows ``adapter/``, as others load it
+(``peer/exported.py``).
 """
 
 from __future__ import annotations
@@ -17,13 +16,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.membership_limits import REMEMBERED
 from gossip.settings import NodeSnapshot
-from peer.checkpoint_folder import HEALTHY, TRAINER_STATE, Checkpoint, RunFields, complete_folder, load_folder
+from peer.checkpoint_files import (
+    HEALTHY,
+    TRAINER_STATE,
+    Checkpoint,
+    OtherVersion,
+    RunFields,
+    complete,
+    load,
+    trainer_state_in,
+)
 from peer.durable import (
     keep_folder,
     link,
@@ -35,6 +41,7 @@ from peer.durable import (
     sync,
     told,
     write_atomically,
+    write_new,
 )
 from peer.exported import bring_up_to_date
 from peer.journal_file import JournalFile
@@ -148,12 +155,19 @@ class Home:
             if trainer_state is not None:
                 link(trainer_state, path / TRAINER_STATE)  # files of checkpoints are never written again
         except OSError as error:
-            raise self._refused(round, error) from error
+            refusal = self._refused(round, error)
+            self.abandon(round)
+            raise refusal from error
         return path
 
     def has_begun(self, round: int) -> bool:
-        """Whether the trainer's file of the checkpoint after ``round`` rounds has been written."""
-        return (self._unfinished(round) / TRAINER_STATE).exists()
+        """Whether there is a folder for the checkpoint after ``round`` rounds."""
+        return self._unfinished(round).is_dir()
+
+    def abandon(self, round: int) -> None:
+        """Give up the checkpoint begun after ``round`` rounds, and the space that it takes."""
+        if self.has_begun(round):
+            self._discard(self._unfinished(round))
 
     def commit(
         self,
@@ -166,9 +180,8 @@ class Home:
     ) -> Checkpoint:
         """Complete the checkpoint begun for ``snapshot.round``, make it visible, and prune older ones to ``keep``.
 
-        Besides those, the newest one is kept whose adapter was found in order.
-
-        When this returns, the checkpoint survives kill -9 and power loss.
+        Besides those, the newest one is kept whose adapter was found in order. When this returns, the checkpoint
+        survives kill -9 and power loss.
 
         Args:
             state: the adapter after mixing.
@@ -186,7 +199,9 @@ class Home:
         final = temporary.with_suffix("")
         self.check()
         try:
-            complete_folder(temporary, state, snapshot, run, export, is_healthy=is_healthy)
+            if is_healthy:
+                write_new(temporary / HEALTHY, b"")
+            complete(temporary, state, snapshot, run, export)
             publish_folder(temporary, final)
             for path in self._superfluous(keep):
                 remove_folder(path)
@@ -194,7 +209,7 @@ class Home:
             if temporary.exists() and self._is_ours():
                 self._discard(temporary)
             raise self._refused(snapshot.round, error) from error
-        return Checkpoint(final, snapshot.round, state, snapshot, run, final / TRAINER_STATE)
+        return Checkpoint(final, snapshot.round, state, snapshot, run, trainer_state_in(final))
 
     def export(self, folder: Path, state: AdapterState, export: Export) -> bool:
         """Let ``adapter`` or ``personal`` hold an adapter as others load it; return whether it had to be written.
@@ -216,13 +231,14 @@ class Home:
         Damaged ones are renamed to ``*.damaged`` and kept for inspection.
 
         Raises:
-            HomeError: there are checkpoints, but none is whole.
+            HomeError: there are checkpoints, but none is whole; or the newest one is of another version, or cannot be
+                read just now: then none is put aside.
         """
         complaints: list[str] = []
         for path in self._newest_first():
             try:
-                return load_folder(path), complaints
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                return load(path), complaints
+            except (OSError, ValueError, TypeError, RecursionError) as error:
                 if isinstance(error, OSError) and error.errno not in _DAMAGE:
                     raise HomeError(f"cannot read the checkpoint {path}: {told(error)}") from error
                 complaints.append(
@@ -234,26 +250,10 @@ class Home:
             )
         return None, []
 
-    def healthy(self) -> AdapterState | None:
-        """Return the adapter of the newest whole checkpoint that was found in order; None if there is none."""
-        for path in self._newest_first():
-            if (path / HEALTHY).exists():
-                try:
-                    return load_folder(path).state
-                except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-                    continue  # damaged: an older one will do
-        return None
-
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from."""
         return bool(self._newest_first())
-
-    def _superfluous(self, keep: int) -> list[Path]:
-        """Return all checkpoints but the newest ``keep`` and the newest that was found in order."""
-        paths = self._newest_first()
-        healthy = [path for path in paths if (path / HEALTHY).exists()][:1]
-        return [path for path in paths[keep:] if path not in healthy]
 
     def check(self) -> None:
         """Do nothing if the home is still the one that we locked.
@@ -302,6 +302,20 @@ class Home:
 
     def _unfinished(self, round: int) -> Path:
         return self._checkpoints / f"round-{round:06d}{UNFINISHED}"
+
+    def healthy(self) -> AdapterState | None:
+        """Return the adapter of the newest whole checkpoint that was found in order; None if there is none."""
+        for path in self._newest_first():
+            if (path / HEALTHY).exists():
+                with contextlib.suppress(OSError, ValueError, TypeError, RecursionError, OtherVersion):
+                    return load(path).state  # if it is damaged, an older one will do
+        return None
+
+    def _superfluous(self, keep: int) -> list[Path]:
+        """Return all checkpoints but the newest ``keep`` and the newest that was found in order."""
+        paths = self._newest_first()
+        healthy = [path for path in paths if (path / HEALTHY).exists()][:1]
+        return [path for path in paths[keep:] if path not in healthy]
 
     def _newest_first(self) -> list[Path]:
         """Return the folders of checkpoints that were completed."""

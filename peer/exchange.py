@@ -1,4 +1,4 @@
-"""The conversations of the protocol, both sides: hello, ping, and the pull of an adapter.
+"""The conversations of the protocol: questions and answers, and the pull of an adapter as its reader sees it.
 
 Written against ``Stream`` alone, so it runs on any transport. Every read is bounded before it allocates, every wait
 has an end, and a broken transfer resumes where it stopped. It knows bytes and messages; who is asked, and what is done
@@ -7,10 +7,11 @@ with the answer, is decided elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -18,22 +19,24 @@ import trio
 from gossip import wire
 from gossip.errors import RemoteError
 from gossip.messages import Message, Offer, Pull, Refusal
-from gossip.published import PublishedAdapter, RecentPublications
-from peer.network.transport import Stream, Transport, Unreachable, receive_exactly
+from gossip.offers import RunShape
+from gossip.published import PublishedAdapter
+from peer.network.transport import Ended, Stream, Transport, Unreachable, receive_exactly
 
-CONTROL = "/gossip-peer/2/control"
-ADAPTER = "/gossip-peer/2/adapter"
+CONTROL = "/gossip-peer/3/control"
+ADAPTER = "/gossip-peer/3/adapter"
 
 STALL_S = 30.0
 """A stream that brings no byte for this long is given up. Source: six times yamux's own 5 s write limit."""
 ANSWER_S = 10.0
 """Control questions are answered within this, or not at all. Source: libp2p's default for small requests."""
+RATE_MIN = 16 * 1024
+"""A transfer that is slower than this on the whole, bytes a second, is given up: 5 MB may take five minutes. Source:
+guess; a link as slow as that holds every round up."""
 PULL_ATTEMPTS = 3
 """Tries per pull, each going on at the offset reached. Source: guess."""
-PULLS_PER_PEER = 2
-"""Requests one peer may have open here (Ethereum's MAX_CONCURRENT_REQUESTS)."""
-UPLOADS = 3
-"""Payloads sent at a time: more would only share the same uplink (libp2p.md section 6)."""
+END_S = 2.0
+"""After a payload the stream must end; whether it does is looked at for this long. Source: ours."""
 HASH_INLINE_BYTES = 1 << 20
 """Larger payloads are hashed in a thread: 1 MiB takes about a millisecond."""
 
@@ -65,10 +68,28 @@ async def receive_message(stream: Stream, wait_s: float, traffic: Traffic) -> Me
     """
     with trio.move_on_after(wait_s):
         length = wire.frame_length(await receive_exactly(stream, wire.LENGTH_BYTES, wait_s))
-        frame = await receive_exactly(stream, length, wait_s)
+        try:
+            frame = await receive_exactly(stream, length, wait_s)
+        except Ended as error:
+            raise Ended(error.received + wire.LENGTH_BYTES, length + wire.LENGTH_BYTES) from error
         traffic.bytes_in += wire.LENGTH_BYTES + length
         return wire.decode(frame)
     raise Unreachable(f"no answer within {wait_s:g} s")
+
+
+async def receive_question(stream: Stream, traffic: Traffic) -> Message:
+    """Receive what a peer has opened a stream for.
+
+    Raises:
+        RemoteError: ``"oversized"`` or ``"malformed"``, also for one that ends halfway.
+        Unreachable: nothing came, or the stream broke.
+    """
+    try:
+        return await receive_message(stream, ANSWER_S, traffic)
+    except Ended as error:
+        if error.received:  # who changes its mind, says nothing at all
+            raise RemoteError("malformed", f"the question {error.detail}") from error
+        raise
 
 
 async def ask(transport: Transport, peer: str, message: Message, traffic: Traffic) -> Message:
@@ -87,49 +108,58 @@ async def ask(transport: Transport, peer: str, message: Message, traffic: Traffi
 
 
 async def pull(
-    transport: Transport, peer: str, request: Pull, lengths: Collection[int], traffic: Traffic
+    transport: Transport,
+    peer: str,
+    request: Pull,
+    shape: RunShape,
+    traffic: Traffic,
+    judge: Callable[[Offer], None],
 ) -> PublishedAdapter:
     """Pull an adapter, resuming after broken connections; its digest has been verified when this returns.
 
     Args:
         request: what is wanted, with offset 0.
-        lengths: the sizes in bytes that payloads of this run can have; nothing else is accepted.
+        shape: what offers of this run are like; nothing else is accepted.
+        judge: raises ``RemoteError`` for an offer that is not to be taken, before its payload comes.
 
     Raises:
-        RemoteError: ``"nothing"``, ``"run"``, ``"busy"`` (refused), ``"shape"``, ``"digest"``, ``"malformed"``
-            (the peer's fault), or ``"unreachable"`` after ``PULL_ATTEMPTS`` tries.
+        RemoteError: ``"nothing"``, ``"run"``, ``"hello"``, ``"busy"`` (refused), ``"shape"``, ``"digest"``,
+            ``"stale"``, ``"malformed"`` (the peer's fault), or ``"unreachable"`` after ``PULL_ATTEMPTS`` tries.
     """
     transfer: _Transfer | None = None
-    for attempt in range(PULL_ATTEMPTS):
-        try:
-            transfer = await _attempt(transport, peer, request, lengths, transfer, traffic)
-        except _Interrupted as interrupted:
-            transfer = interrupted.transfer
-            continue
-        except Unreachable:
-            if attempt + 1 == PULL_ATTEMPTS:
-                raise
-            continue
-        await _verify(transfer)
-        offer = transfer.offer
-        return PublishedAdapter(offer.round, offer.age, offer.codec, transfer.payload, offer.base)
-    raise Unreachable(f"the connection broke {PULL_ATTEMPTS} times during one transfer")
+    with trio.move_on_after(request.wait_s + STALL_S) as limit:
+        for attempt in range(PULL_ATTEMPTS):
+            try:
+                transfer = await _attempt(transport, peer, request, shape, transfer, limit, traffic, judge)
+            except _Interrupted as interrupted:
+                transfer = interrupted.transfer
+                continue
+            except Unreachable:
+                if attempt + 1 == PULL_ATTEMPTS:
+                    raise
+                continue
+            await _verify(transfer)
+            offer = transfer.offer
+            return PublishedAdapter(
+                offer.round, offer.age, offer.codec, transfer.payload, offer.base, kind=offer.kind
+            )
+        raise Unreachable(f"the connection broke {PULL_ATTEMPTS} times during one transfer")
+    raise Unreachable("the transfer took too long" if transfer else "no answer in time")
 
 
 @dataclass(slots=True)
 class _Transfer:
-    """A payload on its way: the first ``received`` of its bytes are in place."""
+    """A payload on its way: as much of it as has come; no memory is kept for what has not."""
 
     offer: Offer
     payload: bytearray
-    received: int = 0
 
 
 class _Interrupted(Exception):
     """A transfer broke off after its offer."""
 
     def __init__(self, transfer: _Transfer) -> None:
-        super().__init__(transfer.received)
+        super().__init__(len(transfer.payload))
         self.transfer = transfer
 
 
@@ -137,23 +167,32 @@ async def _attempt(
     transport: Transport,
     peer: str,
     request: Pull,
-    lengths: Collection[int],
+    shape: RunShape,
     transfer: _Transfer | None,
+    limit: trio.CancelScope,
     traffic: Traffic,
+    judge: Callable[[Offer], None],
 ) -> _Transfer:
-    """Ask once (from where an earlier attempt stopped), check the offer, receive to the end."""
+    """Ask once (from where an earlier attempt stopped), check the offer, receive to the end.
+
+    Args:
+        limit: ends the whole transfer; once the length is known, it is set by that.
+    """
     if transfer:
         digest = transfer.offer.digest
-        request = dataclasses.replace(request, wait_s=0.0, offset=transfer.received, digest=digest)
+        request = dataclasses.replace(request, wait_s=0.0, offset=len(transfer.payload), digest=digest)
     stream = await transport.open(peer, ADAPTER)
     try:
         await send_message(stream, request, traffic)
         await stream.finish()
         answer = await receive_message(stream, request.wait_s + STALL_S, traffic)
-        offer = _checked_offer(answer, request, lengths)
+        offer = _offer_in(answer)
+        shape.check(offer, request)
+        judge(offer)
         if transfer is None:
-            transfer = _Transfer(offer, bytearray(offer.length))
-        elif offer.digest != transfer.offer.digest:
+            transfer = _Transfer(offer, bytearray())
+            limit.deadline = trio.current_time() + STALL_S + offer.length / RATE_MIN
+        elif dataclasses.replace(offer, offset=0) != transfer.offer:
             raise RemoteError("digest", "another payload was offered for a resumed transfer")
         await _receive_payload(stream, transfer, traffic)
         return transfer
@@ -161,33 +200,32 @@ async def _attempt(
         await stream.close()
 
 
-def _checked_offer(answer: Message, request: Pull, lengths: Collection[int]) -> Offer:
-    """Return the offer that answers a request, or raise ``RemoteError``: refused, or not what was asked for."""
+def _offer_in(answer: Message) -> Offer:
+    """Return an answer that is an offer, or raise ``RemoteError``: refused, or no answer to a pull."""
     if isinstance(answer, Refusal):
         raise RemoteError(answer.reason, answer.detail)
-    if not isinstance(answer, Offer) or answer.offset != request.offset:
-        raise RemoteError("malformed", "an offer from the offset asked for was expected")
-    if answer.length not in lengths:
-        known = " or ".join(map(str, sorted(lengths)[:8]))
-        raise RemoteError("shape", f"{answer.length} bytes offered, this run's adapters have {known}")
+    if not isinstance(answer, Offer):
+        raise RemoteError("malformed", "an offer was expected")
     return answer
 
 
 async def _receive_payload(stream: Stream, transfer: _Transfer, traffic: Traffic) -> None:
-    """Fill the payload. Only drains: a pause of 5 s between reads would reset the transfer (libp2p.md T3)."""
-    view = memoryview(transfer.payload)
+    """Receive to the end. Only drains: a pause of 5 s between reads would reset the transfer (libp2p.md T3)."""
+    payload, length = transfer.payload, transfer.offer.length
     try:
-        while transfer.received < len(view):
+        while len(payload) < length:
             piece = b""
             with trio.move_on_after(STALL_S):
-                piece = await stream.receive(min(1 << 20, len(view) - transfer.received))
+                piece = await stream.receive(min(1 << 20, length - len(payload)))
             if not piece:
                 raise _Interrupted(transfer)
-            view[transfer.received : transfer.received + len(piece)] = piece
-            transfer.received += len(piece)
+            payload += piece
             traffic.bytes_in += len(piece)
     except Unreachable as error:
         raise _Interrupted(transfer) from error
+    with contextlib.suppress(Unreachable), trio.move_on_after(END_S):
+        if await stream.receive(1):
+            raise RemoteError("malformed", "bytes came after the payload")
 
 
 async def _verify(transfer: _Transfer) -> None:
@@ -198,78 +236,3 @@ async def _verify(transfer: _Transfer) -> None:
         digest = hashlib.sha256(transfer.payload).digest()
     if digest != transfer.offer.digest:
         raise RemoteError("digest", "the payload does not have the digest that was offered")
-
-
-class Publisher:
-    """The serving side of pulls: holds requests until their round is published, then sends.
-
-    Args:
-        run: fingerprint of our run; requests of another run are refused.
-        traffic: where bytes and rejections are counted.
-    """
-
-    def __init__(self, run: bytes, traffic: Traffic) -> None:
-        self._run = run
-        self._publications = RecentPublications()
-        self._traffic = traffic
-        self._published = trio.Event()  # a new one after each publication
-        self._uploads = trio.CapacityLimiter(UPLOADS)
-        self._open: Counter[str] = Counter()  # requests being answered, by peer id
-
-    def publish(self, published: PublishedAdapter) -> None:
-        """Add an adapter and wake every held request."""
-        self._publications.put(published)
-        self._published.set()
-        self._published = trio.Event()
-
-    async def serve(self, stream: Stream) -> PublishedAdapter | None:
-        """Answer one pull; return what it was answered with, if any.
-
-        Raises:
-            RemoteError: what came was not a pull (the caller counts and penalizes).
-            Unreachable: the reader went away.
-        """
-        request = await receive_message(stream, ANSWER_S, self._traffic)
-        if not isinstance(request, Pull):
-            raise RemoteError("malformed", "a pull was expected")
-        refusal = self._refusal(stream.peer, request)
-        if refusal:
-            await send_message(stream, refusal, self._traffic)
-            await stream.finish()
-            return None
-        self._open[stream.peer] += 1
-        try:
-            published = await self._find(request)
-            if published is None or request.offset >= max(1, len(published.payload)):
-                await send_message(stream, Refusal("nothing"), self._traffic)
-                await stream.finish()
-                return None
-            await self._send(stream, published, request.offset)
-            return published
-        finally:
-            self._open[stream.peer] -= 1
-            if not self._open[stream.peer]:
-                del self._open[stream.peer]
-
-    def _refusal(self, peer: str, request: Pull) -> Refusal | None:
-        if request.run != self._run:
-            return Refusal("run", "this peer takes part in another run")
-        if self._open[peer] >= PULLS_PER_PEER:
-            return Refusal("busy", f"at most {PULLS_PER_PEER} pulls at a time for one peer")
-        return None
-
-    async def _find(self, request: Pull) -> PublishedAdapter | None:
-        with trio.move_on_after(request.wait_s):
-            while True:
-                published = self._publications.find(request, waited=request.wait_s == 0)
-                if published or request.wait_s == 0:
-                    return published
-                await self._published.wait()
-        return self._publications.find(request, waited=True)
-
-    async def _send(self, stream: Stream, published: PublishedAdapter, offset: int) -> None:
-        async with self._uploads:
-            await send_message(stream, published.offer(offset), self._traffic)
-            await stream.send(memoryview(published.payload)[offset:])
-        # No finish(): the reader knows the length and may have closed already; the transport ends our side.
-        self._traffic.bytes_out += len(published.payload) - offset

@@ -31,6 +31,7 @@ from gossip.membership_events import (
     AskFailed,
     Connected,
     Dial,
+    DialBack,
     Dialed,
     DialFailed,
     Disconnected,
@@ -40,9 +41,9 @@ from gossip.membership_events import (
     Join,
     JoinEnded,
     Leave,
+    Offered,
     Post,
     Progressed,
-    Proof,
     Reject,
     SetTimer,
     Start,
@@ -52,9 +53,11 @@ from gossip.membership_events import (
     TimerFired,
 )
 from gossip.membership_limits import DIAL_S
-from gossip.messages import Message
-from peer.exchange import ANSWER_S, Traffic, ask, receive_message, send_message
+from gossip.messages import Hello, Message
+from peer.exchange import Traffic, ask, receive_question, send_message
 from peer.network.transport import Stream, Transport, Unreachable
+from peer.signing import is_signed
+from peer.standing import Standing
 from topology.announced import Announced
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,7 @@ class Membership:
         tell: takes a line for the user, e.g. that a peer of another run was met.
         traffic: where bytes and rejections are counted.
         data: what we announce of our data, if our topology asks for it.
+        incarnation: number of this life of ours.
     """
 
     def __init__(
@@ -80,16 +84,20 @@ class Membership:
         tell: Callable[[str], None],
         traffic: Traffic,
         data: Announced | None = None,
+        incarnation: int = 0,
     ) -> None:
-        self.topic = f"gossip-peer/2/{manifest.fingerprint.hex()}"
-        self._machine = MembershipMachine(manifest, name, random.Random(), data)
+        self.topic = f"gossip-peer/3/{manifest.fingerprint.hex()}"
+        self._machine = MembershipMachine(manifest, name, random.Random(), data, is_signed)
+        self._incarnation = incarnation
         self.members = self._machine.members.by_id
+        self.standing = Standing(self._machine.members, lambda claim: self._happened(Offered(claim)))
         self._post = post
         self._tell = tell
         self._traffic = traffic
         self._transport: Transport | None = None
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Callable[[], Awaitable[None]]] = []  # actions that came before ``run``
+        self._is_over = False  # ``run`` has been cancelled
         self._changed = trio.Event()
         self._joins: dict[int, trio.MemorySendChannel[LocalError | None]] = {}
         self._join_numbers = itertools.count()
@@ -99,21 +107,22 @@ class Membership:
     def use(self, transport: Transport) -> None:
         """Take the transport; what comes before it is ignored."""
         self._transport = transport
-        self._happened(Start(transport.peer_id, transport.addresses))
+        self._happened(Start(transport.peer_id, transport.addresses, self._incarnation))
 
     async def run(self) -> None:
         """Carry out what the machine says until cancelled."""
-        try:
-            async with trio.open_nursery() as self._nursery:
-                for act in self._waiting:
-                    self._nursery.start_soon(act)
-                self._waiting.clear()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for act in self._waiting:
+                nursery.start_soon(act)
+            self._waiting.clear()
+            try:
                 await trio.sleep_forever()
-        finally:
-            self._nursery = None
-            self._machine.handle(
-                Leave(), trio.current_time()
-            )  # connections that end from now on are ours to end
+            finally:
+                # Before the tasks have ended: what comes until then, or later, is nothing to us, and connections that
+                # end from now on are ours to end.
+                self._is_over = True
+                self._machine.handle(Leave(), trio.current_time())
 
     async def join(self, addresses: tuple[str, ...], within_s: float, *, required: bool) -> None:
         """Dial all addresses at once, for up to ``within_s`` seconds, and greet whoever answers. Needs ``run``.
@@ -184,7 +193,7 @@ class Membership:
         Raises:
             RemoteError: it was neither.
         """
-        question = await receive_message(stream, ANSWER_S, self._traffic)
+        question = await receive_question(stream, self._traffic)
         answer = self._happened(Asked(stream.peer, question))
         if answer is None:
             raise RemoteError("malformed", "a hello or a ping was expected")
@@ -246,6 +255,8 @@ class Membership:
                 assert_never(action)
 
     def _start(self, act: Callable[[], Awaitable[None]]) -> None:
+        if self._is_over:
+            return
         if self._nursery:
             self._nursery.start_soon(act)
         else:
@@ -256,7 +267,7 @@ class Membership:
         if action.afresh:
             await self._transport.drop(action.peer)
         try:
-            if isinstance(action.errand, Proof):
+            if isinstance(action.errand, DialBack):
                 peer = await self._transport.probe(action.errand.address)
             elif action.peer and self._transport.is_connected(action.peer):
                 peer = action.peer
@@ -293,6 +304,13 @@ class Membership:
         raise min(failures, key=lambda error: isinstance(error, LocalError))
 
     async def _ask(self, action: Ask) -> None:
+        if isinstance(action.question, Hello):
+            with self.standing.greeting(action.peer):
+                await self._ask_and_tell(action)
+        else:
+            await self._ask_and_tell(action)
+
+    async def _ask_and_tell(self, action: Ask) -> None:
         assert self._transport
         try:
             answer = await ask(self._transport, action.peer, action.question, self._traffic)

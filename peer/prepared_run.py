@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import partial
 
 from gossip.manifest import RunManifest
 from gossip.methods.method_set import MethodSet
 from gossip.node import GossipNode
-from peer.checkpoint_folder import Checkpoint
+from gossip.published import PublishedAdapter
+from peer.checkpoint_files import Checkpoint
 from peer.checkpoints import Home, HomeError
+from peer.incarnation import begin_life
+from peer.network.identity import peer_id
 from peer.run_manifest import manifest_of
 from peer.run_plan import RunPlan
+from peer.signing import Signer
 from peer.training.frames import Ready
 from topology.announced import Announced
 
@@ -29,6 +34,7 @@ class PreparedRun:
         ready: what the training process told.
         methods: the run's methods for its adapter.
         manifest: what must be equal among peers.
+        signer: signs what we offer, in this life of ours.
     """
 
     plan: RunPlan
@@ -39,6 +45,14 @@ class PreparedRun:
     ready: Ready
     methods: MethodSet
     manifest: RunManifest
+    signer: Signer
+
+    @property
+    def initial(self) -> PublishedAdapter | None:
+        """The adapter that all peers began with, for readers that cannot make it; None where ranks may differ."""
+        if self.methods.factor_rule.refactors:
+            return None
+        return PublishedAdapter(0, 0, "float32", self.ready.initial.flat.numpy().tobytes(), kind="initial")
 
     @property
     def announced(self) -> Announced | None:
@@ -60,9 +74,12 @@ class PreparedRun:
 
 
 def prepare_run(
-    plan: RunPlan, home: Home, me: str, name: str, checkpoint: Checkpoint | None, ready: Ready
+    plan: RunPlan, home: Home, key: bytes, name: str, checkpoint: Checkpoint | None, ready: Ready
 ) -> PreparedRun:
-    """Return the run that a training process is ready for; see ``PreparedRun``.
+    """Return the run that a training process is ready for; see ``PreparedRun``. A new life of ours begins with it.
+
+    Args:
+        key: the identity's 32 private key bytes.
 
     Raises:
         LocalError: a method does not fit the adapter.
@@ -75,17 +92,20 @@ def prepare_run(
     return PreparedRun(
         plan=plan,
         home=home,
-        me=me,
+        me=peer_id(key),
         name=name,
         checkpoint=checkpoint,
         ready=ready,
         methods=methods,
         manifest=manifest,
+        signer=Signer(key, manifest.fingerprint, partial(begin_life, home.path)),
     )
 
 
 def _check_same_run(home: Home, checkpoint: Checkpoint, manifest: RunManifest) -> None:
     for name, value in manifest.fields().items():
+        if name == "rounds":
+            continue  # a run may be prolonged, by all of its peers; what has been learned stays what it is
         before = checkpoint.run.get(name)
         if before != value:
             raise HomeError(

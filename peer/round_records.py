@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gossip.events import RoundReport
 from gossip.settings import NodeSnapshot
-from peer.checkpoint_folder import Checkpoint
+from peer.checkpoint_files import Checkpoint
 from peer.checkpoints import PEERS, HomeError
 from peer.exchange import Traffic
 from peer.journal import Journal

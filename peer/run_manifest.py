@@ -35,8 +35,10 @@ def manifest_of(config: PeerConfig, ready: Ready, methods: MethodSet) -> RunMani
         codec=names.codec,
         feedback=names.feedback,
         gamma=f"{methods.gamma:g}",
+        rounds=config.run.rounds,
         merge=names.merge,
         overlap="yes" if config.mixing.overlap else "no",
+        private="yes" if names.private else "no",
     )
 
 

@@ -88,7 +88,7 @@ async def run_peer(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leaving.watch, signals)
             try:
-                await live(plan, home, peer_id(key), factory, journal, start_trainer, leaving)
+                await live(plan, home, key, factory, journal, start_trainer, leaving)
             finally:
                 nursery.cancel_scope.cancel()
     return leaving.signal
@@ -97,7 +97,7 @@ async def run_peer(
 async def live(
     plan: RunPlan,
     home: Home,
-    me: str,
+    key: bytes,
     factory: TransportFactory,
     journal: Journal,
     start_trainer: StartTrainer,
@@ -106,10 +106,10 @@ async def live(
     """Start, take part, leave: ``run_peer`` without the signals, of which a process has only one set.
 
     Args:
-        me: our peer id.
+        key: the identity's 32 private key bytes.
         leaving: ends it before its rounds are done.
     """
-    config, callbacks = plan.config, training_callbacks(journal)
+    config, callbacks, me = plan.config, training_callbacks(journal), peer_id(key)
     name = config.network.name or me[-6:]
     journal.emit(Started(name=name, peer_id=me, home=home.path))
     checkpoint, complaints = home.newest()
@@ -119,7 +119,7 @@ async def live(
     with leaving.scope:
         supervised = supervised_training(config, round, trainer_state, callbacks, start_trainer)
         async with supervised as (training, ready):
-            run = prepare_run(plan, home, me, name, checkpoint, ready)
+            run = prepare_run(plan, home, key, name, checkpoint, ready)
             journal.emit(model_ready(config, ready))
             await take_part(run, training, factory, journal, leaving)
     if leaving.signal and not home.has_checkpoint:
@@ -138,9 +138,8 @@ async def take_part(
     # and posting must never wait, because the network loop does it.
     post_to, inbox = trio.open_memory_channel[Event](math.inf)
     post, traffic = post_to.send_nowait, Traffic()
-    membership = Membership(
-        run.manifest, run.name, post, lambda text: journal.emit(Note(text=text)), traffic, run.announced
-    )
+    told, incarnation = lambda text: journal.emit(Note(text=text)), run.signer.incarnation
+    membership = Membership(run.manifest, run.name, post, told, traffic, run.announced, incarnation)
     if run.checkpoint:
         journal.emit(Resumed(round=run.checkpoint.round, checkpoint=run.checkpoint.path))
     node = run.node()
@@ -281,7 +280,7 @@ class Peer:
             self.post(TrainingFailed(action.round, str(error)))
         else:
             if trained.unsaved:
-                self.records.saving.trainer_refused(trained.unsaved)
+                self.records.saving.trainer_refused(action.round, trained.unsaved)
             self.post(Trained(trained.state, trained.steps, trained.loss))
 
     async def _check(self, action: Check) -> None:

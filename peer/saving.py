@@ -13,7 +13,7 @@ import trio
 
 from gossip.adapter import AdapterState
 from gossip.settings import NodeSnapshot
-from peer.checkpoint_folder import TRAINER_STATE, Checkpoint
+from peer.checkpoint_files import TRAINER_STATE, Checkpoint
 from peer.checkpoints import HomeError, HomeGone
 from peer.journal import Journal
 from peer.journal_events import Note
@@ -42,7 +42,7 @@ class Saving:
         self._thread = trio.CapacityLimiter(1)  # nothing that others can delay may wait in the same row
         self._refusals = 0
         self._due_at = 0.0
-        self._unsaved: tuple[AdapterState, NodeSnapshot, bool] | None = None
+        self._unsaved: tuple[AdapterState, NodeSnapshot] | None = None
         self._complaints: dict[Path, str] = {}
 
     def trainer_file(self, round: int) -> Path | None:
@@ -60,20 +60,17 @@ class Saving:
             return None
 
     def keep_trainer_file(self, round: int) -> None:
-        """Let the checkpoint after ``round``, in which training came to nothing, have the file of the newest one.
+        """Let the checkpoint after ``round``, in which training came to nothing, have the file of the one before."""
+        if trio.current_time() >= self._due_at:
+            try:
+                self._home.begin(round + 1, self.checkpoint.trainer_state if self.checkpoint else None)
+            except HomeError as error:
+                self._take_refusal(error)
 
-        Without one, nothing is saved in this round. Raises as ``trainer_file`` does.
-        """
-        if self.checkpoint is None or self.trainer_file(round) is None:
-            return
-        try:
-            self._home.begin(round + 1, self.checkpoint.trainer_state)
-        except HomeError as error:
-            self._take_refusal(error)
-
-    def trainer_refused(self, reason: str) -> None:
-        """Take note that the training process could not save its state; raises as ``trainer_file`` does."""
+    def trainer_refused(self, round: int, reason: str) -> None:
+        """Take note that the training process could not save its state in ``round``; raises as ``trainer_file``."""
         self._home.check()
+        self._home.abandon(round + 1)
         self._take_refusal(HomeError(reason))
 
     async def save(
@@ -99,7 +96,7 @@ class Saving:
         Raises:
             HomeError: the disk has refused too often, or there is no home any more.
         """
-        self._unsaved = state, snapshot, is_healthy
+        self._unsaved = state, snapshot
         self._home.check()
         try:
             if not has_trained and self.checkpoint and trio.current_time() >= self._due_at:
@@ -137,11 +134,11 @@ class Saving:
         refusal: HomeError | None = None
         state = self.checkpoint.state if self.checkpoint else None
         if self._unsaved:
-            state, snapshot, is_healthy = self._unsaved
+            state, snapshot = self._unsaved
             if self.checkpoint:  # without one there is no state of the training process to go on from
                 try:
                     self._home.begin(snapshot.round, self.checkpoint.trainer_state)
-                    await self._commit(state, snapshot, is_healthy)
+                    await self._commit(state, snapshot)
                 except HomeError as error:
                     refusal = error
         if state is not None:
@@ -166,7 +163,9 @@ class Saving:
         if self._complaints.pop(about, None):
             self._journal.emit(Note(text=f"{about} is up to date again"))
 
-    async def _commit(self, state: AdapterState, snapshot: NodeSnapshot, is_healthy: bool) -> Checkpoint:
+    async def _commit(
+        self, state: AdapterState, snapshot: NodeSnapshot, is_healthy: bool = False
+    ) -> Checkpoint:
         run = self._run
         checkpoint = await trio.to_thread.run_sync(
             self._home.commit,

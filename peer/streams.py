@@ -11,16 +11,20 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from gossip.claims import claim_in
 from gossip.errors import RemoteError
 from gossip.events import Event, Fetch, Fetched, FetchFailed, Served
-from gossip.messages import Pull
+from gossip.messages import Offer, Pull
+from gossip.offers import RunShape
 from gossip.published import PublishedAdapter
-from peer.exchange import ADAPTER, CONTROL, Publisher, Traffic, pull
+from peer.exchange import ADAPTER, CONTROL, Traffic, pull
 from peer.membership import Membership
 from peer.network.transport import Stream, Transport, TransportFactory, Unreachable
 from peer.prepared_run import PreparedRun
+from peer.publisher import Publisher
+from peer.signing import is_signed
 
-FAULTS = frozenset({"malformed", "oversized", "shape", "digest"})
+FAULTS = frozenset({"malformed", "oversized", "shape", "digest", "stale"})
 """Reasons that no honest peer of our run ever gives: they count as strikes."""
 
 
@@ -80,12 +84,16 @@ class Streams:
         post: Callable[[Event], None],
     ) -> None:
         self._fingerprint = run.manifest.fingerprint
-        self._lengths = run.methods.lengths
+        self._shape = RunShape.of(run.methods, run.plan.config.run.rounds)
         self._transport = transport
         self._membership = membership
         self._traffic = traffic
         self._post = post
-        self._publisher = Publisher(self._fingerprint, traffic)
+        self._publisher = Publisher(
+            self._fingerprint, self._shape, traffic, membership.standing.is_welcome, run.signer.signed
+        )
+        if initial := run.initial:
+            self._publisher.publish(initial)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -98,18 +106,33 @@ class Streams:
 
     async def fetch(self, action: Fetch) -> None:
         """Pull an adapter; the node is told how that ended."""
-        request = Pull(self._fingerprint, action.round, action.newer_than, action.wait_s, base=action.base)
+        wanted = (action.round, action.newer_than, action.wait_s)
+        request = Pull(self._fingerprint, *wanted, base=action.base, kind=action.kind)
         try:
-            published = await pull(self._transport, action.peer, request, self._lengths, self._traffic)
+            published = await self._pull(action.peer, request)
         except RemoteError as error:
             if error.reason != "nothing":
                 self._traffic.fetches_failed += 1
             if error.reason in FAULTS:
                 self._membership.strike(action.peer, error.reason)
+            if error.reason == "hello":
+                self._membership.suspect(action.peer)  # finds out that we have to introduce ourselves again
             self._post(FetchFailed(action.peer, error.reason))
         else:
             self._traffic.fetches_ok += 1
             self._post(Fetched(action.peer, published))
+
+    async def _pull(self, peer: str, request: Pull) -> PublishedAdapter:
+        """Pull an adapter whose sender stands by it: the offer is signed, and contradicts nothing it signed before."""
+
+        def judge(offer: Offer) -> None:
+            claim = claim_in(peer, offer)
+            if not is_signed(self._fingerprint, claim):
+                raise RemoteError("malformed", "the offer is not signed by its sender")
+            if not self._membership.standing.stands_by(claim):
+                raise RemoteError("unreachable", "cut off, or gone")
+
+        return await pull(self._transport, peer, request, self._shape, self._traffic, judge)
 
     async def serve_control(self, stream: Stream) -> None:
         """Answer a control question of another peer."""

@@ -89,11 +89,6 @@ class MethodSet:
         return self.rounds.wire_spec
 
     @property
-    def lengths(self) -> frozenset[int]:
-        """Payload sizes in bytes that any round may bring."""
-        return frozenset((*self.rounds.specs, *self.merge.specs))
-
-    @property
     def sends_plain_adapters(self) -> bool:
         """What travels is the adapter and nothing else."""
         return self.rounds.wire_spec == self.rounds.shared_spec

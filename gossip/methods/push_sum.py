@@ -38,6 +38,9 @@ LEAD_MAX = 8
 """If a sender that we read for the first time is more than so many rounds ahead of us, its sums predate our first
 contact: they are the baseline, of which nothing is meant for us. Peers that begin together are not that far apart.
 Source: guess."""
+GONE_MAX = 1000
+"""Of so many peers that have gone it is remembered that they were read, by a number each; the P values are let go.
+Source: ours; as many as members."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +78,17 @@ class PushSum(Stage):
         vector, state = mix(row.others, state)
         return replace(row, vector=vector), state
 
+    def forget(self, peer: str, state: State) -> State:
+        """Let go of the values that were read of a peer."""
+        return forget(peer, state)
+
 
 def init(own: Tensor) -> State:
     """Return the state of a peer that begins with this adapter [P] and mass 1.
 
     ``x`` float64[P] and ``w`` float64[1] are what it holds, ``given`` [P + 2] what each reader was given so far, in
-    the adapter's dtype. Later: ``read/PEER`` the last ``given`` seen of a peer, ``mass/PEER`` what came in this round.
+    the adapter's dtype. Later: ``read/PEER`` the last ``given`` seen of a peer that is there, ``gone/PEER`` the rounds
+    in it [1] of one that has gone, ``mass/PEER`` what came in this round.
     """
     return {
         "x": own.double(),
@@ -125,8 +133,10 @@ def read(sender: str, vector: Tensor, weight: float, state: State) -> tuple[Tens
     """
     ours, rounds = _ratio(state), float(vector[-1])
     later = {**state, f"read/{sender}": vector}
-    last = state.get(f"read/{sender}")
-    if last is None and rounds > float(state["given"][-1]) + LEAD_MAX:
+    last, gone = state.get(f"read/{sender}"), later.pop(f"gone/{sender}", None)
+    if gone is not None and rounds >= float(gone):  # back, with the state that it had
+        return ours, 0.0, later
+    if last is None and gone is None and rounds > float(state["given"][-1]) + LEAD_MAX:
         return ours, 0.0, later
     if last is None or rounds < float(last[-1]):  # first contact, or it began anew without its state
         last = torch.zeros_like(vector)
@@ -139,6 +149,21 @@ def read(sender: str, vector: Tensor, weight: float, state: State) -> tuple[Tens
     if not 0.0 < float(mass) <= MASS_MAX:
         return torch.full_like(ours, torch.nan), weight, state
     return (news[:-1] / mass).to(vector.dtype), weight, {**later, f"mass/{sender}": mass}
+
+
+def forget(peer: str, state: State) -> State:
+    """Return the state without the values that were read of a peer.
+
+    When it is back, what it has given by then is the baseline of what it gives from then on, as for one that we meet
+    late: what it gave in between is lost, adapter and mass alike, and nothing is counted twice.
+    """
+    last = state.get(f"read/{peer}")
+    if last is None:
+        return state
+    gone = [name for name in state if name.startswith("gone/")]
+    dropped = {f"read/{peer}", *gone[: max(0, len(gone) + 1 - GONE_MAX)]}
+    kept = {name: tensor for name, tensor in state.items() if name not in dropped}
+    return {**kept, f"gone/{peer}": last[-1:].clone()}
 
 
 def mix(others: Sequence[Contribution], state: State) -> tuple[Tensor, State]:

@@ -49,10 +49,12 @@ class Admission(Generic[Connection]):
     def trust(self, peer: str) -> None:
         """Take a peer for a member."""
         _remember(self._members, peer, None)
+        self.pace(peer).use(is_member=True)
 
     def distrust(self, peer: str) -> None:
         """Take it for one no more."""
         self._members.pop(peer, None)
+        self.pace(peer).use(is_member=False)
 
     def is_member(self, peer: str) -> bool:
         """Whether a peer is trusted."""
@@ -60,7 +62,10 @@ class Admission(Generic[Connection]):
 
     def pace(self, peer: str) -> Pace:
         """Return what a peer may do; reconnecting does not begin it anew."""
-        pace = self._paces.get(peer) or Pace(self._limits)
+        pace = self._paces.get(peer)
+        if pace is None:
+            pace = Pace(self._limits)
+            pace.use(is_member=self.is_member(peer))
         _remember(self._paces, peer, pace)
         return pace
 

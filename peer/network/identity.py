@@ -30,11 +30,18 @@ def peer_id(private_key: bytes) -> str:
 
 def is_peer_id(text: str) -> bool:
     """Whether ``text`` is a base58 peer id of an Ed25519 key (the only kind that this project makes)."""
+    return public_key_of(text) is not None
+
+
+def public_key_of(peer: str) -> bytes | None:
+    """Return the 32 public key bytes that a peer id contains; None if it is none of an Ed25519 key."""
     try:
-        raw = base58.b58decode(text)
+        raw = base58.b58decode(peer)
     except ValueError:
-        return False
-    return len(raw) == len(_MULTIHASH_PREFIX) + KEY_BYTES and raw.startswith(_MULTIHASH_PREFIX)
+        return None
+    if len(raw) != len(_MULTIHASH_PREFIX) + KEY_BYTES or not raw.startswith(_MULTIHASH_PREFIX):
+        return None
+    return raw[len(_MULTIHASH_PREFIX) :]
 
 
 def create_identity(home: Path) -> bytes:

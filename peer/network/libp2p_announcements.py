@@ -96,9 +96,14 @@ class Announcements:
     async def run(self) -> None:
         """Relay until cancelled."""
         async with trio.open_nursery() as self._nursery:
-            while True:
-                await trio.sleep(BEAT_S)
-                self._send(self._gossip.beat(trio.current_time()))
+            try:
+                while True:
+                    await trio.sleep(BEAT_S)
+                    self._send(self._gossip.beat(trio.current_time()))
+            finally:
+                self._nursery = (
+                    None  # before it closes: who becomes a member meanwhile is told nothing any more
+                )
 
     def announce(self, topic: str, frame: bytes) -> None:
         """Publish a frame to the topic, best effort.

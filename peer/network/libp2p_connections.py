@@ -17,6 +17,7 @@ import trio
 from libp2p.abc import IMuxedConn, INetConn, IRawConnection
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.security.secure_session import SecureSession
@@ -197,10 +198,13 @@ class Connections:
 
     def on_registered(self, conn: INetConn) -> None:
         """Take note that the library has taken a connection up."""
-        self._registered.add(conn)
         connection = muxed(conn.muxed_conn)
         if connection.session.ended.is_set():
+            # It hung up while it was taken up: the library has let it go already, and would now keep it for ever.
+            assert isinstance(conn, SwarmConn)
+            conn.swarm.remove_conn(conn)
             return
+        self._registered.add(conn)
         if self._stopping:
             connection.session.abort("we are leaving")
             return
@@ -243,9 +247,9 @@ class Connections:
             self._shut_out(peer, connection.session.reason)
 
     def _tell(self, peer: str, connected: bool) -> None:
-        if self.is_member(peer):
-            self.on_member(peer, connected)
         try:
+            if self.is_member(peer):
+                self.on_member(peer, connected)
             self._on_connection(peer, connected)
         except Exception:
             log.exception("on_connection raised")  # our own bug, yet no reason to cut the others off

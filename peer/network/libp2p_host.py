@@ -145,6 +145,10 @@ def contain(swarm: Swarm) -> None:
     swarm.manager.run_task = run_contained  # type: ignore[method-assign, assignment] # the library has no seam here
 
 
+def _forget(peer_id: ID) -> None:
+    pass
+
+
 def _identify_nobody(peer_id: ID, *, reason: str) -> None:
     pass
 
@@ -156,6 +160,7 @@ def _adapt(swarm: Swarm, noise: NoiseTransport, limits: Limits, connections: Con
     swarm.upgrader = Upgrader({NOISE_ID: noise}, connections.make)
     # It dials whom it has heard of even with all watermarks at 0 (T11), also those whom we dropped.
     swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign] # no option for it
+    swarm.auto_connector.record_disconnect = _forget  # type: ignore[method-assign] # it remembers all for ever
     accept = partial(connections.accept, swarm.upgrade_inbound_raw_conn)
     swarm.upgrade_inbound_raw_conn = accept  # type: ignore[method-assign] # the library has no seam here
     served = StreamServer(limits, connections.is_member, swarm.common_stream_handler)

@@ -51,6 +51,9 @@ class Limits:
     """The same of a newcomer, which needs one to say hello. Source: guess."""
     streams_max: int = 256
     """The same over all peers; no peer gets more than what is left for others. Source: guess."""
+    newcomer_cost: float = 5.0
+    """How many times what a newcomer does counts against the rates below. Source: guess; of 24 streams and 1600 frames
+    at once, and 6 and 400 a second, a hello takes three."""
     streams_per_s: float = 30.0
     """New streams of one peer, of which each costs about 3 ms. Source: guess, a tenth of a core."""
     streams_burst: float = 120.0

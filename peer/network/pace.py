@@ -40,14 +40,19 @@ class Flood(Exception):
 
 
 class Pace:
-    """What one peer may do, over all of its connections."""
+    """What one peer may do, over all of its connections; it begins as a newcomer's."""
 
     def __init__(self, limits: Limits) -> None:
+        self._newcomer_cost = self._cost = limits.newcomer_cost
         self._flood_s = limits.flood_s
         self._streams = Bucket(limits.streams_per_s, limits.streams_burst)
         self._frames = Bucket(limits.frames_per_s, limits.frames_burst)
         self._announcements = Bucket(limits.announcements_per_s, limits.announcements_burst)
         self._faults = Bucket(1 / limits.fault_s, limits.faults_burst)
+
+    def use(self, *, is_member: bool) -> None:
+        """Let it be a member's from now on, or a newcomer's."""
+        self._cost = 1.0 if is_member else self._newcomer_cost
 
     def stream(self, now: float) -> None:
         """Note that the peer opened a stream.
@@ -83,6 +88,6 @@ class Pace:
         return self._announcements.wait_s(now)
 
     def _take(self, bucket: Bucket, count: float, now: float, what: str) -> None:
-        bucket.take(count, now)
+        bucket.take(count * self._cost, now)
         if bucket.wait_s(now) > self._flood_s:
             raise Flood(f"the peer floods us with {what}")

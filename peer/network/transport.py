@@ -27,6 +27,14 @@ class Unreachable(RemoteError):
         super().__init__("unreachable", detail)
 
 
+class Ended(Unreachable):
+    """The other side finished before all was there. ``received``: bytes that had come of ``expected``."""
+
+    def __init__(self, received: int, expected: int) -> None:
+        super().__init__(f"ended after {received} of {expected} bytes")
+        self.received = received
+
+
 class Stream(Protocol):
     """One bidirectional byte stream to an authenticated peer.
 
@@ -227,7 +235,7 @@ async def receive_exactly(stream: Stream, count: int, stall_s: float) -> bytearr
         with trio.move_on_after(stall_s):
             piece = await stream.receive(min(count - len(buffer), 1 << 20))
             if not piece:
-                raise Unreachable(f"stream ended after {len(buffer)} of {count} bytes")
+                raise Ended(len(buffer), count)
             buffer += piece
             continue
         raise Unreachable(f"nothing arrived for {stall_s:g} s, {len(buffer)} of {count} bytes received")

@@ -161,6 +161,7 @@ class Session:
         if self.ended.is_set():
             return
         if len(self._urgent) >= URGENT_FRAMES_MAX:
+            self.is_flood = True
             self.abort("the peer asks much and reads nothing")
             return
         self._urgent.append(HEADER.pack(0, kind, flags, stream_id, value))

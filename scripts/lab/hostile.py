@@ -33,7 +33,7 @@ from peer.network.protocol_stream import negotiate
 from peer.network.transport import Unreachable
 from peer.network.yamux import DATA, HEADER, PING, SYN, WINDOW, Session
 
-NO_LIMITS = Limits(connections_max=1000, stall_s=120.0, newcomer_s=1e6, handshakes_max=1000)
+NO_LIMITS = Limits(connections_max=1000, stall_s=120.0, newcomer_s=1e6, frames_burst=1e12, streams_burst=1e12)
 TOPIC = "test/presence"
 ED25519_ID = b"\x00\x24\x08\x01\x12\x20"
 """What a peer id has before the public key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from gossip import wire
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.messages import Hello, Message, Offer, Ping, Presence, Pull, Refusal
+from gossip.messages import Claim, Hello, Message, Offer, Ping, Presence, Proof, Pull, Refusal
 from peer.config import PeerConfig
 from peer.run_manifest import join_line, manifest_of
 from peer.run_plan import plan_run
@@ -41,19 +42,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "classification": {"task": "classification", "labels": ("good", "bad"), "seed": 7},
     "prompt": {"adapter": "prompt-tuning", "virtual_tokens": 5},
 }
+CLAIM = Claim("12D3KooWx", 5, 3, "round", bytes(8), bytes(range(32)), bytes(range(64)))
+PROOF = Proof(CLAIM, dataclasses.replace(CLAIM, digest=bytes(32)))
+ADDRESSES = ("/ip4/1.2.3.4/tcp/5/p2p/x",)
 MESSAGES: dict[str, Message] = {
     "hello": Hello(
-        {"protocol": 2, "codec": "int8"},
+        {"protocol": 3, "codec": "int8"},
         "anna",
         3,
-        ("/ip4/1.2.3.4/tcp/5/p2p/x",),
+        ADDRESSES,
         ("/ip4/1.2.3.4/tcp/6/p2p/y",),
+        None,
+        5,
+        (PROOF,),
     ),
     "refusal": Refusal("manifest", "codec differs"),
     "ping": Ping(7),
-    "pull": Pull(bytes(range(16)), None, 4, 1.5, 10, bytes(32), bytes(16)),
-    "offer": Offer(3, 8, "int8", 100, bytes(range(32)), 10, bytes(16)),
-    "presence": Presence(bytes(range(16)), "anna", 3, ("/ip4/1.2.3.4/tcp/5/p2p/x",), True),
+    "pull": Pull(bytes(range(16)), None, 4, 1.5, 10, bytes(32), bytes(8), "merge"),
+    "offer": Offer(3, 8, "int8", 100, bytes(range(32)), 10, bytes(8), "round", 5, bytes(range(64))),
+    "presence": Presence(bytes(range(16)), "anna", 3, ADDRESSES, True, 5, 7, (CLAIM,)),
+    "proof": PROOF,
 }
 
 
@@ -68,6 +76,8 @@ def ready() -> Ready:
 
 
 def test_frames_are_unchanged(golden: Callable[[str, Any], None]) -> None:
+    for message in MESSAGES.values():
+        assert wire.decode(wire.encode(message)) == message
     golden("frames.json", {name: wire.framed(message).hex() for name, message in MESSAGES.items()})
 
 

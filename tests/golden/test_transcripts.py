@@ -17,6 +17,7 @@ import torch
 
 from gossip import events
 from gossip.adapter import AdapterSpec, AdapterState
+from gossip.messages import Kind
 from gossip.methods.codecs import CODECS
 from gossip.methods.method_set import MethodNames
 from gossip.node import GossipNode
@@ -50,9 +51,11 @@ def new_node(me: str, members: str, rounds: str = "2", collect_s: str = "16", **
     return GossipNode(me, state("1,1,1,1"), settings, random.Random(0), tuple(members.split(",")))
 
 
-def published(round: str, values: str, age: str = "1", codec: str = "float32") -> PublishedAdapter:
+def published(
+    round: str, values: str, age: str = "1", codec: str = "float32", kind: Kind = "round"
+) -> PublishedAdapter:
     payload = CODECS[codec].make().encode(state(values).flat, SPEC, int(round))
-    return PublishedAdapter(int(round), int(age), codec, payload)
+    return PublishedAdapter(int(round), int(age), codec, payload, kind=kind)
 
 
 COMMANDS: dict[str, Callable[..., events.Event]] = {
@@ -61,7 +64,7 @@ COMMANDS: dict[str, Callable[..., events.Event]] = {
     "fetched": lambda peer, **said: events.Fetched(peer, published(**said)),
     "failed": lambda peer, reason: events.FetchFailed(peer, reason),
     "served": lambda peer, round: events.Served(peer, int(round)),
-    "up": lambda peer, round: events.PeerUp(peer, int(round)),
+    "up": lambda peer, round, incarnation="0": events.PeerUp(peer, int(round), None, int(incarnation)),
     "down": lambda peer: events.PeerDown(peer),
     "timer": lambda round: events.TimerFired(int(round)),
     "stop": lambda: events.Stop(),
@@ -83,13 +86,14 @@ def told(action: events.Action) -> str:
             return f"train round={action.round} part={action.trainable} from {values_of(action.state)}"
         case events.Publish(published):
             return (
-                f"publish round={published.round} age={published.age} codec={published.codec} "
+                f"publish {published.kind}={published.round} age={published.age} codec={published.codec} "
                 f"values={values_of(decoded(published))}"
             )
         case events.Fetch():
             wanted = "newest" if action.round is None else action.round
+            kind = action.kind
             return (
-                f"fetch {action.peer} round={wanted} newer_than={action.newer_than} wait_s={action.wait_s:g}"
+                f"fetch {action.peer} {kind}={wanted} newer_than={action.newer_than} wait_s={action.wait_s:g}"
             )
         case events.SetTimer():
             return f"timer round={action.round} delay_s={action.delay_s:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
 from collections import Counter, deque
@@ -23,6 +24,7 @@ from gossip.membership_events import (
     AskFailed,
     Connected,
     Dial,
+    DialBack,
     Dialed,
     DialFailed,
     DialsDue,
@@ -36,7 +38,6 @@ from gossip.membership_events import (
     JoinOver,
     Post,
     Progressed,
-    Proof,
     Search,
     SetTimer,
     Start,
@@ -51,7 +52,9 @@ from gossip.membership_limits import (
     FLAPS_MAX,
     FORGET_S,
     NOTICE_S,
+    NOTICED_MAX,
     NOTICES_BURST,
+    NOTICES_PER_PEER,
     NOTICES_PER_S,
     PEERS_MAX,
     PLACES_PER_SOURCE,
@@ -75,10 +78,12 @@ from gossip.strikes import Strikes
 AWAY = RemoteError("unreachable", "nobody answers")
 RUN = RunManifest(
     base_model="b", dtype="d", tokenizer="t", adapter="a", layout="l", seed=0, initial="i", factors="f", mixing="m",
-    optimizer="o", codec="float32", feedback="n", gamma="1", merge="none", overlap="no",
+    optimizer="o", codec="float32", feedback="n", gamma="1", rounds=9, merge="none", overlap="no",
+    private="no",
 )  # fmt: skip
 FIELDS = [{**RUN.fields(), "seed": seed} for seed in range(2)]
 FINGERPRINT = RUN.fingerprint
+ANNOUNCEMENTS = itertools.count(1)
 
 
 def address(peer: str) -> str:
@@ -92,7 +97,8 @@ def hello(peer: str, *known: str, seed: int = 0, addresses: tuple[str, ...] | No
 
 
 def presence(peer: str, *addresses: str, leaving: bool = False) -> Heard:
-    return Heard(peer, Presence(FINGERPRINT, peer, 0, addresses or (address(peer),), leaving))
+    said = addresses or (address(peer),)
+    return Heard(peer, Presence(FINGERPRINT, peer, 0, said, leaving, sequence=next(ANNOUNCEMENTS)))
 
 
 def only(actions: Iterable[Action], *kinds: type) -> list:
@@ -246,7 +252,7 @@ def test_nobody_is_dialed_at_an_address_that_is_none(place: str) -> None:
 def test_an_address_is_passed_on_once_its_peer_has_answered_there() -> None:
     world = World()
     (proof,) = only(world.does(Asked("a", hello("a"))), Dial)
-    assert isinstance(proof.errand, Proof)
+    assert isinstance(proof.errand, DialBack)
     assert proof.addresses == (address("a"),)
     assert world.members.known() == ()
     world.does(Dialed(proof.errand, "a"))
@@ -269,6 +275,20 @@ def test_an_address_where_somebody_else_answers_or_nobody_is_not_passed_on() -> 
     assert world.members.known() == (address("a"),)
 
 
+@pytest.mark.parametrize("typed", ["/dns4/friend.example.org/tcp/1/p2p/a", "/ip4/127.0.0.1/tcp/1/p2p/a"])
+def test_what_the_user_typed_is_dialed_and_kept_but_not_passed_on_if_it_is_for_us_alone(typed: str) -> None:
+    world = World()
+    dial, _ = world.does(Join(0, (typed,), 15.0, required=True))
+    (ask,) = world.does(Dialed(dial.errand, "a"))
+    (proof,) = only(world.does(Answered(ask.errand, hello("a"))), Dial)
+    assert world.members.known() == ()
+    world.does(Dialed(proof.errand, "a"))
+    assert world.members.known() == (address("a"),)
+    assert world.members.to_remember(world.now) == (typed,)
+    (dial,) = only(world.does(Disconnected("a")), Dial)
+    assert dial.addresses == (typed, address("a"))
+
+
 def test_new_claims_never_displace_the_place_where_a_peer_has_answered() -> None:
     world = World()
     world.meets("a")
@@ -280,7 +300,7 @@ def test_new_claims_never_displace_the_place_where_a_peer_has_answered() -> None
 
 def test_a_full_table_lets_go_of_rumors_then_of_those_long_away_and_never_of_those_who_are_up() -> None:
     world = World()
-    with mock.patch("gossip.members.PEERS_MAX", 6), mock.patch("gossip.members.RUMORS_MAX", 6):
+    with mock.patch("gossip.member_places.PEERS_MAX", 6), mock.patch("gossip.member_places.RUMORS_MAX", 6):
         world.meets("up", "away")
         world.now += 100.0
         world.does(presence("away", leaving=True))
@@ -310,7 +330,10 @@ def test_anchors_outlive_forgetting_and_are_never_displaced() -> None:
     world.passes(FORGET_S + 200.0)
     assert set(world.members.by_id) == set(friends[:ANCHORS])
     world.dials.clear()
-    with mock.patch("gossip.members.PEERS_MAX", ANCHORS + 2), mock.patch("gossip.members.RUMORS_MAX", 2):
+    with (
+        mock.patch("gossip.member_places.PEERS_MAX", ANCHORS + 2),
+        mock.patch("gossip.member_places.RUMORS_MAX", 2),
+    ):
         for number in range(100):
             world.refuses(presence(f"made-up-{number}"))
             world.refuses(Asked(f"sybil-{number}", hello(f"sybil-{number}")))
@@ -370,7 +393,7 @@ def test_many_identities_cannot_write_more_lines_than_a_person_reads() -> None:
     left_out = sum(int(line.split()[0]) for line in world.told if "not told one by one" in line)
     assert left_out > 10_000
     assert world.members.by_id == {}
-    assert len(world.membership._refusals) <= STRIKERS_MAX
+    assert len(world.membership._cut_off.refusals) <= STRIKERS_MAX
 
 
 def test_a_flapping_peer_leaves_nothing_behind_and_is_dialed_ever_less_often() -> None:
@@ -388,12 +411,34 @@ def test_a_flapping_peer_leaves_nothing_behind_and_is_dialed_ever_less_often() -
     assert all(pause <= 1.0 for pause in pauses[:FLAPS_MAX])
     assert pauses[-1] > 16.0
     assert set(world.members.by_id) == {"flap"}
-    assert len(world.told) == 2
+    assert len(world.told) == 2 * NOTICES_PER_PEER
     world.meets("flap")
     world.now += 3600.0
     world.refuses(Disconnected("flap"))
     world.meets("flap")
     assert only(world.does(Disconnected("flap")), Dial)  # it has been steady since
+
+
+def test_who_repeats_itself_does_not_fill_the_nodes_inbox() -> None:
+    world = World()
+    world.meets("a")
+    assert only(world.does(presence("a")), Post) == []
+    assert only(world.does(Asked("a", Ping(0))), Post) == []
+    assert only(world.does(Asked("a", Ping(1))), Post) == [Post(PeerUp("a", 1))]
+    assert only(world.does(Asked("a", hello("a"))), Post) == [Post(PeerUp("a", 0))]
+    assert only(world.does(Asked("a", hello("a"))), Post) == [
+        Post(PeerUp("a", 0))
+    ]  # on a new connection, perhaps
+
+
+def test_names_that_we_announce_are_kept_from_others_and_the_user_is_told() -> None:
+    membership = Membership(RUN, "ME", random.Random(0))
+    own = ("/dns4/example.org/tcp/1/p2p/me", "/ip4/12.0.0.1/tcp/1/p2p/me")
+    told, announce, *_ = membership.handle(Start("me", own), 0.0)
+    assert told == Tell(
+        "others are not told /dns4/example.org/tcp/1/p2p/me: they take no names from peers; announce an IP address too"
+    )
+    assert announce.presence.addresses == own[1:]
 
 
 # -- strikes
@@ -485,7 +530,7 @@ class Hostile(World):
                 TimerFired(DialsDue()),
                 TimerFired(JoinOver(self.joins)),
                 Dialed(Search(peer, rng.randrange(99)), peer),
-                DialFailed(Proof(peer, address(peer), rng.randrange(99)), AWAY),
+                DialFailed(DialBack(peer, address(peer), rng.randrange(99)), AWAY),
             )
         )
 
@@ -541,9 +586,9 @@ class Hostile(World):
             assert len(member.addresses) <= 4
             assert member.proven <= set(member.addresses)
             assert not (member.is_up and not member.has_answered)
-        assert not any(self.membership._is_cut_off(peer, self.now) for peer in self.up)
-        assert len(self.membership._strikes) <= STRIKERS_MAX
-        assert len(self.membership._notices) <= PEERS_MAX
+        assert not any(self.membership._cut_off.is_over(peer, self.now) for peer in self.up)
+        assert len(self.membership._cut_off.faults) <= STRIKERS_MAX
+        assert len(self.membership._notices) <= 2 * NOTICED_MAX
 
 
 @pytest.mark.parametrize("seed", range(4))

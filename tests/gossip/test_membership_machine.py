@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gossip import wire
 from gossip.errors import LocalError, RemoteError
 from gossip.events import PeerDown, PeerUp
 from gossip.manifest import RunManifest
@@ -29,6 +30,7 @@ from gossip.membership_events import (
     AskFailed,
     Connected,
     Dial,
+    DialBack,
     Dialed,
     DialFailed,
     Disconnected,
@@ -46,7 +48,6 @@ from gossip.membership_events import (
     NobodyThere,
     Post,
     Progressed,
-    Proof,
     Reject,
     Search,
     SetTimer,
@@ -57,6 +58,7 @@ from gossip.membership_events import (
     TimerFired,
 )
 from gossip.membership_limits import (
+    ADDRESS_LETTERS,
     ADDRESSES_PER_PEER,
     DIALS_MAX,
     FORGET_S,
@@ -77,6 +79,7 @@ from gossip.simulated_membership import ANSWER_S
 from gossip.simulated_network import LinkModel
 from gossip.simulation import Simulation
 
+ANNOUNCEMENTS = itertools.count(1)
 AWAY = RemoteError("unreachable", "nobody answers")
 
 
@@ -95,8 +98,10 @@ def manifest(codec: str = "float32") -> RunManifest:
         codec=codec,
         feedback="n",
         gamma="1",
+        rounds=9,
         merge="none",
         overlap="no",
+        private="no",
     )
 
 
@@ -109,7 +114,8 @@ def hello(peer: str, *known: str, codec: str = "float32", round: int = 0) -> Hel
 
 
 def presence(peer: str, *addresses: str, round: int = 0, leaving: bool = False) -> Heard:
-    said = Presence(manifest().fingerprint, peer.upper(), round, addresses or (address(peer),), leaving)
+    told = addresses or (address(peer),)
+    said = Presence(manifest().fingerprint, peer.upper(), round, told, leaving, sequence=next(ANNOUNCEMENTS))
     return Heard(peer, said)
 
 
@@ -132,7 +138,7 @@ class Machine:
         """Be greeted, and find the peers where they say they are."""
         for peer in peers:
             (proof,) = only(self.does(Asked(peer, hello(peer))), Dial)
-            assert isinstance(proof.errand, Proof)
+            assert isinstance(proof.errand, DialBack)
             assert self.does(Dialed(proof.errand, peer)) == []
 
     def member(self, peer: str):
@@ -159,11 +165,12 @@ def test_joining_dials_greets_and_looks_for_those_that_are_named() -> None:
     (ask,) = me.does(Dialed(dial.errand, "a"))
     assert isinstance(ask, Ask)
     assert ask.question == Hello(manifest().fields(), "ME", 0, (address("me"),), ())
-    *up, search, ended = me.does(Answered(ask.errand, hello("a", "b", "me", round=3)))
+    *up, search, ended, soon = me.does(Answered(ask.errand, hello("a", "b", "me", round=3)))
     assert up == [Post(PeerUp("a", 3)), Tell("peer A is up (a), 1 in all")]
     assert isinstance(search, Dial)
     assert (search.peer, search.addresses) == ("b", (address("b"),))
     assert ended == JoinEnded(7, None)
+    assert soon == SetTimer(AnnouncementDue(1), PRESENCE_GAP_S)  # nobody can have heard the first one
     assert me.does(TimerFired(JoinOver(7))) == []
 
 
@@ -173,7 +180,7 @@ def test_a_greeting_is_answered_with_those_that_are_up() -> None:
     answer, *rest, proof = me.does(Asked("b", hello("b", round=2)))
     assert answer == Answer(Hello(manifest().fields(), "ME", 0, (address("me"),), (address("a"),)))
     assert rest == [Post(PeerUp("b", 2)), Tell("peer B is up (b), 2 in all")]
-    assert proof == Dial(Proof("b", address("b"), 2), (address("b"),), "b")
+    assert proof == Dial(DialBack("b", address("b"), 2), (address("b"),), "b")
 
 
 def test_a_refusal_names_the_field_in_the_readers_words() -> None:
@@ -206,8 +213,49 @@ def test_another_run_ends_a_first_join_and_a_search(answer: Message) -> None:
 def test_what_is_neither_hello_nor_ping_is_not_answered() -> None:
     me = Machine()
     assert me.does(Asked("a", Pull(bytes(16), None, -1, 0.0))) == []
-    assert me.does(Asked("a", Ping(3))) == [Answer(Ping(0))]
     assert me.up == set()
+
+
+def test_a_ping_is_answered_only_after_a_hello() -> None:
+    me = Machine()
+    (answer,) = me.does(Asked("a", Ping(3)))
+    assert answer == Answer(Refusal("hello", "exchange a hello of this run first"))
+    me.meets("a")
+    assert me.does(Asked("a", Ping(3)))[0] == Answer(Ping(0))
+
+
+def test_whoever_does_not_know_us_any_more_is_greeted_at_once() -> None:
+    me = Machine()
+    me.meets("a")
+    (ask,) = me.does(Suspect("a"))
+    (dial,) = me.does(Answered(ask.errand, Refusal("hello", "")))
+    assert isinstance(dial, Dial)
+    (greeting,) = me.does(Dialed(dial.errand, "a"))
+    assert isinstance(greeting.question, Hello)
+
+
+def test_what_was_announced_before_does_not_count_again() -> None:
+    me = Machine()
+    me.meets("a")
+    goodbye = presence("a", leaving=True)
+    me.does(goodbye)
+    me.meets("a")
+    assert me.does(goodbye) == []
+    later = replace(goodbye.message, sequence=0, incarnation=1)
+    me.does(Asked("a", replace(hello("a"), incarnation=2)))
+    assert me.does(Heard("a", later)) == []  # of an earlier life
+    assert me.up == {"a"}
+
+
+def test_a_hello_fits_into_a_frame_however_long_addresses_are() -> None:
+    me = Machine()
+    for number in range(2 * wire.LIST_ITEMS_MAX):
+        me.meets_and_dials_back(f"{number:03}" + "x" * 115)
+        me.now += 1.0
+    assert len(address(f"{0:03}" + "x" * 115)) > 0.95 * ADDRESS_LETTERS
+    (answer, *_) = me.does(Asked("a", hello("a")))
+    assert len(wire.encode(answer.message)) <= wire.FRAME_BYTES_MAX
+    assert len(answer.message.known) == wire.LIST_ITEMS_MAX
 
 
 def test_nothing_is_looked_at_before_the_start() -> None:
@@ -257,7 +305,7 @@ def test_what_the_user_has_to_mend_ends_a_first_join_even_if_others_were_reached
     to_a, to_b, _ = me.does(Join(0, (address("a"), address("b")), 15.0, required=True))
     assert me.does(DialFailed(to_b.errand, problem)) == []
     (ask,) = me.does(Dialed(to_a.errand, "a"))
-    assert me.does(Answered(ask.errand, hello("a")))[-1] == JoinEnded(0, problem)
+    assert only(me.does(Answered(ask.errand, hello("a"))), JoinEnded) == [JoinEnded(0, problem)]
 
 
 @pytest.mark.parametrize("problem", [LocalError("malformed address"), Incompatible("another run")])
@@ -357,7 +405,7 @@ def test_whoever_is_up_is_not_greeted_again() -> None:
 
 def test_a_full_table_takes_nobody_in_and_still_answers() -> None:
     me = Machine()
-    with mock.patch("gossip.members.PEERS_MAX", 3):
+    with mock.patch("gossip.member_places.PEERS_MAX", 3):
         me.meets("a", "b", "c")
         assert me.does(presence("d")) == []
         (answer,) = me.does(Asked("d", hello("d", "e")))
@@ -578,7 +626,9 @@ def test_a_ban_outlives_forgetting() -> None:
 def test_we_announce_ourselves_at_intervals_and_soon_after_a_round() -> None:
     me = Machine()
     announce, first, heartbeats = me.began
-    assert announce == Announce(Presence(manifest().fingerprint, "ME", 0, (address("me"),), False))
+    assert announce == Announce(
+        Presence(manifest().fingerprint, "ME", 0, (address("me"),), False, sequence=1)
+    )
     assert first.delay_s == PRESENCE_S
     assert heartbeats == SetTimer(HeartbeatsDue(), HEARTBEAT_S)
     me.now += 0.25 * PRESENCE_GAP_S
@@ -690,7 +740,7 @@ def is_greeting(event: Event) -> bool:
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(st.data())
 def test_in_any_order_of_events_it_keeps_its_promises(data: st.DataObject) -> None:
-    with mock.patch("gossip.members.PEERS_MAX", 4):
+    with mock.patch("gossip.member_places.PEERS_MAX", 4):
         me = Machine()
         members = me.membership.members
         node_sees: set[str] = set()
@@ -722,7 +772,7 @@ def test_in_any_order_of_events_it_keeps_its_promises(data: st.DataObject) -> No
             for post in only(actions, Post):
                 (node_sees.add if isinstance(post.event, PeerUp) else node_sees.remove)(post.event.peer)
             assert node_sees == me.up
-            banned = {peer for peer in members.by_id if me.membership._is_cut_off(peer, me.now)}
+            banned = {peer for peer in members.by_id if me.membership._cut_off.is_over(peer, me.now)}
             assert not banned & me.up
 
 
@@ -911,7 +961,7 @@ def test_halves_of_eight_find_each_other_after_two_minutes_apart() -> None:
     """Although that is longer than anybody is remembered: anchors are."""
     network, simulation = group_of(peers=16, rounds=400, train_s=1.0)
     halves = network.names[:8], network.names[8:]
-    with mock.patch("gossip.members.FORGET_S", 60.0):
+    with mock.patch("gossip.member_places.FORGET_S", 60.0):
         simulation.run(until_s=8.0)
         split(simulation, *halves)
         simulation.run(until_s=128.0)
@@ -928,7 +978,7 @@ def test_a_group_that_loses_everybody_else_finds_them_again_alone() -> None:
     """One peer is cut off from all others for longer than it remembers peers, and then is not."""
     network, simulation = group_of(peers=4, rounds=400)
     alone, rest = network.names[:1], network.names[1:]
-    with mock.patch("gossip.members.FORGET_S", 60.0):
+    with mock.patch("gossip.member_places.FORGET_S", 60.0):
         simulation.run(until_s=8.0)
         split(simulation, alone, rest)
         simulation.run(until_s=600.0)

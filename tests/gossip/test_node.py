@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
@@ -30,8 +31,10 @@ from gossip.events import (
     Train,
     Trained,
 )
+from gossip.final_merge import MERGE_ROUNDS_MAX
 from gossip.methods.codecs import CODECS
 from gossip.methods.method_set import MethodNames
+from gossip.neighbor import PATIENCE
 from gossip.node import GossipNode
 from gossip.published import PublishedAdapter
 from gossip.round import Phase
@@ -173,7 +176,7 @@ def test_a_failed_fetch_or_a_death_ends_the_wait() -> None:
 
 
 def test_asynchronous_nodes_never_wait() -> None:
-    node = make(collect_s=0.0)
+    node = make(collect_s=0.0, rounds=9)
     actions = collecting(node)
     assert kinds(actions) == ["Publish", "Fetch", "Fetch", "Report", "Train"]
     assert all(action.round is None and action.wait_s == 0 for action in actions if isinstance(action, Fetch))
@@ -186,7 +189,7 @@ def test_asynchronous_nodes_never_wait() -> None:
 
 
 def test_a_adapter_is_not_asked_for_twice() -> None:
-    node = make(collect_s=0.0)
+    node = make(collect_s=0.0, rounds=9)
     collecting(node)
     node.handle(Fetched("a", adapter(4, 6, 6, 6, 6)), 1.5)
     node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 2.0)
@@ -207,6 +210,132 @@ def test_a_neighbor_far_behind_is_read_but_not_waited_for() -> None:
     assert asked["c"].round == 3
     assert asked["a"].round is None
     assert asked["a"].wait_s == 0
+
+
+def one_round(node: GossipNode, now: float, *came: Event) -> list[Action]:
+    """Let a node train, and then hear what came; return all that it did."""
+    actions = node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), now)
+    for event in came:
+        actions += node.handle(event, now + 0.5)
+    return actions
+
+
+def test_an_adapter_that_was_mixed_is_not_mixed_again_by_those_who_have_gone_on() -> None:
+    node = make(members=("a", "b"), rounds=9)
+    node.handle(Start(), 0.0)
+    mixed = []
+    for round in range(4):
+        again = Fetched("a", adapter(0, 6, 6, 6, 6))
+        (report,) = reports(one_round(node, float(round), PeerUp("a", 0), again, TimerFired(round)))
+        mixed.append([sender for sender, _, _ in report.mixed])
+    assert mixed == [["a"], [], [], []]
+
+
+def test_a_finished_peer_is_read_until_we_have_caught_up() -> None:
+    node = make(members=("a", "b"), rounds=4)
+    node.handle(Start(), 0.0)
+    mixed = []
+    for round in range(4):
+        (report,) = reports(one_round(node, float(round), Fetched("a", adapter(3, 6, 6, 6, 6))))
+        mixed.append([(sender, of) for sender, of, _ in report.mixed])
+    assert mixed == [[("a", 3)]] * 4
+
+
+def test_a_new_life_begins_where_its_checkpoint_was_and_an_old_word_changes_nothing() -> None:
+    node = make(members=("a", "b"), rounds=9)
+    node.handle(Start(), 0.0)
+    mixed = []
+    for round, of, life in ((0, 7, 1), (1, 0, 1), (2, 1, 2), (3, 1, 2), (4, 2, 1)):
+        events = (PeerUp("a", of, None, life), Fetched("a", adapter(of, 6, 6, 6, 6)), TimerFired(round))
+        (report,) = reports(one_round(node, float(round), *events))
+        mixed.append([of for _, of, _ in report.mixed])
+    assert mixed == [[7], [], [1], [], [2]]
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        adapter(2**40, 1, 1, 1, 1),
+        adapter(3, 1, 1, 1, 1),  # of the merge, by its number
+        replace(adapter(0, 1, 1, 1, 1), kind="merge"),
+        replace(adapter(3 + MERGE_ROUNDS_MAX, 1, 1, 1, 1), kind="merge"),
+        replace(adapter(0, 1, 1, 1, 1), kind="initial"),
+    ],
+    ids=["far", "beyond", "merge", "endless merge", "initial"],
+)
+def test_an_adapter_that_no_round_of_the_run_has_is_a_fault(impossible: PublishedAdapter) -> None:
+    node = make()
+    collecting(node)
+    actions = node.handle(Fetched("a", impossible), 1.5)
+    assert [(a.peer, a.reason) for a in actions if isinstance(a, Penalize)] == [("a", "malformed")]
+
+
+def test_the_merge_asks_for_its_own_kind_and_reads_it_in_its_own_way() -> None:
+    node = make(members=("a", "b"), rounds=1, codec="int8", merge="average")
+    actions = collecting(node) + node.handle(FetchFailed("a", "unreachable"), 1.5)
+    fetches = [(a.kind, a.round) for a in actions if isinstance(a, Fetch)]
+    assert fetches == [("round", 0), ("merge", 1)]
+    ordinary = adapter(0, 0, 0, 0, 0, codec="int8")  # the initial adapter, less itself
+    of_merge = replace(adapter(1, 7, 7, 7, 7, codec="int8"), kind="merge")
+    node.handle(
+        Fetched("a", ordinary), 1.6
+    )  # nobody asked for it: it ends a fetch, and is no adapter of the merge
+    node.handle(FetchFailed("a", "nothing"), 1.7)
+    again = make(members=("a", "b"), rounds=1, codec="int8", merge="average")
+    collecting(again)
+    again.handle(FetchFailed("a", "unreachable"), 1.5)
+    (report,) = reports(again.handle(Fetched("a", of_merge), 1.6))
+    torch.testing.assert_close(report.state.flat, torch.full((4,), 5.0), atol=0.05, rtol=0.0)
+
+
+def test_a_neighbor_that_never_delivers_is_soon_not_waited_for_until_it_does() -> None:
+    node = make(rounds=99)
+    node.handle(Start(), 0.0)
+    waited = []
+    for round in range(12):
+        honest = Fetched("c", adapter(round, 3, 3, 3, 3))
+        actions = one_round(node, 100.0 * round, PeerUp("a", round), PeerUp("c", round), honest)
+        waited.append(not reports(actions))
+        if waited[-1]:
+            node.handle(TimerFired(round), 100.0 * round + 60.0)
+            node.handle(FetchFailed("a", "unreachable"), 100.0 * round + 61.0)
+    assert waited == [True] * PATIENCE + [False] * (12 - PATIENCE)
+    for round in range(12, 14):
+        delivered = Fetched("a", adapter(round, 3, 3, 3, 3))
+        node.handle(Trained(state(3, 3, 3, 3), 2, 0.5), 100.0 * round)
+        node.handle(delivered, 100.0 * round)
+        node.handle(Fetched("c", adapter(round, 3, 3, 3, 3)), 100.0 * round)
+    assert one_round(node, 1500.0, Fetched("c", adapter(14, 3, 3, 3, 3)))[-1] != Train(node.state, 15)
+
+
+def test_whoever_is_busy_or_behind_has_not_failed() -> None:
+    node = make(members=("a", "b"), rounds=99)
+    node.handle(Start(), 0.0)
+    for round in range(2 * PATIENCE):
+        reason = "busy" if round % 2 else "nothing"
+        one_round(node, float(round), FetchFailed("a", reason))
+    actions = one_round(node, 99.0)
+    assert not reports(actions)
+
+
+def test_a_round_that_waits_for_confirmation_alone_has_an_end() -> None:
+    node = make(members=("a", "b"), rounds=9, mixing="symmetric-drop")
+    node.handle(Start(), 0.0)
+    one_round(node, 0.0, TimerFired(0))
+    node.handle(Fetched("a", adapter(0, 9, 9, 9, 9)), 11.0)  # late, and then its sender says nothing any more
+    actions = one_round(node, 12.0, FetchFailed("a", "unreachable"))
+    assert not reports(actions)
+    (timer,) = [action for action in actions if isinstance(action, SetTimer)]
+    assert reports(node.handle(TimerFired(timer.round), 12.0 + timer.delay_s))
+
+
+def test_the_death_of_whom_a_round_waits_for_ends_it() -> None:
+    node = make(members=("a", "b"), rounds=9, mixing="symmetric-drop")
+    node.handle(Start(), 0.0)
+    one_round(node, 0.0, TimerFired(0))
+    node.handle(Fetched("a", adapter(0, 9, 9, 9, 9)), 11.0)
+    assert not reports(one_round(node, 12.0, FetchFailed("a", "unreachable")))
+    assert reports(node.handle(PeerDown("a"), 12.6))
 
 
 def test_a_node_that_is_alone_goes_on() -> None:

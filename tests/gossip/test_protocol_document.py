@@ -1,18 +1,24 @@
 """docs/protocol.md promises bytes; another implementation will believe it."""
 
+import dataclasses
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from gossip import wire
 from gossip.adapter import AdapterSpec
-from gossip.messages import Message, Ping, Pull, Refusal
+from gossip.claims import claim_in, statement
+from gossip.manifest import RunManifest
+from gossip.messages import Claim, Kind, Message, Ping, Pull, Reason, Refusal
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS, Codec
 from gossip.methods.feedback import FEEDBACKS
 from gossip.published import PublishedAdapter
+from peer.network.identity import peer_id
+from peer.signing import Signer, is_signed
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 EXAMPLES = {
@@ -48,7 +54,25 @@ def test_frames_are_byte_exact(name: str, message: Message) -> None:
 
 def test_the_offer_and_its_payload_are_byte_exact() -> None:
     published = PublishedAdapter(3, 8, "float32", codec_of("float32").encode(TWO_VALUES, vector_of(2), 3))
-    assert wire.framed(published.offer()) + published.payload == EXAMPLES["offer"]
+    key, run = bytes(range(32)), bytes(range(16))
+    offer = Signer(key, run, lambda: 5).signed(published.offer())
+    assert wire.framed(offer) + published.payload == EXAMPLES["offer"]
+    claim = claim_in(peer_id(key), offer)
+    assert statement(run, claim) == EXAMPLES["statement"]
+    assert is_signed(run, claim)
+    assert peer_id(key) in DOCUMENT
+
+
+def test_every_field_of_the_manifest_is_documented() -> None:
+    section = DOCUMENT.partition("## Hello")[2].partition("## Pull")[0]
+    documented = re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
+    assert documented == [field.name for field in dataclasses.fields(RunManifest)]
+
+
+def test_every_kind_reason_and_claim_is_documented() -> None:
+    fields = [field.name for field in dataclasses.fields(Claim)]
+    for word in (*get_args(Kind), *get_args(Reason), *fields):
+        assert f"`{word}`" in DOCUMENT, word
 
 
 @pytest.mark.parametrize(

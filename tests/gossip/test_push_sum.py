@@ -210,3 +210,39 @@ def test_a_sender_that_lost_its_state_is_counted_from_zero() -> None:
     values, _, state = push_sum.read("p0", vector, 0.3, network.states[1])
     torch.testing.assert_close(values, again)
     assert float(state["mass/p0"]) == pytest.approx(1 / (network.readers[0] + 1))
+
+
+def test_of_peers_that_have_gone_a_number_is_kept_and_nothing_is_counted_twice() -> None:
+    network = Network(IRREGULAR, normal(7))
+    network.round()
+    state = push_sum.forget("p0", network.states[1])
+    assert "read/p0" not in state
+    assert state["gone/p0"].numel() == 1
+    network.round()
+    _, weight, state = push_sum.read("p0", network.last[0], 0.3, state)  # back: its sums are the new baseline
+    assert weight == 0.0
+    assert "gone/p0" not in state
+    held = float(network.states[0]["w"])
+    network.round()
+    _, weight, state = push_sum.read("p0", network.last[0], 0.3, state)
+    assert float(state["mass/p0"]) == pytest.approx(held / (network.readers[0] + 1))
+
+
+def test_a_peer_that_comes_back_without_its_state_is_counted_from_zero() -> None:
+    network = Network(IRREGULAR, normal(7))
+    for _ in range(5):
+        network.round()
+    again = torch.ones(3, dtype=torch.float64)
+    vector, _ = push_sum.publish(again, network.readers[0], push_sum.init(again))
+    _, weight, state = push_sum.read("p0", vector, 0.3, push_sum.forget("p0", network.states[1]))
+    assert weight == 0.3
+    assert float(state["mass/p0"]) == pytest.approx(1 / (network.readers[0] + 1))
+
+
+def test_however_many_come_and_go_the_state_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push_sum, "GONE_MAX", 20)
+    state = push_sum.init(torch.zeros(3))
+    for number in range(2 * push_sum.GONE_MAX):
+        _, _, state = push_sum.read(f"p{number}", torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0]), 0.3, state)
+        _, state = push_sum.mix([], push_sum.forget(f"p{number}", state))
+    assert len(state) == 3 + push_sum.GONE_MAX

@@ -1,6 +1,7 @@
 """Messages survive the trip; anything else is one exception and costs nothing."""
 
 import tracemalloc
+from typing import get_args
 
 import hypothesis.strategies as st
 import msgpack
@@ -9,12 +10,18 @@ from hypothesis import example, given, settings
 
 from gossip import wire
 from gossip.errors import RemoteError
-from gossip.messages import Hello, Message, Offer, Ping, Presence, Pull, Refusal
+from gossip.messages import Claim, Hello, Kind, Message, Offer, Ping, Presence, Proof, Pull, Reason, Refusal
 
 text = st.text(st.characters(codec="utf-8"), max_size=40).filter(str.isprintable)
 rounds = st.integers(0, wire.ROUND_MAX)
 offsets = st.integers(0, wire.PAYLOAD_BYTES_MAX)
 texts = st.lists(text, max_size=4).map(tuple)
+kinds = st.sampled_from(get_args(Kind))
+lives = st.integers(0, wire.INCARNATION_MAX)
+digests = st.binary(min_size=32, max_size=32)
+bases = st.sampled_from([b"", bytes(8)])
+claims = st.builds(Claim, text, lives, rounds, kinds, bases, digests, st.binary(min_size=64, max_size=64))
+proofs = st.builds(Proof, claims, claims)
 messages = st.one_of(
     st.builds(
         Hello,
@@ -23,8 +30,11 @@ messages = st.one_of(
         rounds,
         texts,
         texts,
+        st.none(),
+        lives,
+        st.lists(proofs, max_size=2).map(tuple),
     ),
-    st.builds(Refusal, text, text),
+    st.builds(Refusal, st.sampled_from(get_args(Reason)), text),
     st.builds(Ping, rounds),
     st.builds(
         Pull,
@@ -34,9 +44,34 @@ messages = st.one_of(
         st.floats(0, wire.WAIT_S_MAX),
         offsets,
         st.sampled_from([b"", bytes(32)]),
+        bases,
+        kinds,
     ),
-    st.builds(Offer, rounds, rounds, text, offsets, st.binary(min_size=32, max_size=32), offsets),
-    st.builds(Presence, st.binary(min_size=16, max_size=16), text, rounds, texts, st.booleans()),
+    st.builds(
+        Offer,
+        rounds,
+        rounds,
+        text,
+        offsets,
+        digests,
+        offsets,
+        bases,
+        kinds,
+        lives,
+        st.sampled_from([b"", bytes(64)]),
+    ),
+    st.builds(
+        Presence,
+        st.binary(min_size=16, max_size=16),
+        text,
+        rounds,
+        texts,
+        st.booleans(),
+        lives,
+        rounds,
+        st.lists(claims, max_size=2).map(tuple),
+    ),
+    proofs,
 )
 
 
@@ -89,6 +124,24 @@ def test_truncated_or_longer_frames_are_malformed(message: Message, data: st.Dat
             wire.decode(wrong)
 
 
+CLAIM = {
+    "peer": "a", "incarnation": 1, "round": 0, "kind": "round", "base": b"", "digest": bytes(32), "signature": bytes(64)
+}  # fmt: skip
+PRESENCE = {
+    "type": "presence", "run": bytes(16), "name": "", "round": 0, "addresses": [], "leaving": False, "incarnation": 1,
+    "sequence": 1, "claims": [CLAIM],
+}  # fmt: skip
+PULL = {
+    "type": "pull", "run": bytes(16), "round": 0, "newer_than": 0, "wait_s": 0.0, "offset": 0, "digest": b"",
+    "base": b"", "kind": "round",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", [PRESENCE, PULL], ids=["presence", "pull"])
+def test_what_the_bad_fields_are_made_of_is_well_formed(body: dict[str, object]) -> None:
+    wire.decode(msgpack.packb(body))
+
+
 BAD_FIELDS = [
     {"type": "ping"},
     {"type": "ping", "round": -1},
@@ -98,41 +151,26 @@ BAD_FIELDS = [
     {"type": "ping", "round": 1, "extra": 1},
     {"type": "nothing", "round": 1},
     {"type": 5, "round": 1},
-    {"type": "refusal", "reason": "a\x1b[31m", "detail": ""},
-    {"type": "refusal", "reason": "a\nb", "detail": ""},
-    {"type": "refusal", "reason": "\u202eabc", "detail": ""},
-    {"type": "refusal", "reason": "a" * 1025, "detail": ""},
-    {"type": "presence", "run": bytes(15), "name": "", "round": 0, "addresses": [], "leaving": False},
-    {"type": "presence", "run": bytes(16), "name": "", "round": 0, "addresses": ["a"] * 65, "leaving": False},
-    {"type": "presence", "run": bytes(16), "name": "", "round": 0, "addresses": [5], "leaving": False},
-    {"type": "presence", "run": bytes(16), "name": "", "round": 0, "addresses": [], "leaving": 1},
-    {
-        "type": "pull",
-        "run": bytes(16),
-        "round": 0,
-        "newer_than": -2,
-        "wait_s": 0.0,
-        "offset": 0,
-        "digest": b"",
-    },
-    {
-        "type": "pull",
-        "run": bytes(16),
-        "round": 0,
-        "newer_than": 0,
-        "wait_s": float("nan"),
-        "offset": 0,
-        "digest": b"",
-    },
-    {
-        "type": "pull",
-        "run": bytes(16),
-        "round": 0,
-        "newer_than": 0,
-        "wait_s": 601.0,
-        "offset": 0,
-        "digest": b"",
-    },
+    {"type": "refusal", "reason": "because", "detail": ""},
+    {"type": "refusal", "reason": "busy", "detail": "a\x1b[31m"},
+    {"type": "refusal", "reason": "busy", "detail": "a\nb"},
+    {"type": "refusal", "reason": "busy", "detail": "\u202eabc"},
+    {"type": "refusal", "reason": "busy", "detail": "a" * 1025},
+    {**PRESENCE, "run": bytes(15)},
+    {**PRESENCE, "addresses": ["a"] * 65},
+    {**PRESENCE, "addresses": [5]},
+    {**PRESENCE, "leaving": 1},
+    {**PRESENCE, "sequence": -1},
+    {**PRESENCE, "claims": [{"peer": "a"}]},
+    {**PRESENCE, "claims": [CLAIM] * 5},
+    {**PRESENCE, "claims": [{**CLAIM, "kind": "other"}]},
+    {**PRESENCE, "claims": [{**CLAIM, "signature": b""}]},
+    {"type": "proof", "first": CLAIM},
+    {**PULL, "newer_than": -2},
+    {**PULL, "wait_s": float("nan")},
+    {**PULL, "wait_s": 601.0},
+    {**PULL, "kind": "any"},
+    {**PULL, "base": bytes(7)},
     [1, 2, 3],
     "text",
     5,

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.settings import NodeSnapshot
-from peer.checkpoint_folder import TRAINER_STATE
+from peer.checkpoint_files import TRAINER_STATE
 from peer.checkpoints import open_home
 from peer.durable import write_atomically
 from peer.training.frames import Export

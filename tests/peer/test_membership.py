@@ -38,8 +38,10 @@ def manifest(codec: str = "float32") -> RunManifest:
         codec=codec,
         feedback="n",
         gamma="1",
+        rounds=9,
         merge="none",
         overlap="no",
+        private="no",
     )
 
 
@@ -127,6 +129,27 @@ def test_peers_that_know_each_other_do_not_greet_for_ever() -> None:
                 await node.membership.wait_for(3, 30.0)
             await trio.sleep(5.0)  # virtual; before the first heartbeat
             assert sum(node.answered for node in nodes) <= 2 * 6
+
+    run(body)
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_what_happens_while_it_ends_is_not_begun(steps: int) -> None:
+    """Whoever was heard of just then made it raise "Nursery is closed to new arrivals", in the transport's own call."""
+
+    async def body() -> None:
+        ours = Node("a")
+
+        async def announce_a_little_later() -> None:
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            said = Presence(manifest().fingerprint, "b", 0, ("/memory/b/p2p/b",), False)
+            ours.membership.on_announced("b", wire.encode(said))
+            assert "b" in ours.membership.members
+
+        async with trio.open_nursery() as outer, group(MemoryNetwork(), ours):
+            await trio.testing.wait_all_tasks_blocked()
+            outer.start_soon(announce_a_little_later)
 
     run(body)
 
@@ -311,7 +334,7 @@ def test_five_strikes_and_a_peer_is_cut_off() -> None:
 
 
 def test_the_table_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gossip.members.PEERS_MAX", 10)
+    monkeypatch.setattr("gossip.member_places.PEERS_MAX", 10)
 
     async def body() -> None:
         a = Node("a")
@@ -349,6 +372,9 @@ class CountingTransport:
         raise Unreachable("no answer")
 
     async def announce(self, topic: str, frame: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def drop(self, peer: str) -> None:
         await trio.lowlevel.checkpoint()
 
 
@@ -407,5 +433,43 @@ def test_where_a_peer_says_it_is_nobody_is_told_before_it_was_dialed_back_there(
             answer = await ask(b.transport, "a", Hello(manifest().fields(), "b", 0), b.traffic)
             assert isinstance(answer, Hello)
             assert answer.known == b.transport.addresses
+
+    run(body)
+
+
+class WhenNurseriesClose(trio.abc.Instrument):
+    """Does something whenever the last task of a nursery has ended, before whoever opened it runs on."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+        self.failures: list[Exception] = []
+        self.count = 0
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        if task.parent_nursery and not task.parent_nursery.child_tasks:
+            self.count += 1
+            try:
+                self._act()
+            except Exception as error:  # noqa: BLE001 - an instrument that raises is only switched off
+                self.failures.append(error)
+
+
+def test_what_happens_while_the_last_task_ends_starts_no_new_one() -> None:
+    """A connection at the very end once printed "Nursery is closed to new arrivals"."""
+
+    async def body() -> None:
+        a = Node("a")
+        a.membership.use(CountingTransport())  # type: ignore[arg-type] # as above
+        for _ in range(STRIKES):
+            a.membership.strike("x", "malformed")  # from now on each is answered by a task that drops it
+        at_the_end = WhenNurseriesClose(lambda: a.membership.strike("x", "malformed"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.membership.run)
+            await trio.testing.wait_all_tasks_blocked()
+            trio.lowlevel.add_instrument(at_the_end)
+            nursery.cancel_scope.cancel()
+        assert at_the_end.count >= 1
+        assert at_the_end.failures == []
+        assert a.membership._waiting == []
 
     run(body)

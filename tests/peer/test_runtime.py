@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import OrderedDict
 from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +18,13 @@ import trio
 from gossip import wire
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import Diverged, LocalError
-from gossip.messages import Ping
-from peer.checkpoint_folder import HEALTHY, TRAINER_STATE
+from gossip.messages import Message, Ping, Pull, Refusal
+from gossip.neighbor import PATIENCE
+from gossip.published import PublishedAdapter
+from peer.checkpoint_files import HEALTHY, TRAINER_STATE
 from peer.checkpoints import PEERS, Home, HomeError, open_home
 from peer.config import PeerConfig
+from peer.exchange import ADAPTER, CONTROL, Traffic, receive_message, send_message
 from peer.journal import Journal
 from peer.journal_events import Finished, JournalEvent, LeftOut, Listening, Measured, Note, Resumed, RoundDone
 from peer.journal_lines import Record
@@ -27,6 +33,7 @@ from peer.network.catalogue import transport_for
 from peer.network.identity import peer_id
 from peer.network.memory import MemoryNetwork
 from peer.network.transport import TransportFactory, Unreachable
+from peer.publisher import Publisher
 from peer.run_plan import plan_run
 from peer.runtime import live
 from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
@@ -146,7 +153,7 @@ class Running:
     async def run(self, factory: TransportFactory) -> None:
         plan = plan_run(self.config)
         try:
-            await live(plan, self.home, self.id, factory, self.journal, self.trainer.start, self.leaving)
+            await live(plan, self.home, self.key, factory, self.journal, self.trainer.start, self.leaving)
         finally:
             with trio.CancelScope(shield=True):  # what the reader got before the end is then in ``heard``
                 await trio.to_thread.run_sync(self.journal.close)
@@ -240,7 +247,7 @@ def test_a_restarted_peer_finds_the_others_though_its_own_address_has_changed(ho
     async def body() -> None:
         make = libp2p()
         home = homes("a")
-        first = Running(1, home, 0.0, rounds=4, wait_peers=1)
+        first = Running(1, home, 0.0, rounds=10**6, wait_peers=1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first.run, make(first.key))
             joining = {"wait_peers": 1, "join": await first.addresses()}
@@ -248,11 +255,13 @@ def test_a_restarted_peer_finds_the_others_though_its_own_address_has_changed(ho
             nursery.start_soon(endless.run, make(endless.key))
             await first.heard.first(lambda event: isinstance(event, RoundDone) and event.round == 3)
             first.leaving.scope.cancel()
-            again = Running(1, home, 0.0, rounds=6, wait_peers=1)
-            await again.run(make(again.key))
+            again = Running(1, home, 0.0, rounds=10**6, wait_peers=1)
+            nursery.start_soon(again.run, make(again.key))
+            await again.heard.first(lambda event: len(again.events(RoundDone)) == 2)
+            again.leaving.scope.cancel()
             endless.leaving.scope.cancel()
         assert again.events(Listening)[0].addresses != first.events(Listening)[0].addresses
-        assert [len(event.mixed) for event in again.events(RoundDone)] == [1, 1]
+        assert [len(event.mixed) for event in again.events(RoundDone)[:2]] == [1, 1]
 
     limited(body)
 
@@ -369,6 +378,160 @@ def test_deaths_of_the_trainer_are_survived_but_for_three_in_one_round(homes: An
     limited(body)
 
 
+def noted(running: Running, words: str) -> Callable[[JournalEvent], bool]:
+    """Tell events in which a peer was told something of this kind."""
+    return lambda event: isinstance(event, Note) and words in event.text
+
+
+def test_a_peer_that_serves_other_bytes_to_each_reader_is_cut_off_by_all(
+    homes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    liar_id = peer_id(bytes([9]) * 32)
+    send = Publisher._send
+
+    async def lie(self: Publisher, stream: Any, published: PublishedAdapter, offset: int) -> None:
+        if self._signed.__self__._peer == liar_id:  # type: ignore[attr-defined]
+            to_reader = bytes(published.payload[:-1]) + stream.peer[-1:].encode()
+            published = replace(published, payload=to_reader)
+            monkeypatch.setattr(self._signed.__self__, "_signed", OrderedDict())  # type: ignore[attr-defined]
+        await send(self, stream, published, offset)
+
+    monkeypatch.setattr(Publisher, "_send", lie)
+
+    async def body() -> None:
+        make = memory()
+        first = Running(1, homes("a"), 0.0, rounds=10**6)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.run, make(first.key))
+            joining = {"join": await first.addresses(), "rounds": 10**6}
+            honest = [first, Running(2, homes("b"), 0.0, **joining), Running(3, homes("c"), 0.0, **joining)]
+            liar = Running(9, homes("liar"), 9.0, **joining)
+            for running in (*honest[1:], liar):
+                nursery.start_soon(running.run, make(running.key))
+            for running in honest:
+                told = await running.heard.first(noted(running, "is cut off for the rest of the run"))
+                assert isinstance(told, Note)
+                assert f"({liar_id})" in told.text
+            for running in (*honest, liar):
+                running.leaving.scope.cancel()
+        for running in honest:
+            convicted = [event for event in running.events(Note) if "cut off for the rest" in event.text]
+            assert len(convicted) == 1  # nobody else, and once
+
+    limited(body)
+
+
+def test_a_member_that_never_answers_a_pull_is_soon_not_waited_for(
+    homes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gossip.deadline.FLOOR_S", 0.05)
+    mute = peer_id(bytes([9]) * 32)
+    serve = Publisher.serve
+
+    async def hang(self: Publisher, stream: Any) -> PublishedAdapter | None:
+        if self._signed.__self__._peer == mute:  # type: ignore[attr-defined]
+            await trio.sleep_forever()
+        return await serve(self, stream)
+
+    monkeypatch.setattr(Publisher, "serve", hang)
+
+    async def body() -> None:
+        make = memory()
+        settings = {"rounds": 10**6, "wait_peers": 2}
+        first = Running(1, homes("a"), 0.0, **settings)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.run, make(first.key))
+            joining = {"join": await first.addresses(), **settings}
+            others = [Running(2, homes("b"), 0.0, **joining), Running(9, homes("mute"), 0.0, **joining)]
+            for running in others:
+                nursery.start_soon(running.run, make(running.key))
+            await first.heard.first(lambda event: isinstance(event, RoundDone) and event.round == 40)
+            for running in (first, *others):
+                running.leaving.scope.cancel()
+        missed = [any("p9" in peer for peer in event.failed) for event in first.events(RoundDone)[:40]]
+        assert sum(missed) == PATIENCE
+        assert not any(missed[20:])
+
+    limited(body)
+
+
+def test_a_peer_that_goes_on_from_an_older_checkpoint_is_not_convicted(homes: Any) -> None:
+    async def body() -> None:
+        make = memory()
+        others = Running(1, homes("a"), 0.0, rounds=10**6)
+        home = homes("b")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others.run, make(others.key))
+            joining = {"join": await others.addresses(), "rounds": 10**6, "wait_peers": 1}
+            for optimum in (5.0, 6.0):  # other bytes in the same rounds
+                shutil.rmtree(home.path / "checkpoints", ignore_errors=True)
+                (home.path / "checkpoints").mkdir()
+                again = Running(2, home, optimum, **joining)
+                async with trio.open_nursery() as life:
+                    life.start_soon(again.run, make(again.key))
+                    reads = mixes(others) + 4
+                    await others.heard.first(lambda event, reads=reads: mixes(others) >= reads)
+                    again.leaving.scope.cancel()
+            others.leaving.scope.cancel()
+        assert not [event for event in others.events(Note) if "cut off" in event.text]
+
+    limited(body)
+
+
+def mixes(running: Running) -> int:
+    """Return in how many rounds a peer has mixed something."""
+    return sum(bool(event.mixed) for event in running.events(RoundDone))
+
+
+def test_peers_with_fewer_rounds_are_of_another_run(homes: Any) -> None:
+    async def body() -> None:
+        make = memory()
+        first = Running(1, homes("a"), 0.0, rounds=12, wait_peers=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.run, make(first.key))
+            shorter = Running(2, homes("b"), 0.0, rounds=11, join=await first.addresses())
+            with pytest.raises(ExceptionGroup) as caught:
+                await shorter.run(make(shorter.key))
+            (error,) = [e for e in flat(caught.value) if isinstance(e, LocalError)]
+            assert error.exit_code == 5
+            assert "rounds differs: ours is 11, theirs is 12" in str(error)
+            first.leaving.scope.cancel()
+
+    limited(body)
+
+
+@pytest.mark.parametrize("network", [memory, libp2p])
+def test_without_a_hello_nothing_is_told(homes: Any, network: Any) -> None:
+    async def body() -> None:
+        make = network()
+        victim = Running(1, homes("a"), 1.0, rounds=3, wait_peers=1)
+        silent: dict[str, Any] = {
+            "topic": "t",
+            "on_announced": lambda *_: None,
+            "on_connection": lambda *_: None,
+        }
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(victim.run, make(victim.key))
+            address = await victim.addresses()
+            async with make(bytes([9]) * 32)(handlers={}, **silent) as stranger:
+                await stranger.dial(address[0])
+                questions: dict[str, Message] = {
+                    CONTROL: Ping(1),
+                    ADAPTER: Pull(bytes(16), None, -1, 0.0, kind="initial"),
+                }
+                for protocol, question in questions.items():
+                    stream = await stranger.open(victim.id, protocol)
+                    await send_message(stream, question, Traffic())
+                    await stream.finish()
+                    answer = await receive_message(stream, 10.0, Traffic())
+                    assert isinstance(answer, Refusal)
+                    assert answer.reason == "hello"
+                    assert not await stream.receive(1)
+            victim.leaving.scope.cancel()
+
+    limited(body)
+
+
 def flat(error: BaseException) -> list[BaseException]:
     return (
         [e for part in error.exceptions for e in flat(part)]
@@ -385,7 +548,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("network", [memory, libp2p])
-@pytest.mark.parametrize("protocol", ["/gossip-peer/2/control", "/gossip-peer/2/adapter"])
+@pytest.mark.parametrize("protocol", ["/gossip-peer/3/control", "/gossip-peer/3/adapter"])
 def test_garbage_is_counted_the_connection_is_closed_and_the_peer_lives(
     homes: Any, network: Any, protocol: str
 ) -> None:

@@ -140,7 +140,7 @@ def test_a_training_process_that_cannot_save_costs_its_round_its_checkpoint(
 def test_the_next_try_waits_and_the_end_saves_what_is_left(
     tmp_path: Path, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saving, "trio", SimpleNamespace(current_time=lambda: 7.0, to_thread=trio.to_thread))
+    monkeypatch.setattr(saving, "trio", SimpleNamespace(**{**vars(trio), "current_time": lambda: 7.0}))
     lived = live(tmp_path / "home", {3: lambda: disk.refuse(errno.ENOSPC), 4: disk.recover})
     assert lived.errors == []
     assert lived.saved == "sssuuuuu"  # on a clock that stands still no second try is due

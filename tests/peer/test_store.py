@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -14,13 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from faulty_disk import FOR_EVER, FaultyDisk, installed
-from safetensors.torch import load_file
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.membership_limits import REMEMBERED
 from gossip.settings import NodeSnapshot
-from peer import checkpoint_folder, checkpoints
-from peer.checkpoint_folder import Checkpoint
+from peer import checkpoint_files, checkpoints
+from peer.checkpoint_files import Checkpoint, OtherVersion
 from peer.checkpoints import Home, HomeError, HomeGone, open_home
 from peer.training.frames import Export
 
@@ -36,7 +37,7 @@ def state(round: int) -> AdapterState:
 
 
 def save(home: Home, round: int, keep: int = 2, *, is_healthy: bool = False) -> None:
-    (home.begin(round) / checkpoint_folder.TRAINER_STATE).write_bytes(b"optimizer %d" % round)
+    (home.begin(round) / checkpoint_files.TRAINER_STATE).write_bytes(b"optimizer %d" % round)
     home.commit(
         state(round), NodeSnapshot(round, 2 * round, [3, [1, 2], None], [0.5]), RUN, EXPORT, keep, is_healthy
     )
@@ -68,7 +69,7 @@ def test_old_ones_are_pruned_and_the_adapter_is_the_newest(tmp_path: Path) -> No
             save(home, round)
         kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["round-000003", "round-000004"]
-    exported = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    exported = checkpoint_files.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert torch.equal(AdapterState.from_tensors(exported).flat, state(4).flat)
 
 
@@ -84,7 +85,7 @@ def test_the_newest_one_in_order_is_kept_beside_the_newest(tmp_path: Path) -> No
         assert torch.equal(healthy.flat, state(4).flat)
         save(home, 8, is_healthy=True)
         assert len(list((tmp_path / "checkpoints").iterdir())) == 2
-        weights = tmp_path / "checkpoints" / "round-000008" / checkpoint_folder.ADAPTER_WEIGHTS
+        weights = tmp_path / "checkpoints" / "round-000008" / checkpoint_files.ADAPTER_WEIGHTS
         weights.write_bytes(weights.read_bytes()[:-1])
         assert home.healthy() is None, "a damaged one is in order for nobody"
 
@@ -92,10 +93,10 @@ def test_the_newest_one_in_order_is_kept_beside_the_newest(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "name",
     [
-        checkpoint_folder.ADAPTER_WEIGHTS,
-        checkpoint_folder.NODE_STATE,
-        checkpoint_folder.TRAINER_STATE,
-        checkpoint_folder.MANIFEST,
+        checkpoint_files.ADAPTER_WEIGHTS,
+        checkpoint_files.NODE_STATE,
+        checkpoint_files.TRAINER_STATE,
+        checkpoint_files.MANIFEST,
     ],
 )
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
@@ -124,7 +125,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(
 def test_no_whole_checkpoint_left_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     with open_home(tmp_path) as home:
         save(home, 1)
-        (tmp_path / "checkpoints" / "round-000001" / checkpoint_folder.MANIFEST).unlink()
+        (tmp_path / "checkpoints" / "round-000001" / checkpoint_files.MANIFEST).unlink()
         with pytest.raises(HomeError, match="no whole checkpoint"):
             home.newest()
 
@@ -196,7 +197,7 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_not_called_damaged(
     with open_home(tmp_path) as home:
         save(home, 1)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints, "load_folder", refuse)
+            patch.setattr(checkpoints, "load", refuse)
             with pytest.raises(HomeError, match="ulimit"):
                 home.newest()
         assert home.newest()[0].round == 1  # type: ignore[union-attr]
@@ -239,12 +240,37 @@ def test_no_more_peers_are_remembered_than_were_kept(tmp_path: Path) -> None:
     assert complaints == []
 
 
+def test_a_checkpoint_of_another_version_is_left_where_it_is(tmp_path: Path) -> None:
+    with open_home(tmp_path) as home:
+        save(home, 1)
+        save(home, 2)
+        folder = tmp_path / "checkpoints" / "round-000002"
+        node = json.loads((folder / checkpoint_files.NODE_STATE).read_text())
+        node["node"]["of the future"] = 1
+        (folder / checkpoint_files.NODE_STATE).write_text(json.dumps(node))
+        digests = json.loads((folder / checkpoint_files.MANIFEST).read_text())
+        digests[checkpoint_files.NODE_STATE] = hashlib.sha256(json.dumps(node).encode()).hexdigest()
+        (folder / checkpoint_files.MANIFEST).write_text(json.dumps(digests))
+        with pytest.raises(OtherVersion, match="go on with the version that wrote it"):
+            home.newest()
+        assert folder.is_dir()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '"x"', "3", "\x00", "[1, 2]", "[" * 100_000])
+def test_a_manifest_that_is_none_is_damage_and_no_bug(tmp_path: Path, content: str) -> None:
+    with open_home(tmp_path) as home:
+        save(home, 1)
+        save(home, 2)
+        (tmp_path / "checkpoints" / "round-000002" / checkpoint_files.MANIFEST).write_text(content)
+        assert home.newest()[0].round == 1  # type: ignore[union-attr]
+
+
 def test_damaged_checkpoints_do_not_pile_up(tmp_path: Path) -> None:
     with open_home(tmp_path) as home:
         save(home, 1)
         for round in range(2, 6):
             save(home, round, keep=9)
-            (tmp_path / "checkpoints" / f"round-{round:06d}" / checkpoint_folder.NODE_STATE).write_text("{}")
+            (tmp_path / "checkpoints" / f"round-{round:06d}" / checkpoint_files.NODE_STATE).write_text("{}")
             assert home.newest()[0].round == 1  # type: ignore[union-attr]
         names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["round-000001", "round-000004.damaged", "round-000005.damaged"]

@@ -142,8 +142,32 @@ def test_no_deadline_is_on_a_clock_that_may_jump() -> None:
             if (calls | names) & {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "time.ctime"}:
                 readers.add(name_of(path))
             assert "datetime" not in imports_of(path), name_of(path)
-    # the latter begins to count messages there, so that a restart does not count them anew
-    assert readers <= {"peer/journal.py", "peer/network/libp2p_announcements.py"}
+    # the others only begin to count there, so that a restart does not count anew: lives, messages
+    assert readers <= {"peer/journal.py", "peer/incarnation.py", "peer/network/libp2p_announcements.py"}
+
+
+def test_what_a_peer_keeps_is_written_in_one_place() -> None:
+    """Only there do tests see that a crash or a full disk at any call loses nothing; caches may be made anew."""
+    writes = {
+        "write_text",
+        "write_bytes",
+        "rename",
+        "unlink",
+        "mkdir",
+        "touch",
+        "rmtree",
+        "fsync",
+        "symlink_to",
+    }
+    caches = {"peer/training/base_models.py", "peer/training/packages.py"}
+    for path in SOURCES:
+        if name_of(path).startswith("peer/") and name_of(path) not in {"peer/durable.py", *caches}:
+            for node in ast.walk(tree_of(path)):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                    said = f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
+                    assert node.func.attr not in writes, said
+                    modes = [word.value for word in node.args if isinstance(word, ast.Constant)]
+                    assert node.func.attr != "open" or not set(str(modes[:1])) & set("wax+"), said
 
 
 def names_from(path: Path) -> set[tuple[str, str]]:
