@@ -67,6 +67,7 @@ class Health:
             str, tuple[int, int]
         ] = {}  # peer -> the round from which it counts again, for how long
         self._divergences = 0
+        self._has_failed = False  # our training, in this round
         self._kept_round = 0
 
     @property
@@ -115,15 +116,19 @@ class Health:
         turns = min(1.0, (round - self._kept_round) / self._every)
         self._kept_round = round
         self._reference = min(loss, self._reference + turns * RISE * self._slack * abs(self._unlearned))
-        if trained:
+        if trained and not self._has_failed:
             self._divergences = 0
+        self._has_failed = False
 
     def rolled_back(self) -> None:
         """Take note that we go on from the last adapter that was in order."""
         self._must_check = self.has_rolled_back = True
+        self._has_failed = False
 
-    def diverged(self, what: str) -> None:
-        """Take note that our own training has diverged.
+    def diverged(self, what: str) -> bool:
+        """Take note that our own training has come to nothing; return whether to give up where it began, too.
+
+        The first time, where it began is only checked: it may be in order, and one step have gone wrong.
 
         Raises:
             Diverged: once too often, or there is no adapter to go back to, because nothing is checked.
@@ -136,7 +141,8 @@ class Health:
                 f"{what}, and so it did after each of {ROLLBACKS_MAX} returns to the last adapter that was in order: "
                 "lower the learning rate"
             )
-        self.rolled_back()
+        self._must_check = self._has_failed = True
+        return self._divergences > 1
 
     # -- whom we distrust
 

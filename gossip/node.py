@@ -209,16 +209,10 @@ class GossipNode:
         return [self._publish(event.state, event.steps), *self._collect(now)]
 
     def _training_failed(self, event: TrainingFailed, now: float) -> list[Action]:
-        """Go through the round with the last adapter that was in order, as if we had not trained."""
+        """Go through the round as if we had not trained; at its end it is seen what to go on from."""
         if self.phase is Phase.DONE or self._current.trained is not None or event.round != self.round:
             return []
-        self._health.diverged(event.reason)
-        self._current.has_diverged = True
-        if (
-            not self.settings.overlap
-        ):  # else this round's adapter has been published, and cannot be another one now
-            self.state = self._health.healthy
-            self._pipelines.reset()
+        self._current.has_diverged = self._health.diverged(event.reason)
         return self._trained_event(Trained(self.state, 0, math.nan), now)
 
     def _publish(self, trained: AdapterState, steps: int) -> Publish:

@@ -42,7 +42,7 @@ class Round:
         failed: ``(peer, reason)`` of neighbors that did not come.
         objections: ``(peer, reason)`` of what came and could not be used.
         payload_bytes: bytes of what came.
-        has_diverged: our local steps came to nothing.
+        has_diverged: our local steps came to nothing, and not for the first time.
         end: its end, once that has begun.
     """
 

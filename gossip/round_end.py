@@ -73,7 +73,7 @@ class RoundEnd:
         pipelines: mix, and are left as the kept mix leaves them.
         health: knows what losses are in order, and is told of what was kept.
         row: what is mixed.
-        has_diverged: our own local steps came to nothing; we go back whatever the mix is.
+        has_diverged: our own local steps came to nothing again; we go back whatever the mix is.
     """
 
     def __init__(self, pipelines: Pipelines, health: Health, row: Row, *, has_diverged: bool = False) -> None:

@@ -174,6 +174,7 @@ class Saving:
             run.manifest.fields(),
             run.ready.export,
             run.plan.config.run.keep_checkpoints,
+            is_healthy,
             limiter=self._thread,
         )
         if self._refusals:

@@ -112,11 +112,18 @@ def assert_loads_in_plain_peft(adapter: Path) -> None:
 class PeerProcess:
     """One ``peer run --json`` and what it says."""
 
-    def __init__(self, name: str, home: Path, data: Path, flags: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        home: Path,
+        data: Path,
+        flags: Sequence[str],
+        program: Sequence[str] = ("-m", "peer"),
+    ) -> None:
         self.name = name
         self.seen: list[dict[str, Any]] = []
         self._errors = home.parent / f"{name}.stderr"
-        command = [sys.executable, "-m", "peer", "run", "--json", "--name", name, "--home", str(home)]
+        command = [sys.executable, *program, "run", "--json", "--name", name, "--home", str(home)]
         command += ["--data", str(data), "--model", "tiny", "--threads", "1"]
         if "--listen" not in flags:
             command += ["--listen", "/ip4/127.0.0.1/tcp/0"]
@@ -321,3 +328,29 @@ async def refusal_of(address: str, secret: str) -> str:
         except Unreachable as error:
             return str(error)
     return ""
+
+
+@pytest.mark.timeout(400)
+def test_a_member_that_sends_9_9_times_its_norm_harms_nobody(shards: Path, tmp_path: Path) -> None:
+    """Once both others ended with 9 after 18 rounds, and so did every restart from what they had kept."""
+    flags = ["--rounds", "20", "--eval-every", "1000", "--topology", "complete", "--wait-peers", "2"]
+    flags += ["--local-steps", "4", "--learning-rate", "0.01"]
+    liars_program = (str(Path(__file__).with_name("lying_peer.py")),)
+    peers: list[PeerProcess] = []
+    try:
+        first = PeerProcess("first", tmp_path / "first", shards / "german.jsonl", flags)
+        peers.append(first)
+        joining = [*flags, *invitation_of(first), "--join-timeout-s", "60"]
+        second = PeerProcess("second", tmp_path / "second", shards / "french.jsonl", joining)
+        peers.append(second)
+        peers.append(PeerProcess("liar", tmp_path / "liar", shards / "italian.jsonl", joining, liars_program))
+        for peer in (first, second):
+            assert peer.end() == 0, peer.stderr()
+            rounds = [event for event in peer.seen if event["event"] == "round"]
+            assert [event["round"] for event in rounds] == list(range(21))
+            assert {name for event in rounds for name, _ in event["objections"]} == {"liar"}
+            before, after = (event["own"] for event in peer.seen if event["event"] == "eval")
+            assert after < before - 0.7  # seen: 0.9, and 1.1 without the liar
+    finally:
+        for peer in peers:
+            peer.kill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +16,16 @@ import trio
 
 from gossip import wire
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.errors import LocalError
+from gossip.errors import Diverged, LocalError
 from gossip.messages import Message, Ping, Pull, Refusal
 from gossip.neighbor import PATIENCE
 from gossip.published import PublishedAdapter
+from peer.checkpoint_files import HEALTHY, TRAINER_STATE
 from peer.checkpoints import PEERS, Home, HomeError, open_home
 from peer.config import PeerConfig
 from peer.exchange import ADAPTER, CONTROL, Traffic, receive_message, send_message
 from peer.journal import Journal
-from peer.journal_events import Finished, JournalEvent, Listening, Measured, Note, Resumed, RoundDone
+from peer.journal_events import Finished, JournalEvent, LeftOut, Listening, Measured, Note, Resumed, RoundDone
 from peer.journal_lines import Record
 from peer.leaving import Leaving
 from peer.network.catalogue import transport_for
@@ -44,8 +45,11 @@ SPEC = AdapterSpec((("x", (4,)),))
 class Quadratic:
     """A training process that pulls halfway toward its own optimum; may be told to die."""
 
-    def __init__(self, optimum: float, deaths: list[int] | None = None) -> None:
+    def __init__(
+        self, optimum: float, deaths: list[int] | None = None, diverges: Container[int] = ()
+    ) -> None:
         self.optimum = optimum
+        self.diverges = diverges
         self.deaths = deaths or []
         self.starts = 0
 
@@ -67,8 +71,8 @@ class Quadratic:
         )
         base = json.dumps({"base_model_name_or_path": "none"})
         initial = AdapterState(SPEC, torch.zeros(4))
-        export = Export("adapter_model.safetensors", {"adapter_config.json": base})
-        return self, Ready(initial, manifest, "none", "cpu", "none", 2, 1, 1, 0, 0.0, export)
+        self.export = Export("adapter_model.safetensors", {"adapter_config.json": base})
+        return self, Ready(initial, manifest, "none", "cpu", "none", 2, 1, 1, 0, 0.0, self.export)
 
     async def train(
         self,
@@ -80,6 +84,8 @@ class Quadratic:
         correction: object,
     ) -> Trained:
         await trio.lowlevel.checkpoint()
+        if round in self.diverges:
+            raise Diverged("the loss is no number any more")
         if self.deaths and round == self.deaths[0]:
             self.deaths.pop(0)
             raise TrainerDied("killed by SIGKILL")
@@ -137,7 +143,7 @@ class Running:
         self.key = bytes([seed]) * 32
         self.id = peer_id(self.key)
         self.heard = Heard()
-        self.trainer = Quadratic(optimum, settings.pop("deaths", None))
+        self.trainer = Quadratic(optimum, settings.pop("deaths", None), settings.pop("diverges", ()))
         defaults: dict[str, Any] = {"rounds": 12, "topology": "complete", "eval_every": 100, "merge": "none"}
         self.config = PeerConfig.of(**(defaults | {"name": f"p{seed}"} | settings))
         self.home = home
@@ -279,6 +285,78 @@ def test_a_restart_goes_on_though_a_remembered_peer_is_of_another_run_and_others
         assert f"{home.path / PEERS}: skipped 4 entries that are no addresses" in notes
         assert any("takes part in another run" in note and "(going on without it)" in note for note in notes)
         assert [event.round for event in again.events(RoundDone)] == [3, 4]
+
+    limited(body)
+
+
+def test_a_peer_whose_training_diverges_goes_back_by_itself_and_on(homes: Any) -> None:
+    async def body() -> None:
+        make = memory()
+        for name, diverges in (("a", [0, 1]), ("b", [6, 7, 8])):
+            running = Running(1, homes(name), 1.0, rounds=12, diverges=diverges)
+            await running.run(make(running.key))
+            done = running.events(RoundDone)
+            assert [event.round for event in done] == list(range(12))
+            assert running.trainer.starts == 1 + len(diverges)
+            notes = [note.text for note in running.events(Note)]
+            assert sum("training has diverged in round" in note for note in notes) == len(diverges)
+            assert running.events(Finished)[0].complete
+            assert float(running.home.newest()[0].state.flat[0]) > 0.9
+        never = Running(2, homes("c"), 1.0, rounds=30, diverges=range(5, 30))
+        with pytest.raises(ExceptionGroup) as caught:
+            await never.run(make(never.key))
+        (error,) = [e for e in flat(caught.value) if isinstance(e, LocalError)]
+        assert error.exit_code == 9
+        assert "lower the learning rate" in str(error)
+        assert float(never.home.newest()[0].state.flat[0]) > 0.9
+
+    limited(body)
+
+
+def test_a_restart_from_a_poisoned_checkpoint_goes_on_from_the_one_in_order(homes: Any) -> None:
+    async def body() -> None:
+        make = memory()
+        home = homes("a")
+        first = Running(1, home, 1.0, rounds=12, check_every=5)
+        await first.run(make(first.key))
+        newest = home.newest()[0]
+        assert (newest.path.parent / "round-000011" / HEALTHY).exists()
+        for round in (13, 14):  # what was in order is kept, though two newer ones are not
+            (home.begin(round) / TRAINER_STATE).write_bytes(b"state")
+            poisoned = AdapterState(SPEC, newest.state.flat + 1e6)
+            snapshot = newest.snapshot._replace(round=round)
+            home.commit(poisoned, snapshot, newest.run, first.trainer.export, 2)
+        again = Running(1, home, 1.0, rounds=20)
+        await again.run(make(again.key))
+        assert again.events(Resumed)[0].round == 14
+        assert [event.round for event in again.events(RoundDone)] == list(range(14, 20))
+        (note,) = [note for note in again.events(Note) if "the last adapter that was in order" in note.text]
+        assert "round 15" in note.text
+        assert float(home.newest()[0].state.flat[0]) == pytest.approx(1.0, abs=1e-3)
+
+    limited(body)
+
+
+def test_a_member_that_harms_is_left_out_named_and_told(homes: Any) -> None:
+    async def body() -> None:
+        make = memory()
+        first = Running(1, homes("a"), 20.0, rounds=12, wait_peers=2, check_slack=0.05)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.run, make(first.key))
+            joining = {"wait_peers": 2, "join": await first.addresses(), "check_slack": 0.05, "rounds": 12}
+            second = Running(2, homes("b"), 21.0, **joining)
+            liar = Running(3, homes("c"), -100.0, **joining)
+            for running in (second, liar):
+                nursery.start_soon(running.run, make(running.key))
+        for running in (first, second):
+            told = running.events(LeftOut)
+            assert {event.peer for event in told} == {"p3"}
+            assert all(event.loss > event.limit for event in told)
+            done = running.events(RoundDone)
+            assert ("p3", "unhealthy") in [tuple(pair) for event in done for pair in event.objections]
+            assert ("p3", "left out") in [tuple(pair) for event in done for pair in event.failed]
+            assert running.events(Finished)[0].complete
+            assert running.events(Measured)[-1].own > 5.0  # the mean of all three optima is -20
 
     limited(body)
 

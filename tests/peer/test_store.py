@@ -36,9 +36,11 @@ def state(round: int) -> AdapterState:
     return AdapterState(SPEC, torch.full((10,), float(round)))
 
 
-def save(home: Home, round: int, keep: int = 2) -> None:
+def save(home: Home, round: int, keep: int = 2, *, is_healthy: bool = False) -> None:
     (home.begin(round) / checkpoint_files.TRAINER_STATE).write_bytes(b"optimizer %d" % round)
-    home.commit(state(round), NodeSnapshot(round, 2 * round, [3, [1, 2], None], [0.5]), RUN, EXPORT, keep)
+    home.commit(
+        state(round), NodeSnapshot(round, 2 * round, [3, [1, 2], None], [0.5]), RUN, EXPORT, keep, is_healthy
+    )
     home.export(home.adapter, state(round), EXPORT)
 
 
@@ -69,6 +71,23 @@ def test_old_ones_are_pruned_and_the_adapter_is_the_newest(tmp_path: Path) -> No
     assert kept == ["round-000003", "round-000004"]
     exported = checkpoint_files.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert torch.equal(AdapterState.from_tensors(exported).flat, state(4).flat)
+
+
+def test_the_newest_one_in_order_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    with open_home(tmp_path) as home:
+        assert home.healthy() is None
+        for round in range(1, 8):
+            save(home, round, is_healthy=round in (2, 4))
+        kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert kept == ["round-000004", "round-000006", "round-000007"]
+        healthy = home.healthy()
+        assert healthy is not None
+        assert torch.equal(healthy.flat, state(4).flat)
+        save(home, 8, is_healthy=True)
+        assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+        weights = tmp_path / "checkpoints" / "round-000008" / checkpoint_files.ADAPTER_WEIGHTS
+        weights.write_bytes(weights.read_bytes()[:-1])
+        assert home.healthy() is None, "a damaged one is in order for nobody"
 
 
 @pytest.mark.parametrize(

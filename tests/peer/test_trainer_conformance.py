@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pkgutil
 import signal
@@ -149,6 +150,8 @@ def test_measuring_leaves_no_trace(configure: Configure) -> None:
     measured, other = trainer_of(configure()), trainer_of(configure())
     start = measured.ready(0.0).initial
     evaluated = measured.evaluate(start)
+    assert measured.probe(start, 10**6) == pytest.approx(evaluated.own, rel=1e-5)
+    assert math.isfinite(measured.probe(start, 1))
     first = measured.train(start).state
     assert measured.evaluate(start) == evaluated
     kept = first.digest()

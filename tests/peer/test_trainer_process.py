@@ -10,9 +10,11 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import trio
+import trio.testing
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
@@ -156,3 +158,40 @@ def test_the_child_ends_when_its_parent_is_killed(quick: Quick, cache: Path) -> 
         pid = int(parent.stdout.readline())
         parent.kill()
     trio.run(gone, pid)
+
+
+def test_a_process_that_is_stopped_for_a_while_is_waited_for(quick: Quick) -> None:
+    """However long it is (nothing here looks at a clock), it goes on where it stood, and so does who waits for it."""
+
+    async def scenario() -> tuple[AdapterState, AdapterState]:
+        trainer, ready = await TrainerProcess.start(quick(local_steps=20))
+        seen: list[Step] = []
+        results: list[AdapterState] = []
+
+        async def train() -> None:
+            trained = await trainer.train(ready.initial, 1, on_step=stop_once)
+            results.append(trained.state)
+
+        def stop_once(step: Step) -> None:
+            if not seen:
+                os.kill(trainer.pid, signal.SIGSTOP)
+            seen.append(step)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(train)
+            while not seen or psutil.Process(trainer.pid).status() != psutil.STATUS_STOPPED:
+                await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            assert not results
+            os.kill(trainer.pid, signal.SIGCONT)
+        await trainer.stop()
+
+        other, ready = await TrainerProcess.start(quick(local_steps=20))
+        undisturbed = await other.train(ready.initial, 1)
+        os.kill(other.pid, signal.SIGSTOP)
+        await other.stop()  # which a stopped process cannot refuse
+        assert not is_alive(other.pid)
+        return results[0], undisturbed.state
+
+    stopped, undisturbed = trio.run(scenario)
+    assert stopped.digest() == undisturbed.digest()
