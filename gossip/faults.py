@@ -24,10 +24,11 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, TypeAlias
 
 from gossip.errors import LocalError
-from gossip.fault_kinds import FAULTS, Kind, Pause, require
+from gossip.fault_kinds import FAULTS, Kind, OneWay, Pause, SlowReader, require
 from topology.errors import unknown
 
 OCCURRENCES_MAX = 10_000
@@ -88,7 +89,7 @@ class Injection:
 
     Args:
         number: its place in the schedule.
-        others: the other side, without the targets.
+        others: the other side, without the targets; where all are targets, all of them.
         seed: for whatever else it draws.
     """
 
@@ -107,6 +108,19 @@ class Injection:
         given = dataclasses.asdict(self.kind)
         parameters = "".join(f" {name}={value}" for name, value in given.items())
         return f"{name_of(self.kind)} {','.join(self.who)}{parameters}"
+
+    @property
+    def ways(self) -> list[tuple[str, str]]:
+        """The ways it is about, (sender, receiver) each: both between the sides, but for kinds of one direction."""
+        there = [way for way in product(self.who, self.others) if way[0] != way[1]]
+        back = [(other, one) for one, other in there]
+        match self.kind:
+            case OneWay():
+                return there
+            case SlowReader():
+                return back
+            case _:
+                return list(dict.fromkeys(there + back))
 
 
 def name_of(kind: Kind) -> str:
@@ -134,7 +148,7 @@ def schedule(faults: Sequence[Fault], names: Iterable[str], seed: int) -> list[I
             others = (
                 rest if fault.other is None else _chosen(fault.other, known, random.Random(f"{source}/other"))
             )
-            outside = tuple(name for name in others if name not in who)
+            outside = tuple(name for name in others if name not in who) or tuple(others or known)
             drawn.append((fault, fault.at_s + occurrence * fault.every_s, tuple(who), outside, source))
     drawn.sort(key=lambda occurrence: (occurrence[0].at_round or -1, occurrence[1]))
     return [

@@ -10,7 +10,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
 from typing import NamedTuple, assert_never
 
 from gossip.adapter import AdapterState
@@ -118,9 +117,8 @@ class SimulatedFaults:
             case Partition() | OneWay():
                 self._part(injection)
             case Link():
-                for one, other in product(injection.who, injection.others):
+                for one, other in injection.ways:
                     network.worsen(one, other, kind)
-                    network.worsen(other, one, kind)
             case Pause() | SlowReader() | Starvation() | Clock() | Byzantine():
                 for peer in injection.who:
                     self._afflict(peer, injection)
@@ -135,12 +133,11 @@ class SimulatedFaults:
         network, kind = self._simulation.network, injection.kind
         match kind:
             case Partition() | OneWay():
-                for one, other in self._ways(injection):
+                for one, other in injection.ways:
                     self._simulation.reconnect(one, other)
             case Link():
-                for one, other in product(injection.who, injection.others):
+                for one, other in injection.ways:
                     network.relieve(one, other, kind)
-                    network.relieve(other, one, kind)
             case _:
                 for peer in injection.who:
                     self._relieve(peer, injection)
@@ -162,13 +159,8 @@ class SimulatedFaults:
         self._simulation.revive(peer, life.node, life.membership, remembered)
         self._simulation.hosts[peer].cheat = self._cheaters.get(peer)
 
-    def _ways(self, injection: Injection) -> list[tuple[str, str]]:
-        there = list(product(injection.who, injection.others))
-        back = [(other, one) for one, other in there]
-        return there if isinstance(injection.kind, OneWay) else there + back
-
     def _part(self, injection: Injection) -> None:
-        for one, other in self._ways(injection):
+        for one, other in injection.ways:
             self._simulation.disconnect(one, other)
 
     def _afflict(self, peer: str, injection: Injection) -> None:

@@ -112,7 +112,7 @@ def test_the_other_side_is_the_rest_unless_it_is_said() -> None:
     )
     assert rest.others == tuple(name for name in NAMES if name not in ("p1", "p2"))
     assert (one.who, one.others) == (("p1",), ("p2",))
-    assert (everybody.who, everybody.others, everybody.at_round) == (NAMES, (), 2)
+    assert (everybody.who, everybody.others, everybody.at_round) == (NAMES, NAMES, 2)
     assert everybody.title.startswith("byzantine p0,p1")
 
 

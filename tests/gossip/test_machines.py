@@ -194,6 +194,11 @@ class Machines(RuleBasedStateMachine):
     def heard(self, data: st.DataObject, peer: str) -> None:
         self.to_membership(membership_events.Heard(peer, self.message(data)))
 
+    @rule(peer=st.sampled_from(PEERS), round=st.integers(0, 6))
+    def greeted(self, peer: str, round: int) -> None:
+        hello = Hello(self.manifest, peer, round, (address_of(peer),))
+        self.to_membership(membership_events.Asked(peer, hello))
+
     @rule(data=st.data(), peer=st.sampled_from(PEERS))
     def asked(self, data: st.DataObject, peer: str) -> None:
         self.to_membership(membership_events.Asked(peer, self.message(data)))
