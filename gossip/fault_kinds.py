@@ -16,6 +16,7 @@ from topology.errors import unknown
 
 Behavior = Literal["scale", "sign", "noise", "replay", "equivocate", "silent"]
 """What a Byzantine member does with its adapters (gossip/byzantine.py)."""
+BEHAVIORS: tuple[Behavior, ...] = get_args(Behavior)
 
 Conduct = Literal["flood", "silent", "liar"]
 """What strangers do: open streams at full rate, open connections and say nothing, send what is no message."""
@@ -168,7 +169,7 @@ class Byzantine:
     factor: float = 10.0
 
     def __post_init__(self) -> None:
-        one_of("behavior", self.behavior, get_args(Behavior))
+        one_of("behavior", self.behavior, BEHAVIORS)
         require(self.factor > 0, "factor is above 0")
 
 

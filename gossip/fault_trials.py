@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from gossip.events import RoundReport
 from gossip.fault_kinds import (
+    BEHAVIORS,
     Byzantine,
     Clock,
     Kill,
@@ -114,8 +115,7 @@ def _link(rng: random.Random) -> Kind:
 
 
 def _byzantine(rng: random.Random) -> Kind:
-    behavior = rng.choice(("scale", "sign", "noise", "replay", "equivocate", "silent"))
-    return Byzantine(behavior=behavior, factor=rng.choice((1.0, 9.9, 1e6, 1e38)))
+    return Byzantine(behavior=rng.choice(BEHAVIORS), factor=rng.choice((1.0, 9.9, 1e6, 1e38)))
 
 
 _MAKERS: tuple[Callable[[random.Random], Kind], ...] = (

@@ -200,7 +200,7 @@ def eval_event(round: int, loss: float) -> dict[str, Any]:
 
 
 def peer_of(name: str, *lives: Life) -> PeerProcess:
-    peer = PeerProcess(name, Path(), (), (), None, 0.0, list(lives))  # type: ignore[arg-type]
+    peer = PeerProcess(name, Path(), (), (), None, True, 0.0, list(lives))  # type: ignore[arg-type]
     peer.samples = [Sample(float(at_s), 100 << 20, 20) for at_s in range(0, 100, 2)]
     return peer
 

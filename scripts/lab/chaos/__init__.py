@@ -4,9 +4,11 @@
     simulate       seeded simulations with random faults (gossip/fault_trials.py), as many as one likes
     spec           what to run and what befalls it: a TOML file
     light_trainer  local steps that cost next to nothing, with an end point that theory knows
+    light_peer     a peer that takes them in its own process
     hostile        strangers and Byzantine members, a program of its own
     emulator       what a bad network does to packets: pure
     hub            the process that carries packets between namespaces, as the emulator says
+    network        what carries packets: namespaces or proxies
     namespaces     a network namespace for each peer, whose packets go through the hub
     proxies        where there are no namespaces: a TCP proxy before each peer
     processes      a peer's process, started again and again; what it tells, and what it takes

@@ -84,6 +84,13 @@ class Saboteur:
         return next(iter(self.peers.values())).now
 
     @staticmethod
+    def begin_hostile(injection: Injection, peers: Mapping[str, PeerProcess]) -> None:
+        """Let peers that cheat from the beginning be started so."""
+        if isinstance(injection.kind, Byzantine) and injection.at_round is None and not injection.at_s:
+            for name in injection.who:
+                peers[name].cheats_by = json.dumps(dataclasses.asdict(injection.kind))
+
+    @staticmethod
     def _is_momentary(injection: Injection) -> bool:
         return isinstance(injection.kind, Kill | Restart | BitFlips) or (
             isinstance(injection.kind, Byzantine) and injection.for_s == math.inf
@@ -135,8 +142,7 @@ class Saboteur:
                 rng = random.Random(f"{injection.seed}/{peer.name}")
                 await self._again(peer, flips.after_s, lambda: flip_bits(peer.home, flips, rng))
             case Byzantine() as kind:
-                peer.cheats_by = json.dumps(dataclasses.asdict(kind))
-                await self._again(peer, 0.0)
+                await self._cheat(peer, json.dumps(dataclasses.asdict(kind)))
             case Pause():
                 peer.signal(signal.SIGSTOP)
             case Starvation(factor=factor):
@@ -157,6 +163,12 @@ class Saboteur:
             meanwhile()
         await trio.sleep(after_s)
         self.nursery.start_soon(peer.live)
+
+    async def _cheat(self, peer: PeerProcess, cheats_by: str) -> None:
+        """Start a peer again as one that cheats, or no longer does, unless it is that already."""
+        if peer.cheats_by != cheats_by:
+            peer.cheats_by = cheats_by
+            await self._again(peer, 0.0)
 
     async def _starve(self, peer: PeerProcess, factor: float) -> None:
         """Let its processes run for one part in ``factor`` of the time, as cpulimit does."""
@@ -199,8 +211,7 @@ class Saboteur:
             case Pause():
                 peer.signal(signal.SIGCONT)
             case Byzantine():
-                peer.cheats_by = ""
-                await self._again(peer, 0.0)
+                await self._cheat(peer, "")
             case MemoryCap():
                 limit_memory(peer, None)
             case TinyDisk():

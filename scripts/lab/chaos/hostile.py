@@ -14,11 +14,14 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from gossip.fault_kinds import Byzantine
+
+if TYPE_CHECKING:
+    from gossip.byzantine import Cheater
 
 PAUSE_S = 0.05
 """Between two connections of one of the ``count``. Source: ours; 200 of them are 4,000 attempts a second."""
@@ -68,12 +71,19 @@ async def _attack(conduct: Conduct, address: str) -> None:
 def be_member(kind: str, *words: str) -> None:
     """Run a peer whose readers get what a ``Byzantine`` of these fields gives them."""
     from gossip.byzantine import Cheater
-    from gossip.published import PublishedAdapter
     from peer.cli import main
+
+    cheat_readers(Cheater(Byzantine(**json.loads(kind)), "hostile"))
+    main(["run", *words])
+
+
+def cheat_readers(cheater: Cheater) -> None:
+    """Let every publisher of this process send what a cheater answers."""
+    from gossip.published import PublishedAdapter
     from peer.exchange import Publisher
     from peer.network.transport import Stream
 
-    cheater, send = Cheater(Byzantine(**json.loads(kind)), "hostile"), Publisher._send
+    send = Publisher._send
 
     async def cheat(self: Publisher, stream: Stream, published: PublishedAdapter, offset: int) -> None:
         answer = cheater.answer(stream.peer, published)
@@ -83,7 +93,6 @@ def be_member(kind: str, *words: str) -> None:
             await send(self, stream, answer, offset)
 
     Publisher._send = cheat  # type: ignore[method-assign] # it is not ours to be kind to
-    main(["run", *words])
 
 
 if __name__ == "__main__":

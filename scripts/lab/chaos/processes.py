@@ -66,6 +66,7 @@ class PeerProcess:
         flags: of every ``peer run``.
         first_flags: and of its first.
         network: where it lives.
+        is_light: whether it trains in its own process.
         begun: trio's time at which the run's clock shows 0.
         seen: its processes and those that they have started, as far as samples have met them.
     """
@@ -75,6 +76,7 @@ class PeerProcess:
     flags: Sequence[str]
     first_flags: Sequence[str]
     network: Network
+    is_light: bool
     begun: float
     lives: list[Life] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
@@ -96,8 +98,11 @@ class PeerProcess:
         """Start a process and follow it to its end."""
         flags = [*self.flags, *(() if self.lives else self.first_flags)]
         words = ["--json", "--home", str(self.home), "--name", self.name, *flags]
-        member = ("scripts.lab.chaos.hostile", "member", self.cheats_by)
-        command = python_module(*member, *words) if self.cheats_by else python_module("peer", "run", *words)
+        if self.cheats_by:
+            command = python_module("scripts.lab.chaos.hostile", "member", self.cheats_by, *words)
+        else:
+            program = "scripts.lab.chaos.light_peer" if self.is_light else "peer"
+            command = python_module(program, "run", *words)
         errors = self.home.parent / f"{self.name}-{len(self.lives)}.stderr"
         with errors.open("wb") as log:
             self.process = await trio.lowlevel.open_process(

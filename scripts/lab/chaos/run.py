@@ -130,7 +130,8 @@ def _planned(spec: ChaosSpec, homes: dict[str, Path], network: Network) -> dict[
             "120",
             *(join if name != names[0] else []),
         ]
-        peers[name] = PeerProcess(name, homes[name], [*flags, *spec.options], first, network, begun=0.0)
+        flags += spec.options
+        peers[name] = PeerProcess(name, homes[name], flags, first, network, spec.light, begun=0.0)
     return peers
 
 
@@ -150,6 +151,8 @@ def _write_data(spec: ChaosSpec, folder: Path) -> dict[str, Path]:
 async def _run(spec: ChaosSpec, record: Record, network: Network, say: Callable[[str], None]) -> None:
     peers = record.peers
     _set_clocks(peers)
+    for injection in spec.injections():
+        Saboteur.begin_hostile(injection, peers)
     async with trio.open_nursery() as nursery:
         for peer in peers.values():
             nursery.start_soon(peer.live)
@@ -158,11 +161,15 @@ async def _run(spec: ChaosSpec, record: Record, network: Network, say: Callable[
         say(f"all are there; {spec.seconds:.0f} s begin")
         saboteur = Saboteur(peers, network, nursery)
         record.happened = saboteur.happened
-        with trio.move_on_after(spec.seconds):
-            async with trio.open_nursery() as acts:
-                for injection in spec.injections():
-                    acts.start_soon(saboteur.carry_out, injection)
-                acts.start_soon(_sample, record)
+        async with trio.open_nursery() as acts:
+            for injection in spec.injections():
+                acts.start_soon(saboteur.carry_out, injection)
+            acts.start_soon(_sample, record)
+            await trio.sleep(spec.seconds)
+            with trio.move_on_after(spec.patience_s):
+                while not all(_has_mixed(peer) for peer in peers.values() if peer.is_alive):
+                    await trio.sleep(0.1)  # events come in on the pipes
+            acts.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
 
 

@@ -27,6 +27,8 @@ class ChaosSpec:
         values: float32 values of an adapter.
         step_s: seconds that a local step takes; light peers wait, they do not compute.
         heterogeneity: how far the peers' optima lie apart, relative to the distance from the start.
+        light: peers train in their own process (light_peer.py); otherwise each has a training process, as in life.
+        patience_s: after ``seconds``, wait for so long at most until every peer that was started again has exchanged.
         reference: also run the same network without faults, to compare with.
         options: more flags of every ``peer run``.
         faults: what befalls it; times count from the moment when all peers are there.
@@ -38,6 +40,8 @@ class ChaosSpec:
     values: int = 64
     step_s: float = 0.25
     heterogeneity: float = 0.3
+    light: bool = True
+    patience_s: float = 60.0
     reference: bool = True
     options: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
@@ -47,7 +51,7 @@ class ChaosSpec:
             (2 <= self.peers <= PEERS_MAX, f"peers is 2 to {PEERS_MAX}"),
             (0 < self.seconds <= 86_400, "seconds is above 0, at most a day"),
             (self.values >= 1 and self.step_s >= 0, "values is at least 1, step_s at least 0"),
-            (self.heterogeneity >= 0, "heterogeneity is at least 0"),
+            (self.heterogeneity >= 0 and self.patience_s >= 0, "heterogeneity and patience_s are at least 0"),
         ):
             if not holds:
                 raise LocalError(f"a chaos run needs: {rule}")
