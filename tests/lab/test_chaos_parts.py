@@ -271,7 +271,7 @@ def test_a_peer_killed_for_good_is_no_survivor_and_no_failure() -> None:
         faults=(Fault(kind=Kill(), at_s=10.0, who="p01"),),
     )
     figures = by_name(judge(record))
-    assert figures["peers alive at the end"].value == "1 of 2"
+    assert figures["honest peers alive at the end"].value == "1 of 2"
     assert all(figure.holds is not False for figure in figures.values())
     assert math.isfinite(len(figures))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gossip.fault_kinds import BitFlips, Byzantine, Restart
-from scripts.lab.chaos.processes import Life, PeerProcess
+from scripts.lab.chaos.processes import LEAVE_S, Life, PeerProcess
 from scripts.lab.chaos.run import Record
 
 LEFT_EXIT_CODE = 143
@@ -57,7 +57,8 @@ def judge(record: Record, reference: Record | None = None) -> list[Figure]:
     figures = [
         _none("peers that ended by themselves", by_itself),
         _none("processes left over", list(map(str, record.left_over))),
-        Figure("peers alive at the end", f"{len(survivors(record))} of {len(record.peers)}", "", None),
+        Figure("honest peers alive at the end", f"{len(survivors(record))} of {len(record.peers)}", "", None),
+        _leaving(record),
         *_rejoining(record),
         *_resources(record),
         _wire_faults(record),
@@ -69,19 +70,22 @@ def _none(name: str, found: Sequence[str]) -> Figure:
     return Figure(name, ", ".join(found) or "none", "none", not found)
 
 
+def _leaving(record: Record) -> Figure:
+    """Say how many of those that were told to leave at the end had to be killed."""
+    late = [peer.name for peer in survivors(record) if peer.lives[-1].exit_code != LEFT_EXIT_CODE]
+    return Figure(f"peers that took more than {LEAVE_S:g} s to leave", ", ".join(late) or "none", "", None)
+
+
 def _was_expected(life: Life) -> bool:
     return life.was_told and life.exit_code in (0, -9, LEFT_EXIT_CODE)
 
 
 def survivors(record: Record) -> list[PeerProcess]:
     """Return the peers whose last process ran until the end of the run, and that were honest."""
-    ended_s = max(life.ended_s for peer in record.peers.values() for life in peer.lives)
     return [
         peer
         for peer in record.peers.values()
-        if peer.lives[-1].exit_code == LEFT_EXIT_CODE
-        and not peer.cheats_by
-        and ended_s >= record.spec.seconds
+        if peer.lives[-1].was_told and peer.lives[-1].ended_s >= record.spec.seconds and not peer.cheats_by
     ]
 
 
@@ -159,10 +163,14 @@ def _wire_faults(record: Record) -> Figure:
         for life in peer.lives:
             last = [event for _, event in _of(life, "round")][-1:]
             count += sum(event["rejected"].get(reason, 0) for event in last for reason in WIRE_FAULTS)
-    is_honest = not any(isinstance(injection.kind, Byzantine) for _, _, injection in record.happened)
-    return Figure(
-        "protocol errors", str(count), "none" if is_honest else "", count == 0 if is_honest else None
-    )
+    return _barred("protocol errors", str(count), "none", count == 0, record)
+
+
+def _barred(name: str, value: str, bar: str, holds: bool, record: Record) -> Figure:
+    """Return a figure that has its bar only where all members are honest: others may spoil it."""
+    if any(isinstance(injection.kind, Byzantine) for _, _, injection in record.happened):
+        return Figure(name, value, "", None)
+    return Figure(name, value, bar, holds)
 
 
 # -- against the run without faults
@@ -173,21 +181,18 @@ def _compared(record: Record, reference: Record) -> list[Figure]:
     ours, usual = _last_consensus(record), _last_consensus(reference)
     if ours is not None and usual:
         times = ours / usual
-        figures.append(
-            Figure(
-                "consensus distance at the end / without faults", f"{times:.2f} ({ours:.4f} / {usual:.4f})",
-                f"<= {CONSENSUS_TIMES:g}", times <= CONSENSUS_TIMES,
-            )
-        )  # fmt: skip
+        measured = f"{times:.2f} ({ours:.4f} / {usual:.4f})"
+        name, bar = "consensus distance at the end / without faults", f"<= {CONSENSUS_TIMES:g}"
+        figures.append(_barred(name, measured, bar, times <= CONSENSUS_TIMES, record))
     losses = losses_at_equal_rounds(record, reference)
     if losses:
         round, loss, without = losses
-        figures.append(
-            Figure(
-                f"held-out loss after {round} rounds / without faults", f"{loss / without:.3f} ({loss:.4f})",
-                f"<= {LOSS_TIMES:g}", loss <= LOSS_TIMES * without,
-            )
-        )  # fmt: skip
+        name, measured = (
+            f"held-out loss after {round} rounds / without faults",
+            f"{loss / without:.3f} ({loss:.4f})",
+        )
+        is_near = loss <= LOSS_TIMES * without
+        figures.append(_barred(name, measured, f"<= {LOSS_TIMES:g}", is_near, record))
     share = exchanges(record) / (exchanges(reference) or math.inf)
     figures.append(
         Figure(

@@ -28,6 +28,7 @@ from scripts.lab.chaos.faults import Saboteur
 from scripts.lab.chaos.network import Backend, Network, open_network
 from scripts.lab.chaos.processes import PeerProcess
 from scripts.lab.chaos.spec import ChaosSpec
+from scripts.lab.testnet.run import reason_of
 
 READY_S = 30.0
 PEER_READY_S = 12.0
@@ -84,6 +85,8 @@ def run_chaos(spec: ChaosSpec, out: Path, backend: Backend, say: Callable[[str],
         record = Record(spec, network.kind, peers)
         try:
             trio.run(_run, spec, record, network, say)
+        except BaseExceptionGroup as group:
+            raise reason_of(group) from None
         finally:
             record.left_over = _left_over(peers.values())
     return record
