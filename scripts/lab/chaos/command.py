@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gossip.errors import LocalError
-from scripts.lab.chaos.network import Backend
+from scripts.lab.chaos.spec import Backend
 
 
 class BarMissed(LocalError):

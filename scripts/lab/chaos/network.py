@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from gossip.errors import LocalError
 from gossip.fault_kinds import Link
 from scripts.lab.chaos.emulator import Way
 from scripts.lab.chaos.namespaces import missing, open_namespaces
 from scripts.lab.chaos.proxies import open_proxies
-
-Backend = Literal["auto", "namespaces", "proxies"]
+from scripts.lab.chaos.spec import Backend
 
 
 class Network(Protocol):

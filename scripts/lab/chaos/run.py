@@ -25,9 +25,9 @@ from peer.network.group import new_secret
 from peer.network.identity import load_or_create_identity, peer_id
 from scripts.lab.chaos import light_trainer
 from scripts.lab.chaos.faults import Saboteur
-from scripts.lab.chaos.network import Backend, Network, open_network
+from scripts.lab.chaos.network import Network, open_network
 from scripts.lab.chaos.processes import PeerProcess
-from scripts.lab.chaos.spec import ChaosSpec
+from scripts.lab.chaos.spec import Backend, ChaosSpec
 from scripts.lab.testnet.run import reason_of
 
 READY_S = 30.0

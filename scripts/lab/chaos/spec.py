@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gossip.errors import LocalError
 from gossip.fault_kinds import Clock, Kind
@@ -12,6 +13,8 @@ from gossip.faults import Fault, Injection, parse_faults, schedule
 from scripts.lab.files import read_toml
 from scripts.lab.spec import did_you_mean
 
+Backend = Literal["auto", "namespaces", "proxies"]
+"""What carries the packets; auto = namespaces where they can be had, else proxies."""
 PEERS_MAX = 64
 """Source: as many as a testnet has."""
 
