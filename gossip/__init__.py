@@ -31,8 +31,16 @@ reading order:
     notices                how often the user is told of others
     introduction           what it says of ourselves, and how answers to that are judged
     joining                its attempts at the addresses that the user gave or that we remember
+    fault_kinds, faults    what can befall a peer; when and whom it befalls, as files say it
     simulation             many nodes on a virtual clock
-    simulated_network      the clock, latency, loss and cuts of a simulation
+    simulated_network      the clock, latency, loss, cuts and bad links of a simulation
+    simulated_clocks       the clocks of its peers
+    simulated_pulls        requests and transfers of adapters in it
+    simulated_liveness     how its nodes know who is up, if their memberships do not find out
     simulated_membership   connections, questions and rumors of a simulation whose peers find each other
+    byzantine              how members cheat in it
+    simulated_faults       faults in it
+    invariants             what must hold whatever happens
     quadratic              a network whose end point theory knows
+    fault_trials           seeded networks with random faults
 """

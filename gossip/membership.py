@@ -150,6 +150,10 @@ class Membership:
             case _:
                 assert_never(event)
 
+    def is_cut_off(self, peer: str, now: float) -> bool:
+        """Whether nothing of a peer is taken, for a while or for the rest of the run."""
+        return self._cut_offs.holds(peer, now)
+
     # -- life
 
     def _start(self, event: Start, now: float) -> list[Action]:

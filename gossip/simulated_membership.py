@@ -3,7 +3,7 @@
 Connections open and close as dials and deaths have it. Questions and answers travel over them as real wire bytes; as
 over TCP, what is lost is sent again. Announcements flood from connection to connection, which stands for GossipSub, and
 may be lost. A way that is cut swallows everything silently, as a network does that has lost its route: only heartbeats
-can find out. It does not know what nodes do.
+can find out. What is garbled on its way is what a broken machine sends, and strikes it. It does not know what nodes do.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ class SimulatedGroup:
         asked: how many control questions were asked, by kind ("Hello", "Ping").
         told: (time, peer, line) of all that users were told.
         rejected: how often peers were turned away, by (peer, reason).
+        watch: called after every event of a machine, with its peer and itself, if set.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class SimulatedGroup:
         self.asked: Counter[str] = Counter()
         self.told: list[tuple[float, str, str]] = []
         self.rejected: Counter[tuple[str, str]] = Counter()
+        self.watch: Callable[[str, Membership], None] | None = None
         self._network = network
         self._hosts = {
             peer: _Host(peer, memberships[peer], tuple(joins.get(peer, ()))) for peer in sorted(memberships)
@@ -141,9 +143,8 @@ class SimulatedGroup:
         host.is_alive = False
         for other, connection in host.connections.items():
             if not self._network.is_cut(peer, other):
-                self._network.after(
-                    self._network.links.down_notice_s, partial(self._closed, other, peer, connection)
-                )
+                closed = partial(self._closed, other, peer, connection)
+                self._network.after(self._network.links.down_notice_s, closed, other)
 
     def leave(self, peer: str) -> None:
         """Let a peer say goodbye, then end it."""
@@ -163,6 +164,11 @@ class SimulatedGroup:
     def reconnect(self, peer: str, other: str) -> None:
         """Tell nobody that a way has healed: redials find out."""
 
+    def refuses(self, peer: str, other: str) -> bool:
+        """Whether a peer has cut the other off, so that no connection lasts that would bring its requests."""
+        now = self._network.clocks.show(peer, self._network.now)
+        return self._hosts[peer].machine.is_cut_off(other, now)
+
     def reported(self, peer: str, report: node_events.RoundReport) -> None:
         """Tell a machine that its node has completed a round, and who was late in it."""
         host = self._hosts[peer]
@@ -178,7 +184,7 @@ class SimulatedGroup:
     # -- events and actions
 
     def _later(self, host: _Host, delay_s: float, event: Event) -> None:
-        self._network.after(delay_s, partial(self._happened, host, event))
+        self._network.after(delay_s, partial(self._happened, host, event), host.peer)
 
     def _happened(self, host: _Host, event: Event) -> Message | None:
         """Give an event to a machine and do what it says; return the answer, if it was a question."""
@@ -186,7 +192,10 @@ class SimulatedGroup:
             return None
         self._record(host.peer, event)
         answer = None
-        for action in host.machine.handle(event, self._network.now):
+        actions = host.machine.handle(event, self._network.clocks.show(host.peer, self._network.now))
+        if self.watch:
+            self.watch(host.peer, host.machine)
+        for action in actions:
             if isinstance(action, Answer):
                 answer = action.message
             else:
@@ -204,7 +213,8 @@ class SimulatedGroup:
             case Drop():
                 self._close(host, action.peer)
             case SetTimer():
-                self._later(host, action.delay_s, TimerFired(action.timer))
+                delay_s = self._network.clocks.real_s(host.peer, action.delay_s)
+                self._later(host, delay_s, TimerFired(action.timer))
             case Post():
                 self._post(host.peer, action.event)
             case Tell():
@@ -223,7 +233,7 @@ class SimulatedGroup:
     def _dial(self, host: _Host, dial: Dial) -> None:
         if dial.afresh:
             self._close(host, dial.peer)
-        self._network.after(self._network.delay_s(), partial(self._knock, host, dial))
+        self._network.after(self._network.delay_s(), partial(self._knock, host, dial), host.peer)
 
     def _knock(self, host: _Host, dial: Dial) -> None:
         """Arrive at the addresses: the first peer that answers counts, silence lasts longer than a refusal."""
@@ -255,7 +265,7 @@ class SimulatedGroup:
             self._closed(host.peer, peer, connection)
             if not self._network.is_cut(host.peer, peer):
                 told = partial(self._closed, peer, host.peer, connection)
-                self._network.after(self._network.delay_s(), told)
+                self._network.after(self._network.delay_s(), told, peer)
 
     def _closed(self, at: str, peer: str, connection: int) -> None:
         """Let one end of a connection be gone: what was asked over it fails."""
@@ -278,8 +288,9 @@ class SimulatedGroup:
         if connection is None:
             self._fail(host, number, "not connected")
             return
-        self._network.after(ANSWER_S, partial(self._fail, host, number, f"no answer within {ANSWER_S:g} s"))
-        frame = wire.encode(ask.question)
+        failed = partial(self._fail, host, number, f"no answer within {ANSWER_S:g} s")
+        self._network.after(ANSWER_S, failed, host.peer)
+        frame = self._network.garbled(host.peer, ask.peer, wire.encode(ask.question))
         self._send(host.peer, ask.peer, partial(self._asked, ask.peer, host, number, connection, frame))
 
     def _asked(self, at: str, asker: _Host, number: int, connection: int, frame: bytes) -> None:
@@ -287,24 +298,34 @@ class SimulatedGroup:
         if not host.is_alive or host.connections.get(asker.peer) != connection:
             if not self._network.is_cut(at, asker.peer):  # its system says that there is no such connection
                 told = partial(self._closed, asker.peer, at, connection)
-                self._network.after(self._network.delay_s(), told)
+                self._network.after(self._network.delay_s(), told, asker.peer)
             return
-        answer = self._happened(host, Asked(asker.peer, wire.decode(frame)))
-        assert answer is not None, "machines ask only what machines answer"
-        self._send(at, asker.peer, partial(self._answered, asker, number, wire.encode(answer)))
+        try:
+            question = wire.decode(frame)
+        except RemoteError as error:  # the stream ends without an answer
+            self._happened(host, Strike(asker.peer, error.reason))
+            return
+        if answer := self._happened(host, Asked(asker.peer, question)):
+            frame = self._network.garbled(at, asker.peer, wire.encode(answer))
+            self._send(at, asker.peer, partial(self._answered, asker, number, frame))
 
     def _send(self, sender: str, receiver: str, arrive: Callable[[], None]) -> None:
         """Carry a piece of a stream, again and again until it is not lost; a way that is cut carries nothing."""
-        delay_s = self._network.delay_s()
-        while self._network.loses_by_chance():
-            delay_s += RETRANSMIT_S
+        delay_s = self._network.stream_delay_s(sender, receiver, RETRANSMIT_S)
         if not self._network.is_cut(sender, receiver):
-            self._network.after(delay_s, arrive)
+            self._network.after(delay_s, arrive, receiver)
 
     def _answered(self, asker: _Host, number: int, frame: bytes) -> None:
         """End a question once: whatever comes second is ignored."""
-        if ask := asker.questions.pop(number, None):
-            self._happened(asker, Answered(ask.errand, wire.decode(frame)))
+        ask = asker.questions.pop(number, None)
+        if ask is None:
+            return
+        try:
+            event: Answered | AskFailed = Answered(ask.errand, wire.decode(frame))
+        except RemoteError as error:
+            self._happened(asker, Strike(ask.peer, error.reason))
+            event = AskFailed(ask.errand, error)
+        self._happened(asker, event)
 
     def _fail(self, asker: _Host, number: int, detail: str) -> None:
         if ask := asker.questions.pop(number, None):
@@ -315,8 +336,9 @@ class SimulatedGroup:
     def _spread(self, host: _Host, author: str, frame: bytes, heard: set[str]) -> None:
         """Pass an announcement on over all connections, but to those who are known to have ``heard`` it."""
         for peer in host.connections:
-            if peer not in heard and not self._network.loses(host.peer, peer):
-                self._network.after(self._network.delay_s(), partial(self._heard, peer, author, frame, heard))
+            # It is signed: what was changed on its way is dropped there.
+            if peer not in heard and self._network.garbled(host.peer, peer, frame) == frame:
+                self._network.send(host.peer, peer, partial(self._heard, peer, author, frame, heard))
 
     def _heard(self, at: str, author: str, frame: bytes, heard: set[str]) -> None:
         host = self._hosts[at]

@@ -140,8 +140,8 @@ class TrainingOptions:
     """Local training."""
 
     trainer: str = "local-steps"
-    """Who takes the local steps, in the training process: local-steps (transformers and peft). Each peer may have
-    another. Source: ours."""
+    """Who takes the local steps, in the training process: local-steps (transformers and peft), or your own trainer as
+    module:function. Each peer may have another. Source: ours."""
     local_steps: Annotated[int, POSITIVE, Role.METHOD] = 2
     """Optimizer steps per round (H). Source: our bench on the demo (docs/results.md)."""
     batch_size: Annotated[int, POSITIVE, Role.COMPARISON] = 4

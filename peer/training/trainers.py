@@ -8,6 +8,7 @@ configuration alone decides (option ``trainer``): no message of a peer names one
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -99,14 +100,32 @@ def selects(trainable: TrainableFactors, name: str) -> bool:
 
 
 def entry_point(name: str) -> str:
-    """Return where the trainer called ``name`` is made, as ``"module:function"``.
+    """Return where the trainer called ``name`` is made, as ``"module:function"``; what is such a place is its own name.
 
     Raises:
         LocalError: there is none of that name; says which there are.
     """
+    module, _, function = name.partition(":")
+    if function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+        return name
     if name not in TRAINERS:
-        raise LocalError(f"unknown --trainer {name!r}; known: {', '.join(TRAINERS)}")
+        raise LocalError(
+            f"unknown --trainer {name!r}; known: {', '.join(TRAINERS)}, or your own as module:function"
+        )
     return TRAINERS[name]
+
+
+def maker_at(place: str) -> MakeTrainer:
+    """Return the ``MakeTrainer`` at ``"module:function"``.
+
+    Raises:
+        LocalError: there is none.
+    """
+    try:
+        made: MakeTrainer = pkgutil.resolve_name(place)
+    except (ImportError, AttributeError) as error:
+        raise LocalError(f"there is no trainer at {place}: {error}") from error
+    return made
 
 
 TRAINERS: dict[str, str] = {

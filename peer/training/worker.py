@@ -13,7 +13,6 @@ import dataclasses
 import gc
 import io
 import os
-import pkgutil
 import queue
 import signal
 import sys
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from gossip.adapter import AdapterSpec, AdapterState
     from peer.training.frames import Evaluated, Ready, Step, Trained
-    from peer.training.trainers import MakeTrainer, Trainer
+    from peer.training.trainers import Trainer
 
 NICENESS = 5
 """Below the network loop, which must answer while we compute. Source: guess."""
@@ -85,13 +84,13 @@ class Server:
     def _start(self, entry_point: str, config: str, resume: str | None) -> None:
         """Make the trainer that ``entry_point`` ("module:function") names, and tell the parent of it."""
         from peer.config import PeerConfig
+        from peer.training.trainers import maker_at
 
         def progress(stage: str, done: float | None) -> None:
             self._send({"kind": "progress", "stage": stage, "done": done})
 
         progress("import", None)
-        make_trainer: MakeTrainer = pkgutil.resolve_name(entry_point)
-        trainer = make_trainer(PeerConfig.from_json(config), progress)
+        trainer = maker_at(entry_point)(PeerConfig.from_json(config), progress)
         if resume is not None:
             trainer.load(Path(resume))
         self._trainer = trainer

@@ -17,7 +17,7 @@ from gossip.errors import LocalError
 from scripts.lab.testnet import command
 from scripts.lab.testnet.config import Regime, TestnetConfig
 from scripts.lab.testnet.plan import PlannedPeer, plan_regime
-from scripts.lab.testnet.run import _reason_of
+from scripts.lab.testnet.run import reason_of
 from scripts.lab.testnet.screen import table_of, watching
 from scripts.lab.testnet.shards import prepare_shards
 from scripts.lab.testnet.summary import Summary, consensus_distance, summarize
@@ -217,10 +217,10 @@ def test_the_live_table_has_columns_of_labels_only_where_labels_are_learned() ->
 def test_an_interrupt_counts_more_than_what_it_broke() -> None:
     refusal = LocalError("a peer ended with exit code 130")
     both = BaseExceptionGroup("", [ExceptionGroup("", [refusal]), KeyboardInterrupt()])
-    assert isinstance(_reason_of(both), KeyboardInterrupt)
-    assert _reason_of(ExceptionGroup("", [ExceptionGroup("", [refusal])])) is refusal
+    assert isinstance(reason_of(both), KeyboardInterrupt)
+    assert reason_of(ExceptionGroup("", [ExceptionGroup("", [refusal])])) is refusal
     bug = ExceptionGroup("", [ZeroDivisionError()])
-    assert _reason_of(bug) is bug
+    assert reason_of(bug) is bug
 
 
 def test_an_interrupt_ends_with_its_exit_code_and_says_where_things_are(

@@ -8,6 +8,11 @@ How to call it:
 Flags after -- go to every peer run:
 
     python scripts/testnet.py --peers 8 -- --lora-r 4
+
+Break it on purpose:
+
+    python scripts/testnet.py chaos scripts/lab/chaos/specs/churn.toml
+    python scripts/testnet.py simulate --count 1000
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from scripts.lab.chaos.command import chaos, simulate
 from scripts.lab.command import note
 from scripts.lab.program import run_program
 from scripts.lab.testnet.config import TestnetConfig
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
     from scripts.lab.testnet.summary import Summary
 
 app = App(name="python scripts/testnet.py", help=__doc__, default_parameter=Parameter(show_env_var=False))
+app.command(chaos)
+app.command(simulate)
 
 
 @app.default

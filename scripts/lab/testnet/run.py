@@ -45,7 +45,7 @@ def run_testnet(config: TestnetConfig, watch: Watch) -> tuple[Summary, Views]:
         for regime in ("gossip", *(baseline for baseline in BASELINES if baseline in config.compare)):
             views[regime] = trio.run(run_regime, config, regime, shards, watch)
     except BaseExceptionGroup as group:
-        raise _reason_of(group) from None
+        raise reason_of(group) from None
     summary = summarize(config, views, time.monotonic() - started)
     (config.out / "summary.json").write_text(json.dumps(summary.record(), indent=2) + "\n")
     if not config.keep:
@@ -53,8 +53,8 @@ def run_testnet(config: TestnetConfig, watch: Watch) -> tuple[Summary, Views]:
     return summary, views
 
 
-def _reason_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return what ended a regime: the user, whatever else broke by it, or one refusal; of a bug, the whole group."""
+def reason_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what ended a run: the user, whatever else broke by it, or one refusal; of a bug, the whole group."""
     for kind in (KeyboardInterrupt, LocalError):
         reason: BaseException | None = group.subgroup(kind)
         while isinstance(reason, BaseExceptionGroup):
