@@ -12,10 +12,12 @@ import trio
 from gossip.byzantine import Cheater
 from gossip.fault_kinds import Byzantine, Partition, Restart, Strangers
 from gossip.messages import Pull
+from gossip.offers import RunShape
 from gossip.published import PublishedAdapter
-from peer.exchange import ADAPTER, Publisher, Traffic, pull
+from peer.exchange import ADAPTER, Traffic, pull
 from peer.network.memory import MemoryNetwork
 from peer.network.transport import Stream
+from peer.publisher import Publisher
 from scripts.lab.chaos import hostile
 from scripts.lab.chaos.judge import judge, rejoins
 from scripts.lab.chaos.namespaces import missing
@@ -95,8 +97,13 @@ def test_a_member_that_cheats_tells_each_reader_something_else(monkeypatch: pyte
     run = bytes(16)
     got: dict[str, bytes] = {}
 
+    shape = RunShape(1, {"round": {16}, "merge": {16}, "initial": {16}}, False)
+
+    async def everybody(peer: str) -> bool:
+        return True
+
     async def main() -> None:
-        publisher, network = Publisher(run, Traffic()), MemoryNetwork()
+        publisher, network = Publisher(run, shape, Traffic(), everybody, lambda offer: offer), MemoryNetwork()
         publisher.publish(PublishedAdapter(0, 1, "float32", bytes(range(1, 17))))
 
         async def serve(stream: Stream) -> None:
@@ -107,7 +114,8 @@ def test_a_member_that_cheats_tells_each_reader_something_else(monkeypatch: pyte
             for name in ("one", "two"):
                 async with network.factory(name)(handlers={}, **quiet) as reader:
                     await reader.dial(server.addresses[0])
-                    published = await pull(reader, "server", Pull(run, None, -1, 0.0), {16}, Traffic())
+                    request = Pull(run, None, -1, 0.0)
+                    published = await pull(reader, "server", request, shape, Traffic(), lambda offer: None)
                     got[name] = bytes(published.payload)
 
     trio.run(main)
