@@ -27,8 +27,7 @@ reading order:
     told_addresses         which of the addresses that others tell are worth keeping
     searching              reaching peers that are away, proving where others can be reached
     dials, token_bucket    how many dials at a time, and how often
-    strikes                who is cut off for repeated faults
-    convictions            who is cut off for what it has signed
+    cut_offs, strikes      who is cut off: for repeated faults, for what it has signed
     notices                how often the user is told of others
     introduction           what it says of ourselves, and how answers to that are judged
     joining                its attempts at the addresses that the user gave or that we remember

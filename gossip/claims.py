@@ -15,7 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import get_args
 
-from gossip.messages import Claim, Kind, Offer, Proof
+from gossip.messages import Claim, Evidence, Kind, Offer
 from gossip.wire import CLAIMS_MAX
 
 DOMAIN = b"gossip-peer/3 offer\0"
@@ -28,7 +28,7 @@ PEERS_MAX = 1000
 TOLD_MAX = 64
 """So many claims wait to be told to others; the oldest are dropped. Source: ours, a few rounds of reading 16."""
 PROVEN_MAX = 1000
-"""Against so many peers others' proofs are taken: whoever makes up identities to convict fills no memory. Our own are
+"""Against so many peers others' evidence is taken: whoever makes up identities to convict fills no memory. Our own is
 always kept."""
 Verify = Callable[[bytes, Claim], bool]
 """``(run, claim) -> whether the peer that it names has signed it``."""
@@ -66,28 +66,28 @@ class Claims:
     """
 
     def __init__(self, run: bytes, verify: Verify) -> None:
-        self.proofs: dict[str, Proof] = {}  # by the peer convicted, the newest last
+        self.evidence: dict[str, Evidence] = {}  # by the peer convicted, the newest last
         self._run = run
         self._verify = verify
         self._claims: OrderedDict[str, OrderedDict[_Subject, Claim]] = OrderedDict()
         self._untold: deque[Claim] = deque(maxlen=TOLD_MAX)
 
-    def read(self, claim: Claim) -> Proof | None:
+    def read(self, claim: Claim) -> Evidence | None:
         """Take a claim that came with an offer to us, verified before; it is told to others."""
         self._untold.append(claim)
         return self._take(claim)
 
-    def heard(self, claim: Claim) -> Proof | None:
+    def heard(self, claim: Claim) -> Evidence | None:
         """Take a claim that somebody told of, perhaps of somebody else; a forged one is ignored."""
         known = self._claims.get(claim.peer, _NOTHING).get(_subject(claim))
         if known and known.digest == claim.digest:
             return None
         return self._take(claim) if self._verify(self._run, claim) else None
 
-    def convict(self, proof: Proof) -> bool:
+    def convict(self, proof: Evidence) -> bool:
         """Take a proof that somebody passed on; return whether it holds and was not known."""
         first, second = proof.first, proof.second
-        if first.peer in self.proofs or len(self.proofs) >= PROVEN_MAX or not _contradict(first, second):
+        if first.peer in self.evidence or len(self.evidence) >= PROVEN_MAX or not _contradict(first, second):
             return False
         if not (self._verify(self._run, first) and self._verify(self._run, second)):
             return False
@@ -95,10 +95,10 @@ class Claims:
         return True
 
     def to_tell(self) -> tuple[Claim, ...]:
-        """Return claims to tell others now, the oldest first; each is told once."""
-        return tuple(self._untold.popleft() for _ in range(min(CLAIMS_MAX, len(self._untold))))
+        """Return claims to tell others now, the newest first, which they may have as well; each is told once."""
+        return tuple(self._untold.pop() for _ in range(min(CLAIMS_MAX, len(self._untold))))
 
-    def _take(self, claim: Claim) -> Proof | None:
+    def _take(self, claim: Claim) -> Evidence | None:
         of_peer = self._claims.pop(claim.peer, OrderedDict())
         self._claims[claim.peer] = of_peer
         if len(self._claims) > PEERS_MAX:
@@ -106,14 +106,14 @@ class Claims:
         known = of_peer.setdefault(_subject(claim), claim)
         if len(of_peer) > PER_PEER:
             of_peer.popitem(last=False)
-        if known.digest == claim.digest or claim.peer in self.proofs:
+        if known.digest == claim.digest or claim.peer in self.evidence:
             return None
-        proof = Proof(known, claim)
+        proof = Evidence(known, claim)
         self._keep(proof)
         return proof
 
-    def _keep(self, proof: Proof) -> None:
-        self.proofs[proof.first.peer] = proof
+    def _keep(self, proof: Evidence) -> None:
+        self.evidence[proof.first.peer] = proof
 
 
 def _subject(claim: Claim) -> _Subject:

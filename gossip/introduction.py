@@ -15,11 +15,11 @@ from gossip.membership_events import Action, Announce, AnnouncementDue, Incompat
 from gossip.membership_limits import ADDRESSES_PER_PEER, PRESENCE_GAP_S, PRESENCE_S
 from gossip.messages import Hello, Message, Presence, Refusal
 from gossip.told_addresses import is_name
-from gossip.wire import FRAME_BYTES_MAX, LIST_ITEMS_MAX, PROOFS_MAX
+from gossip.wire import EVIDENCE_MAX, FRAME_BYTES_MAX, LIST_ITEMS_MAX
 from topology.announced import Announced
 
 KNOWN_BYTES_MAX = FRAME_BYTES_MAX // 2
-"""Others' addresses in one hello are at most so long together. Source: ours; a quarter is for proofs, an eighth for the
+"""Others' addresses in one hello are at most so long together. Source: ours; a quarter is for evidence, some for the
 manifest, and our own addresses have at most 4 KiB."""
 
 
@@ -57,9 +57,9 @@ class Introduction:
         Args:
             known: addresses of others that are up; as many are told as a frame has room for.
         """
-        proofs = tuple(self._claims.proofs.values())[-PROOFS_MAX:]
+        evidence = tuple(self._claims.evidence.values())[-EVIDENCE_MAX:]
         said = (self._manifest, self._name, self.round, self.addresses, _as_fit(known), self._data)
-        return Hello(*said, self.incarnation, proofs)
+        return Hello(*said, self.incarnation, evidence)
 
     def announce(self, now: float) -> list[Action]:
         """Announce ourselves, and when to do so again."""

@@ -80,6 +80,13 @@ class Member:
     prove_at: float = 0.0
     prove_pause_s: float = PROOF_PAUSE_S
 
+    def is_replay(self, incarnation: int, sequence: int) -> bool:
+        """Note the place of an announcement in its lives; tell whether a newer one was heard before."""
+        if (incarnation, sequence) <= (self.incarnation, self.sequence):
+            return True
+        self.incarnation, self.sequence = incarnation, sequence
+        return False
+
     def up_for(self, now: float) -> float:
         """Return the seconds that it has been up in all."""
         return self.up_s + (now - self.up_since if self.is_up else 0.0)

@@ -14,7 +14,6 @@ from gossip.member_places import Member, Places
 from gossip.membership_events import Action, Post
 from gossip.membership_limits import REMEMBERED, STEADY_S
 from gossip.notices import Notices
-from gossip.strikes import CutOff
 from gossip.told_addresses import is_worth_keeping
 
 
@@ -29,7 +28,6 @@ class Members(Places):
     def __init__(self, on_forgotten: Callable[[Member], None], notices: Notices) -> None:
         super().__init__(on_forgotten)
         self.notices = notices
-        self.cut_off = CutOff()
 
     def up(self, peer: str, round: int, now: float) -> list[Action]:
         """Note that a peer is up and has completed ``round`` rounds, unless it is not in the table."""
@@ -46,28 +44,6 @@ class Members(Places):
         told = f"peer {self.display_name(peer)} is up ({peer}), {self.up_count} in all"
         member.posted = said
         return [Post(said), *self.notices.line("up", peer, told, now)]
-
-    def is_replay(self, peer: str, incarnation: int, sequence: int) -> bool:
-        """Note the place of an announcement in a peer's lives; tell whether a newer one was heard before."""
-        member = self.by_id.get(peer)
-        if member is None:
-            return False
-        if (incarnation, sequence) <= (member.incarnation, member.sequence):
-            return True
-        member.incarnation, member.sequence = incarnation, sequence
-        return False
-
-    def convict(self, peer: str, now: float) -> list[Action]:
-        """Cut a peer off for the rest of the run."""
-        self.cut_off.convicted.add(peer)
-        if member := self.by_id.get(peer):
-            member.search = None
-        return self.down(peer, "cut off", now)
-
-    def is_welcome(self, peer: str, now: float) -> bool:
-        """Whether a peer has exchanged a hello of our run with us, has not gone since, and is not cut off."""
-        member = self.by_id.get(peer)
-        return member is not None and member.is_up and not self.cut_off.is_over(peer, now)
 
     def down(self, peer: str, reason: str, now: float) -> list[Action]:
         """Note that a peer is down, if it was up; ``reason``: for people."""

@@ -24,7 +24,7 @@ import random
 from typing import assert_never
 
 from gossip.claims import Claims, Verify, nothing_is_signed
-from gossip.convictions import Convictions
+from gossip.cut_offs import CutOffs
 from gossip.dials import Dials
 from gossip.errors import LocalError, RemoteError
 from gossip.introduction import Introduction
@@ -69,9 +69,8 @@ from gossip.membership_events import (
 from gossip.membership_limits import (
     HEARTBEAT_S,
     HEARTBEATS_MISSED,
-    STRIKES_S,
 )
-from gossip.messages import Hello, Message, Ping, Presence, Proof, Refusal
+from gossip.messages import Evidence, Hello, Message, Ping, Presence, Refusal
 from gossip.notices import Notices
 from gossip.searching import Searches
 from gossip.told_addresses import peer_named_by
@@ -99,13 +98,13 @@ class Membership:
     ) -> None:
         self._notices = Notices()
         self.members = Members(lambda member: self._searches.forgotten(member), self._notices)
-        self._convictions = Convictions(Claims(manifest.fingerprint, verify), self.members)
-        self._introduction = Introduction(manifest, name, data, self._convictions.claims)
+        claims = Claims(manifest.fingerprint, verify)
+        self._introduction = Introduction(manifest, name, data, claims)
         self._is_leaving = False
         self._joins = Joins()
         self._dials = Dials()
         self._searches = Searches(self.members, self._dials, self._notices, rng)
-        self._cut_off = self.members.cut_off
+        self._cut_offs = CutOffs(self.members, self._searches, self._notices, claims)
         self._heartbeat_numbers = itertools.count(1)
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -141,9 +140,9 @@ class Membership:
             case Suspect():
                 return self._heartbeat(event.peer)
             case Strike():
-                return self._strike(event, now)
+                return self._cut_offs.strike(event.peer, event.reason, now)
             case Offered():
-                return self._convictions.offered(event.claim, now)
+                return self._cut_offs.offered(event.claim, now)
             case TimerFired():
                 return self._timer_fired(event.timer, now)
             case Leave():
@@ -199,7 +198,7 @@ class Membership:
     # -- what others say
 
     def _asked(self, event: Asked, now: float) -> list[Action]:
-        if self._cut_off.is_over(event.peer, now):
+        if self._cut_offs.holds(event.peer, now):
             return [Answer(Refusal("busy", "cut off for a while after repeated faults"))]
         member = self.members.by_id.get(event.peer)
         match event.question:
@@ -217,27 +216,27 @@ class Membership:
         if difference := self._introduction.difference_from(hello):
             refused = f"refused peer {peer} of another run: {difference}"
             told = self._notices.refused(peer, refused, now)
-            is_over = self._cut_off.refusals.add(peer, now)
-            cut_off = self._is_over(peer, "greets with another run", now) if is_over else []
+            cut_off = self._cut_offs.refused(peer, now)
             return [Reject("manifest"), *told, Answer(self._introduction.refusal_of(hello)), *cut_off]
         return [Answer(self._hello()), *self._welcome(peer, hello, now)]
 
     def _heard(self, event: Heard, now: float) -> list[Action]:
         said, author = event.message, event.author
-        if isinstance(said, Proof):
-            return self._convictions.proven((said,), now)
+        if isinstance(said, Evidence):
+            return self._cut_offs.proven((said,), now)
         if not isinstance(said, Presence) or said.run != self._introduction.run or author == self.members.me:
             return []
-        return [*self._convictions.told(said.claims, now), *self._present(author, said, now)]
+        return [*self._cut_offs.told(said.claims, now), *self._present(author, said, now)]
 
     def _present(self, author: str, said: Presence, now: float) -> list[Action]:
         """Take what a peer announces of itself, unless it is a replay."""
-        if self.members.is_replay(author, said.incarnation, said.sequence):
+        member = self.members.by_id.get(author)
+        if member and member.is_replay(said.incarnation, said.sequence):
             return []
         if said.leaving:
             self._searches.end(author)
             return self.members.down(author, "left", now)
-        if self._cut_off.is_over(author, now):
+        if self._cut_offs.holds(author, now):
             return []
         member = self.members.announced(author, said.name, said.addresses, said.round, now)
         if member and member.is_up:
@@ -249,15 +248,15 @@ class Membership:
         member = self.members.answered(peer, hello.name, hello.addresses, hello.round, now)
         if member:
             member.missed, member.data, member.posted = 0, hello.data, None
-            self.members.is_replay(peer, hello.incarnation, 0)
+            member.is_replay(hello.incarnation, 0)
             self._searches.end(peer)
         actions = [*self.members.up(peer, hello.round, now), *self._searches.prove(peer, now)]
-        actions += self._convictions.proven(hello.proofs, now)
+        actions += self._cut_offs.proven(hello.evidence, now)
         for address in hello.known:
             other = peer_named_by(address)
             known = self.members.by_id.get(other)
             # Whoever is up already has been greeted: greeting it again would never end.
-            if not (known and known.is_up) and not self._cut_off.is_over(other, now):
+            if not (known and known.is_up) and not self._cut_offs.holds(other, now):
                 self.members.rumored(other, address, peer, now)
                 actions += self._seek(other, now)
         return actions
@@ -315,7 +314,7 @@ class Membership:
         peer = peer_named_by(errand.address)
         if not self._joins.is_at(errand):
             return []
-        if self._cut_off.is_over(peer, now):
+        if self._cut_offs.holds(peer, now):
             return self._joins.failed(
                 errand, RemoteError("busy", "cut off for a while after repeated faults")
             )
@@ -332,7 +331,7 @@ class Membership:
         return self._welcome(errand.peer, hello, now)
 
     def _seek(self, peer: str, now: float) -> list[Action]:
-        is_wanted = not self._is_leaving and not self._cut_off.is_over(peer, now)
+        is_wanted = not self._is_leaving and not self._cut_offs.holds(peer, now)
         return self._searches.seek(peer, now) if is_wanted else []
 
     # -- watching
@@ -340,7 +339,7 @@ class Membership:
     def _heartbeats(self, now: float) -> list[Action]:
         """Ask everybody who is up for a heartbeat, and where it may be dialed; forget what is long past."""
         self.members.forget_the_idle(now)
-        self._cut_off.forget_old(now)
+        self._cut_offs.forget_old(now)
         asked = [action for peer in self.members.by_id for action in self._heartbeat(peer)]
         proofs = [action for peer in self.members.by_id for action in self._searches.prove(peer, now)]
         return [*asked, *proofs, *self._notices.sum_up(now), SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
@@ -364,9 +363,7 @@ class Membership:
             member.missed = 0
             return self.members.up(errand.peer, answer.round, now)
         if isinstance(answer, Refusal) and answer.reason == "hello":
-            return self._seek(
-                errand.peer, now
-            )  # it has lost sight of us, or was restarted: introduce ourselves
+            return self._seek(errand.peer, now)  # it has lost sight of us: introduce ourselves
         # An announcement in between does not make up for it: others may have relayed it.
         member.missed += 1
         if member.missed < HEARTBEATS_MISSED:
@@ -380,19 +377,6 @@ class Membership:
         if member := self.members.by_id.get(event.peer):
             member.is_connected = is_connected
         if is_connected:
-            return [Drop(event.peer)] if self._cut_off.is_over(event.peer, now) else []
+            return [Drop(event.peer)] if self._cut_offs.holds(event.peer, now) else []
         is_missed = member and member.is_up and not self._is_leaving
         return self._searches.lost(event.peer, now) if is_missed else []
-
-    def _strike(self, event: Strike, now: float) -> list[Action]:
-        was_cut_off = self._cut_off.is_over(event.peer, now)
-        if not self._cut_off.faults.add(event.peer, now):
-            return []
-        return [Drop(event.peer)] if was_cut_off else self._is_over(event.peer, event.reason, now)
-
-    def _is_over(self, peer: str, reason: str, now: float) -> list[Action]:
-        self._searches.end(peer)
-        name = self.members.display_name(peer)
-        line = f"peer {name} ({peer}) is cut off for {STRIKES_S:.0f} s: {reason}"
-        told = self._notices.line("cut off", peer, line, now)
-        return [*told, *self.members.down(peer, reason, now), Drop(peer)]

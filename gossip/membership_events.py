@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gossip.errors import LocalError, RemoteError
 from gossip.events import PeerDown, PeerUp
-from gossip.messages import Claim, Hello, Message, Ping, Presence, Proof
+from gossip.messages import Claim, Evidence, Hello, Message, Ping, Presence
 
 
 class Incompatible(LocalError):
@@ -271,7 +271,7 @@ class Answer:
 class Announce:
     """Spread this among all peers of the run, best effort."""
 
-    presence: Presence | Proof
+    presence: Presence | Evidence
 
 
 @dataclass(frozen=True, slots=True)

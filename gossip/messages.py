@@ -41,7 +41,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class Evidence:
     """Two claims of one peer that contradict each other. Announced by whoever finds it, and told in hellos."""
 
     first: Claim
@@ -60,7 +60,7 @@ class Hello:
         known: multiaddrs of others that the sender is connected to: how a newcomer finds the rest.
         data: what the sender announces of its data, where its topology asks for that; None = nothing.
         incarnation: number of the sender's life, higher after each restart.
-        proofs: against whom the sender has proofs.
+        evidence: against whom the sender has evidence.
     """
 
     manifest: Mapping[str, str | int]
@@ -70,7 +70,7 @@ class Hello:
     known: tuple[str, ...] = ()
     data: Announced | None = None
     incarnation: int = 0
-    proofs: tuple[Proof, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,4 +162,4 @@ class Presence:
     claims: tuple[Claim, ...] = ()
 
 
-Message = Hello | Refusal | Ping | Pull | Offer | Presence | Proof
+Message = Hello | Refusal | Ping | Pull | Offer | Presence | Evidence

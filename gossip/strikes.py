@@ -1,13 +1,10 @@
-"""Who is cut off: for a while who did too often what no honest peer does, for good who is convicted.
-
-Members and strangers alike.
-"""
+"""Who did what no honest peer does, how often lately, and who is cut off for it: members and strangers alike."""
 
 from __future__ import annotations
 
 from collections import deque
 
-from gossip.membership_limits import REFUSALS, STRIKERS_MAX, STRIKES, STRIKES_S
+from gossip.membership_limits import STRIKERS_MAX, STRIKES_S
 
 
 class Strikes:
@@ -45,26 +42,3 @@ class Strikes:
 
     def _least(self, now: float) -> str:
         return next((peer for peer in self._times if not self.is_over(peer, now)), next(iter(self._times)))
-
-
-class CutOff:
-    """Who is cut off, in the table of members or not.
-
-    ``faults``: strikes for wire errors; ``refusals``: for greetings of another run; ``convicted``: for the rest of the
-    run.
-    """
-
-    def __init__(self) -> None:
-        self.faults = Strikes(STRIKES)
-        self.refusals = Strikes(REFUSALS)
-        self.convicted: set[str] = set()
-
-    def is_over(self, peer: str, now: float) -> bool:
-        """Whether a peer is cut off."""
-        is_struck = self.faults.is_over(peer, now) or self.refusals.is_over(peer, now)
-        return is_struck or peer in self.convicted
-
-    def forget_old(self, now: float) -> None:
-        """Let go of strikes that no longer count."""
-        self.faults.forget_old(now)
-        self.refusals.forget_old(now)

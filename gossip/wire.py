@@ -18,13 +18,13 @@ import msgpack
 from gossip.errors import RemoteError
 from gossip.messages import (
     Claim,
+    Evidence,
     Hello,
     Kind,
     Message,
     Offer,
     Ping,
     Presence,
-    Proof,
     Pull,
     Reason,
     Refusal,
@@ -147,7 +147,7 @@ _round = _integer(0, ROUND_MAX)
 _offset = _integer(0, PAYLOAD_BYTES_MAX)
 CLAIMS_MAX = 4
 """Claims in one presence: a kilobyte, about once a second, and half a millisecond to check. Source: ours."""
-PROOFS_MAX = 16
+EVIDENCE_MAX = 16
 """Proofs in one hello, 8 KiB. Source: ours."""
 
 _kind = _one_of(get_args(Kind))
@@ -168,8 +168,8 @@ _claim = _record(
         "signature": _binary(_SIGNATURE),
     },
 )
-_PROOF = {"first": _claim, "second": _claim}
-_proof = _record(Proof, _PROOF)
+_EVIDENCE = {"first": _claim, "second": _claim}
+_evidence = _record(Evidence, _EVIDENCE)
 
 SCHEMA: dict[str, tuple[type[Any], dict[str, Check]]] = {
     "hello": (
@@ -181,7 +181,7 @@ SCHEMA: dict[str, tuple[type[Any], dict[str, Check]]] = {
             "addresses": _texts,
             "known": _texts,
             "incarnation": _incarnation,
-            "proofs": _list_of(_proof, PROOFS_MAX),
+            "evidence": _list_of(_evidence, EVIDENCE_MAX),
         },
     ),
     "refusal": (Refusal, {"reason": _one_of(get_args(Reason)), "detail": _text}),
@@ -227,7 +227,7 @@ SCHEMA: dict[str, tuple[type[Any], dict[str, Check]]] = {
             "claims": _list_of(_claim, CLAIMS_MAX),
         },
     ),
-    "proof": (Proof, _PROOF),
+    "evidence": (Evidence, _EVIDENCE),
 }
 OPTIONAL: dict[str, dict[str, Check]] = {"hello": {"data": _announced}}
 """Fields that are left out where there is nothing to say, so that most frames are without them."""

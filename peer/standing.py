@@ -56,4 +56,5 @@ class Standing:
         return self._is_welcome(claim.peer)
 
     def _is_welcome(self, peer: str) -> bool:
-        return self._members.is_welcome(peer, trio.current_time())
+        member = self._members.by_id.get(peer)  # whoever is cut off, or has gone, is not up
+        return member is not None and member.is_up

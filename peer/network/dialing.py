@@ -6,6 +6,7 @@ connect to one IP and who is connected; it knows nothing of libp2p, streams or p
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -174,6 +175,8 @@ def _explain(error: BaseException, address: str, peer: str) -> str:
     kinds = {type(cause).__name__ for cause in causes}
     if "PeerIDMismatchesPubkey" in kinds or any("Peer ID mismatch" in str(cause) for cause in causes):
         return f"another peer than {peer} answers at {address}: ask its owner for the present address"
+    if any(isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE) for cause in causes):
+        return f"cannot dial {address}: too many files and connections are open: raise the limit (ulimit -n)"
     if "gaierror" in kinds:
         return f"the name in {address} cannot be resolved: is it spelled right, is there a network?"
     if "OpenConnectionError" in kinds:

@@ -11,14 +11,13 @@ import logging
 import resource
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
 
 import trio
 from libp2p.abc import IMuxedConn, INetConn, IRawConnection
+from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
-from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.security.secure_session import SecureSession
 from multiaddr import Multiaddr
@@ -147,31 +146,35 @@ class Connections:
         pace = self.pace(str(peer_id))
         return MuxedConnection(secured, peer_id, self._limits.stall_s, credit, pace, self._on_ended)
 
-    async def accept(self, upgrade: Upgrade, raw: IRawConnection, listened: Multiaddr) -> NoReturn:
-        """Upgrade an incoming connection and stay until it ends: the library counts us as one of its connections.
+    async def serve(self, upgrade: Upgrade, incoming: ReadWriteCloser, listened: Multiaddr) -> None:
+        """Take an incoming connection and stay until it ends; instead of the library, which would do much before."""
+        raw = RawConnection(incoming, False)
+        try:
+            await self._accept(upgrade, raw, listened)
+        except Exception as error:  # noqa: BLE001 - a handshake that failed, for whatever the other side did
+            log.debug("incoming connection: %r", error)
+        finally:
+            with trio.CancelScope(shield=True):
+                await raw.close()
 
-        Raises:
-            SwarmException: always; it frees the library's slot, which it otherwise holds until the host ends.
-        """
+    async def _accept(self, upgrade: Upgrade, raw: RawConnection, listened: Multiaddr) -> None:
         socket = _socket_of(raw)
         if self.is_full() or self._stopping or socket.fileno() >= self._descriptors_max():
-            await raw.close()
-            raise SwarmException("no room for another connection")
+            return
         remote = raw.get_remote_address()
         handshake = self._handshakes.begin(remote[0] if remote else "")
+        connection = None
         try:
             with handshake.scope:
                 connection = await self._upgraded(handshake, socket, upgrade, raw, listened)
         finally:
             self._handshakes.end(handshake)
-        if handshake.scope.cancelled_caught:
-            await raw.close()
-            raise SwarmException("handshake dropped in favor of others")
+        if connection is None:
+            return  # silent, or dropped in favor of others
         session = muxed(connection).session
         await session.ended.wait()
         if session.is_flood and remote:
             self._handshakes.punish(remote[0])
-        raise SwarmException("connection ended")
 
     async def _upgraded(
         self,
@@ -180,14 +183,13 @@ class Connections:
         upgrade: Upgrade,
         raw: IRawConnection,
         listened: Multiaddr,
-    ) -> IMuxedConn:
+    ) -> IMuxedConn | None:
         with trio.move_on_after(self._limits.handshake_s) as silence:
             await trio.lowlevel.wait_readable(
                 socket.fileno()
             )  # the dialer speaks first: who is silent costs no turn
         if silence.cancelled_caught:
-            await raw.close()
-            raise SwarmException("a silent socket")
+            return None
         await self._handshakes.ask(handshake)
         return await upgrade(raw, listened)
 
@@ -261,9 +263,8 @@ def muxed(connection: IMuxedConn) -> MuxedConnection:
     return connection
 
 
-def _socket_of(raw: IRawConnection) -> trio.socket.SocketType:
+def _socket_of(raw: RawConnection) -> trio.socket.SocketType:
     """Return the socket of a connection that came in over TCP, which is all that we listen on."""
-    assert isinstance(raw, RawConnection)
     tcp = raw.stream
     assert isinstance(tcp, TrioTCPStream)
     return tcp.stream.socket

@@ -161,8 +161,8 @@ def _adapt(swarm: Swarm, noise: NoiseTransport, limits: Limits, connections: Con
     # It dials whom it has heard of even with all watermarks at 0 (T11), also those whom we dropped.
     swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign] # no option for it
     swarm.auto_connector.record_disconnect = _forget  # type: ignore[method-assign] # it remembers all for ever
-    accept = partial(connections.accept, swarm.upgrade_inbound_raw_conn)
-    swarm.upgrade_inbound_raw_conn = accept  # type: ignore[method-assign] # the library has no seam here
+    serve = partial(connections.serve, swarm.upgrade_inbound_raw_conn)
+    swarm._handle_inbound_connection = serve  # type: ignore[method-assign] # the library has no seam here
     served = StreamServer(limits, connections.is_member, swarm.common_stream_handler)
     swarm.set_stream_handler(served.serve)
     swarm.register_notifee(ConnectionNotifee(connections.on_registered, connections.on_unregistered))

@@ -35,6 +35,7 @@ SECTIONS = (
     "codecs",
     "simulation",
     "transport",
+    "floods",
     "topology",
     "rounds",
     "methods",
@@ -42,7 +43,7 @@ SECTIONS = (
     "learning",
 )
 """Names of sections, each a file of this room with a function ``rows``."""
-SLOW = frozenset({"topology", "methods", "memory", "learning"})
+SLOW = frozenset({"floods", "topology", "methods", "memory", "learning"})
 """Sections that run only when they are asked for: half a minute to ten minutes each."""
 PACKAGES = ("torch", "libp2p", "trio", "transformers", "peft")
 

@@ -26,6 +26,7 @@ import trio
 
 from peer.child_python import child_environment, python_module
 from peer.network.catalogue import transport_for
+from peer.network.limits import Limits
 from peer.network.transport import Handler, Stream, Transport
 from scripts.benchmarks.certificate import self_signed
 from scripts.benchmarks.rows import Row, at_least, at_most, row
@@ -39,6 +40,8 @@ CHUNK_BYTES = 256 * 1024
 LIBRARY_CHUNK_BYTES = 64 * 1024  # what a user of the library's own streams would write (libp2p.md section 2)
 SINK, ECHO = "/bench/sink/1", "/bench/echo/1"
 _SIZE = struct.Struct(">Q")
+AMONG_MEMBERS = Limits(newcomer_s=3600.0, newcomer_streams_max=64, newcomer_cost=1.0, streams_burst=1e9)
+"""Nobody says hello here, and more streams are opened than in any run."""
 
 Send = Callable[[bytes | memoryview], Awaitable[None]]
 Receive = Callable[[int], Awaitable[bytes]]
@@ -135,7 +138,7 @@ async def wait_for_parent() -> None:
 @asynccontextmanager
 async def our_transport(seed: int, **handlers: Handler) -> AsyncIterator[Transport]:
     """Our transport on loopback."""
-    factory = transport_for("/ip4/127.0.0.1/tcp/0", private_key=bytes([seed]) * 32)
+    factory = transport_for("/ip4/127.0.0.1/tcp/0", private_key=bytes([seed]) * 32, limits=AMONG_MEMBERS)
     async with factory(
         handlers=handlers, topic="bench", on_announced=lambda *_: None, on_connection=lambda *_: None
     ) as transport:

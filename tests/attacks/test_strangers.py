@@ -6,12 +6,15 @@ before the attack was closed.
 
 from __future__ import annotations
 
+import errno
+import random
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
+from libp2p.network.connection.swarm_connection import SwarmConn
 from networks import SETUPS, TOPIC, Network, Observer, ask, echo, id_of, run
 
 from peer.network.gossipsub import BACKOFFS_MAX
@@ -176,6 +179,43 @@ def test_a_peer_gone_between_the_dial_and_the_stream_is_unreachable(monkeypatch:
     run(main)
 
 
+def test_an_exception_in_a_task_of_the_library_ends_its_connection_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever raised there ended the host: "this is a bug", exit 1."""
+
+    async def raises(connection: SwarmConn, stream: object) -> None:
+        raise KeyError("provoked")
+
+    async def main() -> None:
+        at_server = Observer()
+        async with net.start(1, {ECHO: echo}, at_server) as server, net.start(2) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(SwarmConn, "_handle_muxed_stream", raises)
+                await client.dial(server.addresses[0])
+                with pytest.raises(Unreachable):
+                    await client.open(server.peer_id, ECHO)
+                await at_server.until(lambda: (id_of(2), False) in at_server.changes)
+            await a_member_gets_in(server)
+
+    run(main)
+    assert "a task of a connection failed" in caplog.text
+
+
+def test_a_dial_without_descriptors_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with net.start(1) as server, net.start(2) as client:
+
+            async def no_socket(*where: object, **options: object) -> None:
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            monkeypatch.setattr(trio, "open_tcp_stream", no_socket)
+            with pytest.raises(Unreachable, match="ulimit -n"):
+                await client.dial(server.addresses[0])
+
+    run(main)
+
+
 # -- floods ----------------------------------------------------------------------------------------------------------
 
 
@@ -296,8 +336,6 @@ def test_ever_new_members_leave_bounded_tables() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_no_bytes_of_a_member_end_the_host(seed: int) -> None:
     """Random and mutated bytes on streams for announcements and for ourselves: each ends its stream at most."""
-    import random
-
     draw = random.Random(seed)
     honest = subscription(TOPIC) + naming(TOPIC, [bytes(46)]) + signed_announcement(TOPIC, NUMBER)
 

@@ -13,7 +13,7 @@ import torch
 
 from gossip import wire
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.messages import Claim, Hello, Message, Offer, Ping, Presence, Proof, Pull, Refusal
+from gossip.messages import Claim, Evidence, Hello, Message, Offer, Ping, Presence, Pull, Refusal
 from peer.config import PeerConfig
 from peer.run_manifest import join_line, manifest_of
 from peer.run_plan import plan_run
@@ -43,7 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "prompt": {"adapter": "prompt-tuning", "virtual_tokens": 5},
 }
 CLAIM = Claim("12D3KooWx", 5, 3, "round", bytes(8), bytes(range(32)), bytes(range(64)))
-PROOF = Proof(CLAIM, dataclasses.replace(CLAIM, digest=bytes(32)))
+PROOF = Evidence(CLAIM, dataclasses.replace(CLAIM, digest=bytes(32)))
 ADDRESSES = ("/ip4/1.2.3.4/tcp/5/p2p/x",)
 MESSAGES: dict[str, Message] = {
     "hello": Hello(
@@ -61,7 +61,7 @@ MESSAGES: dict[str, Message] = {
     "pull": Pull(bytes(range(16)), None, 4, 1.5, 10, bytes(32), bytes(8), "merge"),
     "offer": Offer(3, 8, "int8", 100, bytes(range(32)), 10, bytes(8), "round", 5, bytes(range(64))),
     "presence": Presence(bytes(range(16)), "anna", 3, ADDRESSES, True, 5, 7, (CLAIM,)),
-    "proof": PROOF,
+    "evidence": PROOF,
 }
 
 

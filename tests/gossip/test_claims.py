@@ -29,7 +29,7 @@ from gossip.membership_events import (
     Start,
     Tell,
 )
-from gossip.messages import Claim, Hello, Ping, Presence, Proof, Refusal
+from gossip.messages import Claim, Evidence, Hello, Ping, Presence, Refusal
 
 RUN = RunManifest(
     base_model="b", dtype="d", tokenizer="t", adapter="a", layout="l", seed=0, initial="i", factors="f", mixing="m",
@@ -56,15 +56,15 @@ def table() -> Claims:
     return Claims(RUN.fingerprint, is_signed)
 
 
-def test_two_adapters_under_one_name_are_a_proof() -> None:
+def test_two_adapters_under_one_name_are_a_evidence() -> None:
     seen = table()
     first, second = signed("m", content="x"), signed("m", content="y")
     assert seen.read(first) is None
     assert seen.heard(first) is None
-    assert seen.heard(second) == Proof(first, second)
+    assert seen.heard(second) == Evidence(first, second)
     assert seen.heard(signed("m", content="z")) is None  # once is enough
-    assert table().convict(Proof(first, second))
-    assert not seen.convict(Proof(first, second))
+    assert table().convict(Evidence(first, second))
+    assert not seen.convict(Evidence(first, second))
 
 
 @pytest.mark.parametrize(
@@ -77,24 +77,24 @@ def test_what_does_not_contradict_proves_nothing(other: Claim) -> None:
     seen = table()
     seen.read(signed("m"))
     assert seen.heard(other) is None
-    assert not seen.convict(Proof(signed("m"), other))
+    assert not seen.convict(Evidence(signed("m"), other))
 
 
 def test_nobody_is_convicted_by_what_others_made_up() -> None:
     seen, forged = table(), replace(signed("m", content="y"), signature=bytes(64))
     seen.read(signed("m"))
     assert seen.heard(forged) is None
-    assert not seen.convict(Proof(signed("m"), forged))
-    assert not seen.convict(Proof(forged, signed("m")))
+    assert not seen.convict(Evidence(signed("m"), forged))
+    assert not seen.convict(Evidence(forged, signed("m")))
     of_another_run = replace(forged, signature=signature(bytes(16), forged))
-    assert not seen.convict(Proof(signed("m"), of_another_run))
+    assert not seen.convict(Evidence(signed("m"), of_another_run))
 
 
 def test_every_claim_that_was_read_is_told_once() -> None:
     seen, read = table(), [signed("m", round) for round in range(6)]
     for claim in read:
         seen.read(claim)
-    assert (*seen.to_tell(), *seen.to_tell()) == tuple(read)
+    assert (*seen.to_tell(), *seen.to_tell()) == tuple(reversed(read))
     assert seen.to_tell() == ()
 
 
@@ -108,8 +108,8 @@ def test_the_tables_are_bounded() -> None:
     assert len(seen._claims["m"]) == claims.PER_PEER
     assert len(seen._untold) == claims.TOLD_MAX
     for number in range(3 * claims.PROVEN_MAX):
-        seen.convict(Proof(signed(f"n{number}"), signed(f"n{number}", content="y")))
-    assert len(seen.proofs) == claims.PROVEN_MAX
+        seen.convict(Evidence(signed(f"n{number}"), signed(f"n{number}", content="y")))
+    assert len(seen.evidence) == claims.PROVEN_MAX
 
 
 @given(
@@ -136,7 +136,7 @@ def test_whoever_signs_one_adapter_for_each_name_is_never_convicted_in_any_order
             if claim.peer == peer:
                 name = (claim.incarnation, claim.round, claim.base)
                 by_name.setdefault(name, set()).add(claim.digest)
-        assert (peer in here.proofs) == any(len(digests) > 1 for digests in by_name.values())
+        assert (peer in here.evidence) == any(len(digests) > 1 for digests in by_name.values())
 
 
 # -- what a member makes of it
@@ -159,22 +159,22 @@ class Member:
         return {peer for peer, member in self.membership.members.by_id.items() if member.is_up}
 
 
-def hello(peer: str, *proofs: Proof) -> Hello:
-    return Hello(RUN.fields(), peer.upper(), 0, (f"/there/{peer}/p2p/{peer}",), (), None, 1, proofs)
+def hello(peer: str, *evidence: Evidence) -> Hello:
+    return Hello(RUN.fields(), peer.upper(), 0, (f"/there/{peer}/p2p/{peer}",), (), None, 1, evidence)
 
 
 def presence(peer: str, *told: Claim) -> Heard:
     return Heard(peer, Presence(RUN.fingerprint, peer.upper(), 0, (), False, 1, 1, told))
 
 
-PROOF = Proof(signed("m", content="x"), signed("m", content="y"))
+PROOF = Evidence(signed("m", content="x"), signed("m", content="y"))
 
 
 @pytest.mark.parametrize(
     "event",
     [presence("n", PROOF.second), Heard("n", PROOF), Heard("x", PROOF), Asked("n", hello("n", PROOF)),
      Offered(PROOF.second)],
-    ids=["told", "proof", "stranger's proof", "hello", "offer"],
+    ids=["told", "evidence", "stranger's proof", "hello", "offer"],
 )  # fmt: skip
 def test_a_convicted_peer_is_cut_off_for_the_rest_of_the_run(event: Event) -> None:
     me = Member("m", "n")
@@ -195,7 +195,7 @@ def test_a_newcomer_learns_of_it_from_whoever_greets_it() -> None:
     me = Member("m")
     me.does(Heard("n", PROOF))
     (answer, *_) = me.does(Asked("n", hello("n")))
-    assert answer.message.proofs == (PROOF,)
+    assert answer.message.evidence == (PROOF,)
     newcomer = Member()
     newcomer.does(Asked("o", answer.message))
     assert isinstance(newcomer.does(Asked("m", hello("m")))[0].message, Refusal)
@@ -219,7 +219,7 @@ def test_what_we_are_offered_is_told_with_our_next_announcement() -> None:
 
 def test_our_own_key_in_two_places_is_told_and_cuts_nobody_off() -> None:
     me = Member("m")
-    proof = Proof(signed("me", content="x"), signed("me", content="y"))
+    proof = Evidence(signed("me", content="x"), signed("me", content="y"))
     (told,) = me.does(Heard("m", proof))
     assert "does another process use it" in told.text
     assert me.up == {"m"}
@@ -229,9 +229,9 @@ def test_whoever_is_cut_off_gets_no_ping_and_the_largest_hello_fits_a_frame() ->
     me = Member("m", "n")
     me.does(Heard("n", PROOF))
     assert isinstance(me.does(Asked("m", Ping(1)))[0].message, Refusal)
-    for number in range(2 * wire.PROOFS_MAX):
+    for number in range(2 * wire.EVIDENCE_MAX):
         peer = f"m{number}" + "x" * 60
-        me.does(Heard("n", Proof(signed(peer), signed(peer, content="y"))))
+        me.does(Heard("n", Evidence(signed(peer), signed(peer, content="y"))))
     (answer, *_) = me.does(Asked("n", hello("n")))
-    assert len(answer.message.proofs) == wire.PROOFS_MAX
+    assert len(answer.message.evidence) == wire.EVIDENCE_MAX
     assert wire.decode(wire.encode(answer.message)) == answer.message

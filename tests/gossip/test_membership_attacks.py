@@ -393,7 +393,7 @@ def test_many_identities_cannot_write_more_lines_than_a_person_reads() -> None:
     left_out = sum(int(line.split()[0]) for line in world.told if "not told one by one" in line)
     assert left_out > 10_000
     assert world.members.by_id == {}
-    assert len(world.membership._cut_off.refusals) <= STRIKERS_MAX
+    assert len(world.membership._cut_offs._refusals) <= STRIKERS_MAX
 
 
 def test_a_flapping_peer_leaves_nothing_behind_and_is_dialed_ever_less_often() -> None:
@@ -586,8 +586,8 @@ class Hostile(World):
             assert len(member.addresses) <= 4
             assert member.proven <= set(member.addresses)
             assert not (member.is_up and not member.has_answered)
-        assert not any(self.membership._cut_off.is_over(peer, self.now) for peer in self.up)
-        assert len(self.membership._cut_off.faults) <= STRIKERS_MAX
+        assert not any(self.membership._cut_offs.holds(peer, self.now) for peer in self.up)
+        assert len(self.membership._cut_offs._strikes) <= STRIKERS_MAX
         assert len(self.membership._notices) <= 2 * NOTICED_MAX
 
 

@@ -772,7 +772,7 @@ def test_in_any_order_of_events_it_keeps_its_promises(data: st.DataObject) -> No
             for post in only(actions, Post):
                 (node_sees.add if isinstance(post.event, PeerUp) else node_sees.remove)(post.event.peer)
             assert node_sees == me.up
-            banned = {peer for peer in members.by_id if me.membership._cut_off.is_over(peer, me.now)}
+            banned = {peer for peer in members.by_id if me.membership._cut_offs.holds(peer, me.now)}
             assert not banned & me.up
 
 

@@ -10,7 +10,19 @@ from hypothesis import example, given, settings
 
 from gossip import wire
 from gossip.errors import RemoteError
-from gossip.messages import Claim, Hello, Kind, Message, Offer, Ping, Presence, Proof, Pull, Reason, Refusal
+from gossip.messages import (
+    Claim,
+    Evidence,
+    Hello,
+    Kind,
+    Message,
+    Offer,
+    Ping,
+    Presence,
+    Pull,
+    Reason,
+    Refusal,
+)
 
 text = st.text(st.characters(codec="utf-8"), max_size=40).filter(str.isprintable)
 rounds = st.integers(0, wire.ROUND_MAX)
@@ -21,7 +33,7 @@ lives = st.integers(0, wire.INCARNATION_MAX)
 digests = st.binary(min_size=32, max_size=32)
 bases = st.sampled_from([b"", bytes(8)])
 claims = st.builds(Claim, text, lives, rounds, kinds, bases, digests, st.binary(min_size=64, max_size=64))
-proofs = st.builds(Proof, claims, claims)
+evidence = st.builds(Evidence, claims, claims)
 messages = st.one_of(
     st.builds(
         Hello,
@@ -32,7 +44,7 @@ messages = st.one_of(
         texts,
         st.none(),
         lives,
-        st.lists(proofs, max_size=2).map(tuple),
+        st.lists(evidence, max_size=2).map(tuple),
     ),
     st.builds(Refusal, st.sampled_from(get_args(Reason)), text),
     st.builds(Ping, rounds),
@@ -71,7 +83,7 @@ messages = st.one_of(
         rounds,
         st.lists(claims, max_size=2).map(tuple),
     ),
-    proofs,
+    evidence,
 )
 
 
@@ -165,7 +177,7 @@ BAD_FIELDS = [
     {**PRESENCE, "claims": [CLAIM] * 5},
     {**PRESENCE, "claims": [{**CLAIM, "kind": "other"}]},
     {**PRESENCE, "claims": [{**CLAIM, "signature": b""}]},
-    {"type": "proof", "first": CLAIM},
+    {"type": "evidence", "first": CLAIM},
     {**PULL, "newer_than": -2},
     {**PULL, "wait_s": float("nan")},
     {**PULL, "wait_s": 601.0},

@@ -73,6 +73,8 @@ async def reader_of(
         network.factory("reader")(handlers={}, **silent) as reader,
     ):
         await reader.dial(server.addresses[0])
+        reader.trust("server")  # no member in time, no connection
+        server.trust("reader")
         yield reader
 
 
@@ -454,6 +456,8 @@ async def readers_of(publisher: Publisher, *names: str) -> AsyncIterator[dict[st
         for name in names:
             readers[name] = await stack.enter_async_context(network.factory(name)(handlers={}, **silent))
             await readers[name].dial(server.addresses[0])
+            readers[name].trust("server")
+            server.trust(name)
         yield readers
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -36,6 +35,7 @@ from peer.network.transport import TransportFactory, Unreachable
 from peer.publisher import Publisher
 from peer.run_plan import plan_run
 from peer.runtime import live
+from peer.signing import Signer
 from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
 from peer.training.process import TrainerDied
 
@@ -391,9 +391,10 @@ def test_a_peer_that_serves_other_bytes_to_each_reader_is_cut_off_by_all(
 
     async def lie(self: Publisher, stream: Any, published: PublishedAdapter, offset: int) -> None:
         if self._signed.__self__._peer == liar_id:  # type: ignore[attr-defined]
-            to_reader = bytes(published.payload[:-1]) + stream.peer[-1:].encode()
+            to_reader = stream.peer[-1:].encode() + bytes(published.payload[1:])  # hardly another value
             published = replace(published, payload=to_reader)
-            monkeypatch.setattr(self._signed.__self__, "_signed", OrderedDict())  # type: ignore[attr-defined]
+            life = self._signed.__self__.incarnation  # type: ignore[attr-defined]
+            self._signed = Signer(bytes([9]) * 32, self._run, lambda: life).signed
         await send(self, stream, published, offset)
 
     monkeypatch.setattr(Publisher, "_send", lie)

@@ -25,6 +25,7 @@ FIGURES = {
     "codecs": ("codec int8: encode", 24),
     "simulation": ("simulation: memory of 2,000 / 500 nodes", 2),
     "transport": ("transport: 64 MB, ours / TLS", 11),
+    "floods": ("floods: requests of 10, memory", 10),
     "topology": ("topology: consensus / plain loop", 10),
     "rounds": ("rounds: the one in which a neighbor was killed", 4),
     "methods": ("methods: factors tsvd, share of the local steps", 16),

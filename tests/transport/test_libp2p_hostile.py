@@ -15,6 +15,9 @@ import trio
 from libp2p import new_host
 from libp2p.abc import IHost
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.host.exceptions import StreamFailure
+from libp2p.identity.identify.identify import ID as IDENTIFY_ID
+from libp2p.identity.identify_push.identify_push import ID_PUSH as IDENTIFY_PUSH_ID
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import info_from_p2p_addr
@@ -306,6 +309,30 @@ def test_a_stranger_cannot_hold_many_streams() -> None:
             (mine,) = server._connections._by_peer[str(host.get_id())]
             await lives(server)  # round trips enough for all of them to have been seen
             assert len(mine.session.streams) <= 64 + 8
+
+    run(main)
+
+
+def test_strangers_are_asked_nothing_and_tell_us_nothing_of_themselves() -> None:
+    """Whatever an identify answer or push contains is never read: the library would keep it for ever."""
+
+    async def main() -> None:
+        asked = trio.Event()
+
+        async def answer(stream: object) -> None:
+            asked.set()
+
+        at_server = Observer()
+        async with net.start(1, {ECHO: echo}, at_server) as server, stranger() as host:
+            host.set_stream_handler(IDENTIFY_ID, answer)
+            await host.connect(info_from_p2p_addr(Multiaddr(server.addresses[0])))
+            await at_server.until(lambda: bool(at_server.changes))
+            with pytest.raises(StreamFailure):
+                await host.new_stream(ID.from_base58(server.peer_id), [IDENTIFY_PUSH_ID])
+            await host.new_stream(ID.from_base58(server.peer_id), [IDENTIFY_ID])
+            await lives(server)
+            assert not asked.is_set()
+            assert host.get_id() not in server._swarm.peerstore.peer_ids()
 
     run(main)
 

@@ -301,6 +301,55 @@ def test_asking_much_and_reading_nothing_ends_the_connection() -> None:
     trio.run(main)
 
 
+def test_who_opens_streams_too_fast_is_read_at_its_rate() -> None:
+    async def main() -> None:
+        limits = Limits(streams_per_s=10.0, streams_burst=10.0, newcomer_cost=1.0)
+        async with dialed(limits=limits) as (session, wire):
+            begun = trio.current_time()
+            for number in range(30):
+                await wire._to_session.send([frame(WINDOW, SYN, 2 + 2 * number, 0)])
+                await (await session.accept()).finish()
+            assert trio.current_time() - begun == pytest.approx(1.9, abs=0.1)
+            assert not session.ended.is_set()
+
+    jumping(main)
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        frame(WINDOW, SYN | RST, 2, 0) * 4000,
+        frame(PING, ACK, 0, 0) * 4000,
+        frame(WINDOW, 0, 998, 1) * 4000,
+        data(998, b"x") * 4000,
+        data(998, bytes(1 << 20)) * 16,
+    ],
+    ids=["streams", "pings", "windows", "scraps", "bytes for nobody"],
+)
+def test_who_floods_is_cut_off(flood: bytes) -> None:
+    async def main() -> None:
+        limits = Limits(frames_per_s=100.0, frames_burst=100.0, streams_per_s=10.0, streams_burst=10.0)
+        async with dialed(limits=limits) as (session, wire):
+            await wire.deliver(flood)
+            assert session.is_flood
+            assert wire.closed
+
+    trio.run(main)
+
+
+def test_a_bulk_transfer_is_no_flood() -> None:
+    async def main() -> None:
+        limits = Limits(frames_per_s=1.0, frames_burst=5.0, newcomer_cost=1.0)
+        async with dialed(limits=limits) as (session, wire):
+            stream = await accepted(session, wire)
+            for _ in range(100):
+                await wire.deliver(data(2, bytes(60_000)))
+                assert await stream.receive(1 << 20)
+            assert not session.ended.is_set()
+
+    trio.run(main)
+
+
 def test_a_silent_connection_ends_but_a_quiet_one_lives() -> None:
     async def main() -> None:
         async with dialed() as (session, wire):
