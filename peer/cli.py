@@ -100,6 +100,7 @@ def run(
     from peer.network.catalogue import transport_for
     from peer.network.group import Group, secret_of
     from peer.network.identity import load_or_create_identity
+    from peer.network.limits import Limits
     from peer.run_plan import check_inputs, plan_run
     from peer.runtime import run_peer
 
@@ -116,6 +117,7 @@ def run(
             private_key=key,
             group=Group.of(secret, network.allow),
             announce=network.announce,
+            limits=Limits.of(network.connections_max),
         )
         printer = JsonPrinter(sys.stdout) if json else SentencePrinter(sys.stdout)
         journal = Journal(home.open_journal(), printer)

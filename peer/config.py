@@ -18,6 +18,7 @@ from cyclopts import Parameter
 
 from gossip.errors import LocalError
 from peer.options import (
+    AT_LEAST_8,
     BELOW_ONE,
     NOT_NEGATIVE,
     OPEN_SHARE,
@@ -229,6 +230,8 @@ class NetworkOptions:
     """Address to listen on; port 0 = any free one."""
     announce: tuple[str, ...] = ()
     """Addresses to tell others instead of the ones found on this machine's interfaces."""
+    connections_max: Annotated[int, AT_LEAST_8] = 64
+    """Connections to others at a time; a quarter may be of peers that have not said hello. Source: docs/limits.md."""
     wait_peers: Annotated[int, NOT_NEGATIVE] = 0
     """Wait for so many other peers before the first round; 0 = start at once."""
     wait_peers_s: Annotated[float, NOT_NEGATIVE] = 60.0

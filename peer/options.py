@@ -50,6 +50,7 @@ class AdapterField:
 
 POSITIVE = Limit(lambda value: value > 0, "must be greater than 0, not {!r}")
 NOT_NEGATIVE = Limit(lambda value: value >= 0, "must not be negative: {!r}")
+AT_LEAST_8 = Limit(lambda value: value >= 8, "must be at least 8, not {!r}")
 SHARE = Limit(lambda value: 0 <= value <= 1, "must lie between 0 and 1, not {!r}")
 OPEN_SHARE = Limit(lambda value: 0 < value < 1, "must lie between 0 and 1 (both excluded), not {!r}")
 BELOW_ONE = Limit(lambda value: 0 <= value < 1, "must be at least 0 and below 1, not {!r}")

@@ -87,5 +87,10 @@ class Limits:
     """File descriptors, of those that the system allows us, that incoming connections leave free for our own files,
     pipes and dials; at most half of all. Source: guess."""
 
+    @staticmethod
+    def of(connections_max: int) -> Limits:
+        """Return the limits with so many connections in all, a quarter of them for newcomers."""
+        return Limits(connections_max=connections_max, newcomers_max=connections_max // 4)
+
 
 DEFAULT_LIMITS = Limits()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from peer import limits_page
+
 ROOT = Path(__file__).parents[2]
 LAYERS = ("topology", "gossip", "peer", "scripts")
 SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
@@ -249,3 +251,22 @@ def test_no_machine_s_path_stands_in_the_project() -> None:
             and name != "tests/tidy/test_architecture.py"
         ):
             assert not re.search(r"/(work|root|home/\w+)/", (ROOT / name).read_text()), name
+
+
+def test_the_page_of_limits_is_what_the_declarations_say() -> None:
+    """If it fails: ``python -m peer.limits_page > docs/limits.md``."""
+    assert (ROOT / "docs" / "limits.md").read_text() == limits_page.page()
+
+
+def test_every_test_that_the_page_of_reliability_names_exists() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    tests = {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 50
+    assert named <= tests
+    assert all((ROOT / place).exists() for place in re.findall(r"`(tests/[\w/]+\.py)`", page))
