@@ -222,7 +222,8 @@ class Pulls:
             self._end(reader, server, ticket, None, error.reason)
             return
         if published is None:
-            self._ask(reader, ticket)
+            if self._hosts[reader].alive:
+                self._ask(reader, ticket)
             return
         served = partial(self._deliver, server, self._hosts[server].life, Served(reader, published.round))
         self._network.after(self._network.links.latency_s, served, server)

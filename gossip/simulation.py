@@ -187,7 +187,6 @@ class Simulation:
         host.alive = False
         host.life += 1
         host.held.clear()
-        host.fetches.clear()
         self.network.resume(peer)
         self._unfinished.discard(peer)
 
