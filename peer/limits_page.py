@@ -19,8 +19,9 @@ from peer.network.limits import DEFAULT_LIMITS
 INTRODUCTION = """\
 # Limits
 
-What a peer keeps to, whoever asks for more. Seconds where a name ends in `_s` or `_S`, bytes where it says so. Rates are
-token buckets: so many a second, so many at once. `--connections-max` is an option; to change another, change the source.
+What a peer keeps to, whoever asks for more. Seconds where a name ends in `_s` or `_S`, bytes where it says so. Rates
+are token buckets: so many a second, so many at once. `--connections-max` is an option; to change another one, change
+the source.
 
 Sources called `ux-reliability` and `libp2p.md` are the notes of studies and measurements that the project began with.
 This page is written from the files that it names by `python -m peer.limits_page > docs/limits.md`.
