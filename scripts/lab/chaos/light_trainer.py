@@ -1,6 +1,6 @@
 """A trainer that costs next to nothing: each peer pulls toward its own optimum, and the end point is known.
 
-Its data are one JSON line ``{"optimum": [...], "step_s": seconds}``. A local step halves nothing and learns slowly:
+Its data are one JSON line ``{"optimum": [...], "step_s": seconds}``. A local step is
 x <- x - eta (x - optimum), with eta from ``--learning-rate``, and takes ``step_s`` seconds of waiting. The held-out
 loss of a file is |x - optimum|^2 / 2 over the number of values. ``--trainer`` names it by its place.
 """
