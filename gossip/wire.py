@@ -233,6 +233,9 @@ OPTIONAL: dict[str, dict[str, Check]] = {"hello": {"data": _announced}}
 """Fields that are left out where there is nothing to say, so that most frames are without them."""
 _TYPE_NAMES = {cls: name for name, (cls, _) in SCHEMA.items()}
 
+_AS_THEY_ARE = frozenset({int, str, bytes, bool, float, dict, type(None)})
+"""Types of most fields, which msgpack takes as they are."""
+
 
 def encode(message: Message) -> bytes:
     """Return the frame of a message (without the length that precedes it on a stream)."""
@@ -246,6 +249,8 @@ def encode(message: Message) -> bytes:
 
 def _plain(value: Any) -> Any:
     """Return a field as msgpack has it."""
+    if type(value) in _AS_THEY_ARE:
+        return value
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)

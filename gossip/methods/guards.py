@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -74,8 +73,7 @@ def guarded(row: Combination) -> Combination:
     if row.reach is not None:
         passed, more_objections = within_reach(own, passed, row.reach)
         objections = [*objections, *more_objections]
-    return replace(
-        row,
+    return row._replace(
         own=own._replace(weight=1.0 - sum(contribution.weight for contribution in passed)),
         others=tuple(passed),
         objections=(*row.objections, *objections),

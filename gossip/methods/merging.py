@@ -7,7 +7,7 @@ senders, ourselves among them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from gossip.adapter import AdapterSpec, AdapterState
@@ -29,7 +29,7 @@ class ProductMixing(Stage):
         """Mix products; our own factors say how the result is turned, so that AdamW's moments go on in it."""
         row = guards.guarded(row)
         mixed = _mean_product(row.own, row.others, reference=row.own.state)
-        return replace(row, vector=mixed.flat), state
+        return row._replace(vector=mixed.flat), state
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Merge(Stage):
                 [contribution.state.flat for contribution in senders],
                 [contribution.weight for contribution in senders],
             )
-        return replace(row, own=own, vector=vector), state
+        return row._replace(own=own, vector=vector), state
 
 
 def _mean_product(

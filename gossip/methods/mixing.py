@@ -75,7 +75,7 @@ class Mixing(Stage):
         """Let the rule mix what the guards let pass."""
         row = guards.guarded(row)
         mixed = self.rule(MixInput(row.own, row.own_as_decoded, row.others, self.gamma))
-        return replace(row, vector=mixed.flat), state
+        return row._replace(vector=mixed.flat), state
 
 
 def weighted_sum(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -11,7 +11,7 @@ in the dtype that they are given, and an empty state stands for zeros. To add on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -95,7 +95,7 @@ class OptimizerStage(Stage):
             adapters = [AdapterState(self.spec, contribution.state.flat[:size]) for contribution in others]
             pairs = zip(others, adapters, strict=True)
             others = tuple(contribution._replace(state=adapter) for contribution, adapter in pairs)
-        return replace(row, others=others, vector=vector), state
+        return row._replace(others=others, vector=vector), state
 
 
 def plain() -> Optimizer:

@@ -263,7 +263,7 @@ class Pipeline:
         for place, stage in reversed(list(enumerate(self._plan.stages))):
             if place in self._given:  # a stage may pass by those after it
                 own = row.own._replace(state=AdapterState(stage.spec, self._given[place]))
-                row = replace(row, own=own)
+                row = row._replace(own=own)
             row, self._states[place] = stage.combine(row, self._states[place])
         shared = AdapterState(self._plan.shared_spec, row.vector)
         state = context.trained.with_selected(shared)
@@ -294,6 +294,8 @@ class Pipeline:
     def _narrowed(self, context: RoundContext) -> RoundContext:
         """Leave of the adapters what travels."""
         shared = self._plan.shared_spec
+        if context.trained.spec == shared:
+            return context
         return replace(context, start=context.start.select(shared), trained=context.trained.select(shared))
 
     def _cross_term(self, row: Combination) -> float:

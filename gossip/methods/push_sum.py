@@ -14,7 +14,7 @@ reads believes the sender's mass, below ``MASS_MAX``: push-sum is for groups tha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -74,9 +74,9 @@ class PushSum(Stage):
                 contribution.sender, contribution.state.flat, contribution.weight, state
             )
             others.append(contribution._replace(state=AdapterState(self.spec, values), weight=weight))
-        row = guards.guarded(replace(row, others=tuple(others)))
+        row = guards.guarded(row._replace(others=tuple(others)))
         vector, state = mix(row.others, state)
-        return replace(row, vector=vector), state
+        return row._replace(vector=vector), state
 
     def forget(self, peer: str, state: State) -> State:
         """Let go of the values that were read of a peer."""

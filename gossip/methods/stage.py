@@ -79,8 +79,7 @@ class Incoming(NamedTuple):
     spec: AdapterSpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Combination:
+class Combination(NamedTuple):
     """A round's row of W on its way through the stages: from what has come to the adapter to go on with.
 
     Args:

@@ -35,6 +35,7 @@ from peer.network.yamux import DATA, HEADER, PING, SYN, WINDOW, Session
 
 NO_LIMITS = Limits(connections_max=1000, stall_s=120.0, newcomer_s=1e6, frames_burst=1e12, streams_burst=1e12)
 TOPIC = "test/presence"
+TOPIC_ON_THE_WIRE = OPEN_GROUP.name_of(TOPIC)
 ED25519_ID = b"\x00\x24\x08\x01\x12\x20"
 """What a peer id has before the public key."""
 TOGETHER = 8
@@ -55,7 +56,7 @@ class Target:
     """
 
     address: str
-    topic: str = TOPIC
+    topic: str = TOPIC_ON_THE_WIRE
     connections: int = 200
     protocol: str = "/test/echo/1"
 
@@ -375,7 +376,7 @@ def hostile(
     *,
     seconds: Annotated[float, Parameter(help="How long.")] = 10.0,
     connections: Annotated[int, Parameter(help="How many to hold.")] = 200,
-    topic: Annotated[str, Parameter(help="Of its announcements.")] = TOPIC,
+    topic: Annotated[str, Parameter(help="Of its announcements, as it travels.")] = TOPIC_ON_THE_WIRE,
     protocol: Annotated[str, Parameter(help="That it serves.")] = "/test/echo/1",
     from_ip: Annotated[str, Parameter(help="Address of this machine to come from.")] = "",
 ) -> None:

@@ -15,9 +15,11 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import trio
 from libp2p.network.connection.swarm_connection import SwarmConn
-from networks import SETUPS, TOPIC, Network, Observer, ask, echo, id_of, run
+from networks import SETUPS, Network, Observer, ask, echo, id_of, run
+from networks import TOPIC as ANNOUNCED_TOPIC
 
 from peer.network.gossipsub import BACKOFFS_MAX
+from peer.network.group import OPEN_GROUP
 from peer.network.identity import peer_id
 from peer.network.libp2p import Libp2pTransport
 from peer.network.muxed_stream import MuxedStream, StreamBroken
@@ -38,6 +40,7 @@ from scripts.lab.hostile import (
 )
 
 ECHO = "/test/echo/1"
+TOPIC = OPEN_GROUP.name_of(ANNOUNCED_TOPIC)
 net = Network(SETUPS["tcp"])
 
 

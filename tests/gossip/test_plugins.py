@@ -127,7 +127,7 @@ class HeavyAverage(Stage):
         own = row.own.state.flat
         target = average(MixInput(row.own, row.own_as_decoded, row.others, self.gamma)).flat
         velocity = MU * state["velocity"] + (target - own)
-        return replace(row, vector=own + velocity), {"velocity": velocity}
+        return row._replace(vector=own + velocity), {"velocity": velocity}
 
 
 MU = 0.3

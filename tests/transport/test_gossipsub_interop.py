@@ -12,6 +12,9 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 from networks import SETUPS, TOPIC, Network, Observer, id_of, run
 
+from peer.network.group import OPEN_GROUP
+
+NAME = OPEN_GROUP.name_of(TOPIC)
 net = Network(SETUPS["tcp"])
 
 
@@ -28,11 +31,11 @@ def test_the_library_hears_us_and_we_hear_it() -> None:
             background_trio_service(pubsub),
         ):
             await pubsub.wait_until_ready()
-            subscription = await pubsub.subscribe(TOPIC)
+            subscription = await pubsub.subscribe(NAME)
             ours.trust(id_of(9))
             await host.connect(info_from_p2p_addr(Multiaddr(ours.addresses[0])))
             while not observer.announced:
-                await pubsub.publish(TOPIC, b"theirs")
+                await pubsub.publish(NAME, b"theirs")
                 with trio.move_on_after(0.2):
                     await observer.until(lambda: bool(observer.announced))
             assert observer.announced[0] == (id_of(9), b"theirs")
