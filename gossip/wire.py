@@ -241,8 +241,9 @@ def encode(message: Message) -> bytes:
     """Return the frame of a message (without the length that precedes it on a stream)."""
     name = _TYPE_NAMES[type(message)]
     body = {"type": name, **{field: _plain(getattr(message, field)) for field in SCHEMA[name][1]}}
-    said = {field: getattr(message, field) for field in OPTIONAL.get(name, {})}
-    body |= {field: _plain(value) for field, value in said.items() if value is not None}
+    for field in OPTIONAL.get(name, ()):
+        if (value := getattr(message, field)) is not None:
+            body[field] = _plain(value)
     frame: bytes = msgpack.packb(body, use_bin_type=True)
     return frame
 
@@ -282,7 +283,9 @@ def decode(frame: bytes | bytearray | memoryview) -> Message:
             raise ValueError("a map with a type expected")
         name = raw.pop("type")
         cls, required = SCHEMA[name]
-        checks = {**required, **{key: check for key, check in OPTIONAL.get(name, {}).items() if key in raw}}
+        checks = required
+        if optional := OPTIONAL.get(name):
+            checks = {**required, **{key: check for key, check in optional.items() if key in raw}}
         if raw.keys() != checks.keys():
             raise ValueError(f"fields {sorted(checks)} expected, got {sorted(map(str, raw))}")
         message: Message = cls(**{name: check(raw[name]) for name, check in checks.items()})
