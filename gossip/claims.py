@@ -3,7 +3,8 @@
 Every offer is signed, and says which life of its sender (``incarnation``) published which adapter (``digest``) of which
 round. Readers tell others what they were offered, and whoever sees two claims that contradict each other has a proof
 that everybody can check, about the signer and nobody else. An honest peer that goes on from an older checkpoint, and so
-publishes a round twice, is in a new life then and contradicts nothing.
+publishes a round twice, is in a new life then and contradicts nothing; whoever begins a new life for each reader is
+found by how often it does (``take_changed_lives``).
 
 Pure: it takes claims whose signatures have been verified. How they are signed is ``peer/signing.py``'s.
 """
@@ -40,6 +41,8 @@ def nothing_is_signed(run: bytes, claim: Claim) -> bool:
 
 
 _FIXED = struct.Struct(">QQBB")
+LIVES_MAX = 1000
+"""So many lives are remembered that have published a round anew: as many as peers. Source: ours."""
 _Subject = tuple[int, int, Kind, bytes]
 _NOTHING: OrderedDict[_Subject, Claim] = OrderedDict()
 
@@ -71,6 +74,8 @@ class Claims:
         self._verify = verify
         self._claims: OrderedDict[str, OrderedDict[_Subject, Claim]] = OrderedDict()
         self._untold: deque[Claim] = deque(maxlen=TOLD_MAX)
+        self._changed: OrderedDict[tuple[str, int], None] = OrderedDict()  # (peer, life) that published anew
+        self._untaken: list[str] = []  # peers of those lives that ``take_changed_lives`` has not returned
 
     def read(self, claim: Claim) -> Evidence | None:
         """Take a claim that came with an offer to us, verified before; it is told to others."""
@@ -94,6 +99,14 @@ class Claims:
         self._keep(proof)
         return True
 
+    def take_changed_lives(self) -> list[str]:
+        """Return peers, once for each life in which they published something else under a round of another life.
+
+        An honest peer does so once a restart, if at all.
+        """
+        taken, self._untaken = self._untaken, []
+        return taken
+
     def to_tell(self) -> tuple[Claim, ...]:
         """Return claims to tell others now, the newest first, which they may have as well; each is told once."""
         return tuple(self._untold.pop() for _ in range(min(CLAIMS_MAX, len(self._untold))))
@@ -103,6 +116,7 @@ class Claims:
         self._claims[claim.peer] = of_peer
         if len(self._claims) > PEERS_MAX:
             self._claims.popitem(last=False)
+        self._compare_lives(claim, of_peer)
         known = of_peer.setdefault(_subject(claim), claim)
         if len(of_peer) > PER_PEER:
             of_peer.popitem(last=False)
@@ -112,6 +126,16 @@ class Claims:
         self._keep(proof)
         return proof
 
+    def _compare_lives(self, claim: Claim, of_peer: OrderedDict[_Subject, Claim]) -> None:
+        """Note that a life of a peer contradicts another one, the first time that it does."""
+        life = (claim.peer, claim.incarnation)
+        if life in self._changed or not any(_is_published_anew(known, claim) for known in of_peer.values()):
+            return
+        self._changed[life] = None
+        self._untaken.append(claim.peer)
+        if len(self._changed) > LIVES_MAX:
+            self._changed.popitem(last=False)
+
     def _keep(self, proof: Evidence) -> None:
         self.evidence[proof.first.peer] = proof
 
@@ -119,6 +143,12 @@ class Claims:
 def _subject(claim: Claim) -> _Subject:
     """Return what a claim is about: one adapter for all of its readers."""
     return (claim.incarnation, claim.round, claim.kind, claim.base)
+
+
+def _is_published_anew(known: Claim, claim: Claim) -> bool:
+    """Tell whether two lives of a peer publish different adapters under one round."""
+    same_round = (known.round, known.kind, known.base) == (claim.round, claim.kind, claim.base)
+    return same_round and known.incarnation != claim.incarnation and known.digest != claim.digest
 
 
 def _contradict(first: Claim, second: Claim) -> bool:

@@ -63,16 +63,23 @@ class CutOffs:
 
     def offered(self, claim: Claim, now: float) -> list[Action]:
         """Take a claim that came with an offer to us, its signature checked before."""
-        return self._follow(self._claims.read(claim), now)
+        return [*self._follow(self._claims.read(claim), now), *self._strike_changed_lives(now)]
 
     def told(self, claims: Iterable[Claim], now: float) -> list[Action]:
         """Take claims that others were offered."""
-        return [action for claim in claims for action in self._follow(self._claims.heard(claim), now)]
+        found = [action for claim in claims for action in self._follow(self._claims.heard(claim), now)]
+        return [*found, *self._strike_changed_lives(now)]
 
     def proven(self, found: Iterable[Evidence], now: float) -> list[Action]:
         """Take evidence that others have found."""
         news = [evidence for evidence in found if self._claims.convict(evidence)]
         return [action for evidence in news for action in self._follow(evidence, now)]
+
+    def _strike_changed_lives(self, now: float) -> list[Action]:
+        """Count lives that publish other adapters than lives before: an honest peer does not restart that often."""
+        changed = self._claims.take_changed_lives()
+        reason = "begins new lives with other adapters of the same rounds"
+        return [action for peer in changed for action in self.strike(peer, reason, now)]
 
     def _follow(self, evidence: Evidence | None, now: float) -> list[Action]:
         """Cut the convicted peer off, and tell everybody, who can check the evidence as we did."""

@@ -29,6 +29,7 @@ from gossip.membership_events import (
     Start,
     Tell,
 )
+from gossip.membership_limits import STRIKES
 from gossip.messages import Claim, Evidence, Hello, Ping, Presence, Refusal
 
 RUN = RunManifest(
@@ -56,7 +57,7 @@ def table() -> Claims:
     return Claims(RUN.fingerprint, is_signed)
 
 
-def test_two_adapters_under_one_name_are_a_evidence() -> None:
+def test_two_adapters_under_one_name_are_evidence() -> None:
     seen = table()
     first, second = signed("m", content="x"), signed("m", content="y")
     assert seen.read(first) is None
@@ -208,6 +209,20 @@ def test_a_restart_from_an_older_checkpoint_convicts_nobody() -> None:
         for round in range(3):
             me.does(Offered(signed("m", round, f"{content} {round}", life)))
     assert me.up == {"m"}
+
+
+def test_whoever_begins_a_new_life_for_each_reader_is_cut_off_and_who_restarts_a_few_times_is_not() -> None:
+    """A new life contradicts nothing: a liar could have one for each reader, and serve each something else."""
+    me = Member("m", "n", "o")
+    for life in range(1, STRIKES + 2):
+        me.does(presence("o", signed("m", content=f"for reader {life}", life=life)))
+        me.does(Offered(signed("n", content="the same in every life", life=life)))
+    assert me.up == {"n", "o"}
+    me = Member("n")
+    for life in range(1, STRIKES + 1):
+        for round in range(5):  # of one restart, however far back it goes, only one counts
+            me.does(Offered(signed("n", round, f"{life} {round}", life)))
+    assert me.up == {"n"}
 
 
 def test_what_we_are_offered_is_told_with_our_next_announcement() -> None:
