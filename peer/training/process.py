@@ -8,6 +8,7 @@ knows nothing of models or data, and of who trains there only the name. A child 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -42,6 +43,8 @@ from peer.training.frames import (
 STOP_S = 5.0
 """How long a polite stop may take before the child is killed, seconds. Source: guess."""
 
+STDERR_BYTES_MAX = 1 << 20
+"""A child that has written more to its stderr loses what it wrote before: libraries warn without end. Source: guess."""
 STDERR_LINES = 12
 """Last lines of the child's stderr that are shown when it dies."""
 
@@ -93,7 +96,7 @@ class TrainerProcess:
             LocalError: also for a trainer that does not exist.
         """
         entry_point = trainers.entry_point(config.training.trainer)
-        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        stderr = _last_words_file()
         process = await trio.lowlevel.open_process(
             python_module("peer.training.worker"),
             stdin=subprocess.PIPE,
@@ -205,6 +208,8 @@ class TrainerProcess:
         length = header_length(await self._receive_exactly(PREFIX_BYTES))
         header = decode_header(await self._receive_exactly(length))
         payload = await self._receive_exactly(header.pop("payload_bytes"))
+        if os.fstat(self._stderr.fileno()).st_size > STDERR_BYTES_MAX:
+            self._stderr.truncate(0)
         return header, payload
 
     async def _receive_exactly(self, count: int) -> bytearray:
@@ -248,6 +253,13 @@ class TrainerProcess:
         for pipe in (self._commands, self._answers):
             await pipe.aclose()
         self._stderr.close()
+
+
+def _last_words_file() -> IO[bytes]:
+    """Return a nameless file that children write to at its end, wherever that is after it was cut."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+    fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
+    return file
 
 
 def _spec(entries: Sequence[tuple[str, Sequence[int]]]) -> AdapterSpec:

@@ -228,7 +228,8 @@ def test_a_peer_killed_with_9_comes_back_and_the_others_never_stop(shards: Path,
 
 
 @pytest.mark.timeout(200)
-def test_another_run_is_refused_with_the_field_that_differs(shards: Path, tmp_path: Path) -> None:
+def test_only_those_of_the_group_and_of_the_run_enter(shards: Path, tmp_path: Path) -> None:
+    """Who has only the address, or another secret, gets no connection; another run is told what differs."""
     first = PeerProcess("first", tmp_path / "first", shards / "german.jsonl", ["--rounds", "100000"])
     peers = [first]
 
@@ -237,12 +238,12 @@ def test_another_run_is_refused_with_the_field_that_differs(shards: Path, tmp_pa
         return peers[-1]
 
     try:
-        _, address, *secret = invitation_of(first)
+        _, address, *given = invitation_of(first)
         port = address.split("/")[4]
         # All at once: the first trains all the while, and costs a core.
-        other = start("other", "--join", address, *secret, "--codec", "int8")
+        other = start("other", "--join", address, *given, "--codec", "int8")
         nowhere = address.replace(f"/tcp/{port}/", "/tcp/9/")
-        stranger = start("stranger", "--join", nowhere, *secret, "--join-timeout-s", "1")
+        stranger = start("stranger", "--join", nowhere, *given, "--join-timeout-s", "1")
         squatter = start("squatter", "--listen", f"/ip4/127.0.0.1/tcp/{port}")
         assert other.end() == 5
         assert "codec differs: ours is int8, theirs is float32" in other.stderr()
@@ -251,7 +252,14 @@ def test_another_run_is_refused_with_the_field_that_differs(shards: Path, tmp_pa
         assert squatter.end() == 2
         assert port in squatter.stderr()
         assert "in use" in squatter.stderr()
+        for secret in ("", new_secret()):
+            assert "another group" in trio.run(refusal_of, address, secret)
+        assert trio.run(refusal_of, address, given[-1]) == ""
         first.until("round")
+        said = [event["text"] for event in first.seen if event["event"] == "note"]
+        assert len([text for text in said if "refused" in text]) == 1, (
+            "strangers never came as far as a hello"
+        )
         first.process.send_signal(signal.SIGINT)
         assert first.end() == 128 + signal.SIGINT  # so it lived until now
     finally:
@@ -289,33 +297,6 @@ def child_of(pid: int) -> int:
     children = psutil.Process(pid).children()
     (child,) = [child for child in children if "peer.training.worker" in " ".join(child.cmdline())]
     return int(child.pid)
-
-
-@pytest.mark.timeout(200)
-def test_only_those_with_the_line_enter(shards: Path, tmp_path: Path) -> None:
-    """A friend with the printed secret mixes; who has only the address, or another secret, gets no connection."""
-    flags = ["--rounds", "400", "--eval-every", "1000"]
-    peers: list[PeerProcess] = []
-    try:
-        first = PeerProcess("first", tmp_path / "first", shards / "german.jsonl", flags)
-        peers.append(first)
-        invitation = invitation_of(first)
-        _, address, _, secret = invitation
-        joining = [*flags, *invitation, "--join-timeout-s", "30"]
-        friend = PeerProcess("friend", tmp_path / "friend", shards / "french.jsonl", joining)
-        peers.append(friend)
-        assert friend.until("round", peers=1)["peers"] == 1
-        for other in ("", new_secret()):
-            assert "another group" in trio.run(refusal_of, address, other)
-        assert trio.run(refusal_of, address, secret) == ""
-        mixed = friend.until("round")
-        while mixed["mixed"] != ["first"]:
-            mixed = friend.until("round")
-        said = [event["text"] for event in first.seen if event["event"] == "note"]
-        assert not [text for text in said if "refused" in text], "strangers never came as far as a hello"
-    finally:
-        for peer in peers:
-            peer.kill()
 
 
 async def refusal_of(address: str, secret: str) -> str:

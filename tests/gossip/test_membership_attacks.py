@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import zlib
 from collections import Counter, deque
@@ -592,10 +593,11 @@ class Hostile(World):
         assert len(self.membership._notices) <= 2 * NOTICED_MAX
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_hundred_thousand_random_events_break_no_promise(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_random_events_break_no_promise(seed: int) -> None:
+    """``RANDOM_EVENTS=100000`` is the long form."""
     world = Hostile(seed)
-    for number in range(25_000):
+    for number in range(int(os.environ.get("RANDOM_EVENTS", "10000"))):
         world.step()
         if number % 500 == 0:
             world.check()

@@ -19,6 +19,7 @@ import trio.testing
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from peer.config import PeerConfig
+from peer.training import process
 from peer.training.frames import Step
 from peer.training.local_trainer import LocalTrainer
 from peer.training.process import TrainerDied, TrainerProcess
@@ -136,6 +137,26 @@ def test_a_crash_is_reported_with_the_childs_last_words(
     with pytest.raises(TrainerDied, match="exit code 1") as raised:
         trio.run(TrainerProcess.start, quick())
     assert "JSONDecodeError" in raised.value.reason
+
+
+def test_words_without_end_fill_no_disk(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that warned at each step filled the disk for temporary files. What comes after a cut is kept."""
+    monkeypatch.setattr(process, "STDERR_BYTES_MAX", 1000)
+
+    async def scenario() -> None:
+        trainer, ready = await TrainerProcess.start(quick())
+        write = "import sys; sys.stderr.write('x' * 5000)"
+        subprocess.run([sys.executable, "-c", write], stderr=trainer._stderr, check=True)
+        await trainer.evaluate(ready.initial)
+        subprocess.run(
+            [sys.executable, "-c", "import sys; sys.exit('bye')"], stderr=trainer._stderr, check=False
+        )
+        assert os.fstat(trainer._stderr.fileno()).st_size < 100
+        os.kill(trainer.pid, signal.SIGKILL)
+        with pytest.raises(TrainerDied, match="bye"):
+            await trainer.evaluate(ready.initial)
+
+    trio.run(scenario)
 
 
 def test_the_child_ends_when_its_parent_is_killed(quick: Quick, cache: Path) -> None:
