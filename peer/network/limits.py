@@ -61,8 +61,8 @@ class Limits:
 
     frames_per_s: float = 1000.0
     """Small frames of one peer: pings, window updates, resets, data below 4 KiB, of which each costs 1 us, and 0.1 ms
-    if it comes alone and is answered (measured). Source: guess; a transfer at 65 MB/s comes with so many updates of
-    windows that were never opened."""
+    if it comes alone and is answered (measured). Updates of windows that our own sending explains are not counted.
+    Source: guess."""
     frames_burst: float = 4000.0
     """As many at once. Source: guess."""
     announcements_per_s: float = 100.0

@@ -32,6 +32,11 @@ BODY_BYTES = MESSAGE_BYTES - HEADER.size
 """Payload of a data frame: so that the frame is one Noise message."""
 URGENT_FRAMES_MAX = 1024
 """Control frames waiting behind a peer that does not read; at more, the connection ends. Source: guess."""
+UPDATED_BYTES = 8 * 1024
+"""For so many bytes that we have sent, a window update is expected. Source: ours come for 64 KiB, others' may be
+finer."""
+UPDATES_DUE_MAX = 4096.0
+"""So many may come late. Source: ``frames_burst``."""
 STREAMS_MAX = 64
 """Streams that the remote may hold open on one connection. Source: guess, four times what we serve."""
 LINGER_S = 60.0
@@ -77,6 +82,7 @@ class Session:
         self._link = link
         self._pace = pace
         self._small_frames = 0.0  # received, and not yet told to the pace
+        self._updates_due = 0.0  # window updates that what we have sent gives reason for
         self._on_end = on_end
         self._first_id = 1 if is_initiator else 2
         self._ids = itertools.count(self._first_id, 2)
@@ -237,6 +243,7 @@ class Session:
             if stream.broken is not None:
                 continue  # reset: the remote would only throw it away
             size += len(frame)
+            self._updates_due = min(UPDATES_DUE_MAX, self._updates_due + len(frame) / UPDATED_BYTES)
             if len(small) + len(frame) <= MESSAGE_BYTES:
                 small += frame
                 continue
@@ -300,7 +307,9 @@ class Session:
     def _on_header(self, version: int, kind: int, flags: int, stream_id: int, value: int) -> None:
         if version != 0 or kind > GO_AWAY:
             raise ValueError(f"unknown frame: version {version}, type {kind}")
-        if kind != DATA or value < SMALL_BYTES:
+        if kind == WINDOW and not flags and self._updates_due >= 1.0:
+            self._updates_due -= 1.0  # otherwise their rate would be a limit of ours to what we may send
+        elif kind != DATA or value < SMALL_BYTES:
             self._small_frames += 1.0
         if kind == PING:
             if flags & SYN:

@@ -1,6 +1,6 @@
 """What strangers and members can take away by flooding: exchanges, memory, and the way in for others.
 
-A peer serves, a member of its group reads an adapter of 4 MB from it over and over, and hostile peers
+A peer serves, a member of its group reads an adapter of 4 MB from it 20 times a second, and hostile peers
 (``scripts/lab/hostile.py``) attack it from another address of this machine and on the last of its cores. Each share is
 measured against the calm before it. ``python scripts/bench.py floods`` prints them. Run as a module, this file is the
 peer that serves.
@@ -43,6 +43,8 @@ FLOODS = (
     ("hangups", 1),
 )
 """Attacks, each with how many connections it holds; the first of its peers is a member."""
+EXCHANGES_PER_S = 20.0
+"""As often the member reads, if it can: 80 MB a second, below the rate of streams that a member has."""
 EXCHANGES_SHARE_MIN = 80.0
 CORE_SHARE_MAX = 20.0
 """What an attack may cost the serving peer beyond its exchanges: it depends less than they do on who else is busy."""
@@ -156,11 +158,14 @@ class _Exchanges:
 
 async def _exchanges(member: Transport, server: int, seconds: float) -> _Exchanges:
     count, begun, cpu_s = 0, time.perf_counter(), psutil.Process(server).cpu_times()
+    due = trio.current_time()
     with trio.move_on_after(seconds):
         while True:
             with suppress(Unreachable):
                 await _exchange(member)
                 count += 1
+            due = max(due + 1 / EXCHANGES_PER_S, trio.current_time())
+            await trio.sleep_until(due)
     took_s, cpu_now_s = time.perf_counter() - begun, psutil.Process(server).cpu_times()
     used_s = cpu_now_s.user + cpu_now_s.system - cpu_s.user - cpu_s.system
     return _Exchanges(max(count, 1) / took_s, used_s / took_s)
