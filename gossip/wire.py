@@ -148,7 +148,7 @@ _offset = _integer(0, PAYLOAD_BYTES_MAX)
 CLAIMS_MAX = 4
 """Claims in one presence: a kilobyte, about once a second, and half a millisecond to check. Source: ours."""
 EVIDENCE_MAX = 16
-"""Proofs in one hello, 8 KiB. Source: ours."""
+"""Pieces of evidence in one hello, 8 KiB. Source: ours."""
 
 _kind = _one_of(get_args(Kind))
 _RUN, _DIGEST, _SIGNATURE = 16, 32, 64
