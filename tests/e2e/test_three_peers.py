@@ -252,16 +252,17 @@ def test_only_those_of_the_group_and_of_the_run_enter(shards: Path, tmp_path: Pa
         assert squatter.end() == 2
         assert port in squatter.stderr()
         assert "in use" in squatter.stderr()
+        first.until("note", text="refused peer")
         for secret in ("", new_secret()):
             assert "another group" in trio.run(refusal_of, address, secret)
         assert trio.run(refusal_of, address, given[-1]) == ""
-        first.until("round")
+        first.process.send_signal(signal.SIGINT)
+        assert first.end() == 128 + signal.SIGINT  # so it lived until now
+        assert any(event["event"] == "round" for event in first.seen)
         said = [event["text"] for event in first.seen if event["event"] == "note"]
         assert len([text for text in said if "refused" in text]) == 1, (
             "strangers never came as far as a hello"
         )
-        first.process.send_signal(signal.SIGINT)
-        assert first.end() == 128 + signal.SIGINT  # so it lived until now
     finally:
         for peer in peers:
             peer.kill()
