@@ -133,6 +133,10 @@ class Listening:
 
     def sentence(self) -> str | None:
         """Return the addresses, what taking part reveals, and the command for a friend."""
+        is_open = "--open" in self.join.split()
+        who = (
+            "This group is open: whoever knows" if is_open else "Send it as you would a password: whoever has"
+        )
         return "\n".join(
             [
                 "listening on " + ", ".join(self.addresses),
@@ -140,6 +144,7 @@ class Listening:
                 "reveal training text, so run with people you would trust with it.",
                 "A friend joins with:",
                 f"    {self.join}",
+                f"{who} {'an address' if is_open else 'this line'} can enter.",
             ]
         )
 

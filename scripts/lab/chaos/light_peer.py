@@ -18,6 +18,7 @@ from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.training.frames import Evaluated, OnStep, Progress, Ready, Trained
 from peer.training.process import TrainerProcess
+from peer.training.supervisor import StartTrainer
 from peer.training.trainers import Trainer, entry_point, maker_at
 
 
@@ -31,20 +32,26 @@ class TrainerInside:
         self,
         state: AdapterState,
         round: int,
-        save_to: Path,
+        save_to: Path | None,
         on_step: OnStep,
         trainable: TrainableFactors,
         correction: Tensor | None,
     ) -> Trained:
         """Take a round's steps in a thread, which waits most of the time."""
         trained = await trio.to_thread.run_sync(self._trainer.train, state, trainable, correction, None)
-        self._trainer.save(save_to)
+        if save_to is not None:
+            self._trainer.save(save_to)
         return trained
 
     async def evaluate(self, state: AdapterState) -> Evaluated:
         """Measure an adapter."""
         await trio.lowlevel.checkpoint()
         return self._trainer.evaluate(state)
+
+    async def probe(self, state: AdapterState, rows: int) -> float:
+        """Measure an adapter on a few rows."""
+        await trio.lowlevel.checkpoint()
+        return self._trainer.probe(state, rows)
 
     async def stop(self) -> None:
         """There is nothing to stop."""
@@ -65,8 +72,9 @@ def main(words: Sequence[str]) -> None:
     """Run a command of ``peer``, with the trainer inside."""
     from peer.cli import main
 
+    start: StartTrainer = start_inside  # so that its type is checked, which the next line cannot be
     # Before the command imports peer.runtime, whose default it is.
-    TrainerProcess.start = staticmethod(start_inside)  # type: ignore[method-assign,assignment]
+    TrainerProcess.start = staticmethod(start)  # type: ignore[method-assign,assignment]
     main(words)
 
 
