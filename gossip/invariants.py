@@ -57,11 +57,6 @@ class NodeLife:
         self._came: set[tuple[str, int]] = set()
         self._timer_of = -1  # the round that has a timer
 
-    @property
-    def open_fetches(self) -> dict[str, int]:
-        """Peer -> requests to it that have not ended."""
-        return dict(+self._open)
-
     def handled(self, event: Event, actions: Sequence[Action]) -> None:
         """Check what an event has led to.
 

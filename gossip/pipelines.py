@@ -134,9 +134,19 @@ class Pipelines:
             return True
         return self._methods.sends_plain_adapters and (of_merge or self._methods.merges_as_it_mixes)
 
-    def mix(self, row: Row, excluded: frozenset[str] = frozenset()) -> Mixed:
-        """Mix a round's row; returns the adapter to go on with. ``excluded``: senders that are left out."""
-        mixed = self._mixed(row, excluded)
+    def mix(self, row: Row, excluded: frozenset[str] = frozenset(), *, tried: Mixed | None = None) -> Mixed:
+        """Mix a round's row; returns the adapter to go on with.
+
+        Args:
+            row: what has come.
+            excluded: senders that are left out.
+            tried: what ``try_mix`` has just returned of the same; it is kept, because to mix twice costs twice.
+        """
+        if tried is None:
+            mixed = self._mixed(row, excluded)
+        else:
+            mixed = tried
+            self._of(row.context.round).adopt_trial()
         if self._reach.is_on:
             movement = self._movement(row.context)
             distances = [self._distance(other.state, mixed.own.state) for other in mixed.others]

@@ -108,7 +108,7 @@ class RoundEnd:
         was_clipped, change = bool(mixed.objections), mixed.mixing_change
         round = self._row.context.round
         if not health.is_due(round, merging=self._merging, was_clipped=was_clipped, change=change):
-            return Settled(self._pipelines.mix(self._row))
+            return Settled(self._pipelines.mix(self._row, tried=mixed))
         if not health.has_measured:
             health.measured_initial((yield health.initial))
         loss = yield mixed.state

@@ -137,6 +137,7 @@ class Pipeline:
             {**stage.init(_padded(self._initial.flat, stage.spec.size)), **_of_stage(stage, saved or {})}
             for stage in plan.stages
         ]
+        self._tried = self._states  # as the last trial left them
         self._given: dict[int, Tensor] = {}  # stage's place -> what it was given to publish in this round
         self._as_decoded = self._initial.flat
 
@@ -278,12 +279,16 @@ class Pipeline:
 
     @contextmanager
     def trial(self) -> Iterator[None]:
-        """Let what is mixed meanwhile leave no trace."""
+        """Let what is mixed meanwhile leave no trace, unless it is adopted at once."""
         states = list(self._states)
         try:
             yield
         finally:
-            self._states = states
+            self._tried, self._states = self._states, states
+
+    def adopt_trial(self) -> None:
+        """Keep what was mixed in the last trial. Nothing may have been published, read or mixed since."""
+        self._states = self._tried
 
     def reset(self) -> None:
         """Forget all that the stages remember: of an adapter that is given up they remember what is wrong."""

@@ -292,3 +292,27 @@ def test_overfitting_of_one_s_own_is_borne() -> None:
     simulation.evaluate = evaluate
     simulation.run()
     assert all(simulation.node(name).round == 60 for name in network.names)
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        MethodNames(),
+        MethodNames(optimizer="diloco"),
+        MethodNames(mixing="push-sum"),
+        MethodNames(codec="sign", feedback="replica"),
+    ],
+    ids=["average", "diloco", "push-sum", "replica"],
+)
+def test_a_mix_that_is_tried_first_is_the_one_that_is_kept(methods: MethodNames) -> None:
+    """With nothing amiss, checks change no bit, also of methods that remember something."""
+
+    def ends(check_every: int) -> list[torch.Tensor]:
+        network = dataclasses.replace(
+            NETWORK, methods=methods, rounds=12, step_cap=math.inf, check_every=check_every, check_slack=1e6
+        )
+        simulation = network.simulation()
+        simulation.run()
+        return [simulation.node(name).state.flat for name in network.names]
+
+    assert all(torch.equal(checked, plain) for checked, plain in zip(ends(5), ends(0), strict=True))
