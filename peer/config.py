@@ -187,7 +187,7 @@ class MixingOptions:
     """Mixing step size, above 0 to 1; 0 = the codec's own, 1 from 8 bits on. Source: our bench."""
     budget_mb: Annotated[float, NOT_NEGATIVE, Role.RUN] = 0.0
     """Megabytes to read per round at most: chooses the most exact codec within it; 0 = no limit, --codec counts."""
-    merge: Annotated[Literal["product", "average", "none"], Role.RUN | Role.METHOD] = "product"
+    merge: Annotated[Literal["product", "average", "trimmed", "median", "none"], Role.RUN | Role.METHOD] = "product"
     """How adapters become one after the last round. Source: docs/results.md; an ICLR 2026 result for gossip."""
     overlap: Annotated[bool, Role.RUN | Role.METHOD] = False
     """Read neighbors while the next local steps run: hides the network, mixes adapters one round of steps old."""
@@ -197,6 +197,9 @@ class MixingOptions:
     """Longest wait for neighbors, seconds; 0 = asynchronous. The actual deadline follows arrivals seen. Guess."""
     norm_cap: Annotated[float, POSITIVE, Role.METHOD] = 10.0
     """A neighbor farther from us than this many times our own norm is clipped to it. Source: guess."""
+    robust: Annotated[str, Role.METHOD] = "auto"
+    """What bounds the harm of lying neighbors in a row: none, clip, trim-clip[:B], nna[:B], trimmed[:B], median,
+    geometric-median, krum[:B]; auto = trim-clip where a row reads at least 4. Source: docs/robustness.md."""
     step_cap: Annotated[float, POSITIVE, Role.METHOD] = 5.0
     """A neighbor farther from us than this many rounds of local steps (or usual distances of neighbors, if those are
     longer) is clipped to that. Source: our simulations, in which 3 clips 1 honest adapter in 500, and 5 none."""
@@ -238,6 +241,29 @@ class NetworkOptions:
     """Longest such wait, seconds; then start with whoever is there. Source: guess."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyOptions:
+    """What others can learn of our rows."""
+
+    dp_epsilon: Annotated[float, NOT_NEGATIVE, Role.METHOD] = 0.0
+    """Differential privacy of every row of ours: epsilon that all runs on these data may spend; 0 = no such promise."""
+    dp_delta: Annotated[float, OPEN_SHARE, Role.METHOD] = 1e-5
+    """Delta of the same; well below one in the number of rows. Source: Abadi et al. (arXiv 1607.00133)."""
+    dp_clip: Annotated[float, POSITIVE, Role.METHOD] = 1.0
+    """Longest gradient of one unit, Euclidean; longer ones are clipped. Source: docs/differential-privacy.md."""
+    dp_unit: Annotated[str, Role.METHOD] = "row"
+    """Whose data are protected: row, or a field of the rows, such as author: then all rows with the same value."""
+    readers: Literal["auto", "all", "row"] = "auto"
+    """Who may read our adapters: all members, or only those whose row of W names us; auto = row where a roster makes
+    the topology known to all."""
+    mask: Annotated[Literal["none", "pairs"], Role.RUN] = "none"
+    """Hide single adapters: with pairs, a reader learns the weighted sum of its row and nothing else."""
+    canaries: Annotated[int, NOT_NEGATIVE] = 0
+    """Random rows planted among ours, so that `peer audit` can tell how much of a row seen once is remembered."""
+    audit: bool = False
+    """Measure at the end how well our adapters tell our rows from others; the result goes into the model card."""
+
+
 FLAT = Parameter(name="*")
 """Flags, environment variables and keys of a file are the options' own names, without their section's."""
 
@@ -255,6 +281,7 @@ class PeerConfig:
     run: Annotated[RunOptions, FLAT] = RunOptions()
     training: Annotated[TrainingOptions, FLAT] = TrainingOptions()
     mixing: Annotated[MixingOptions, FLAT] = MixingOptions()
+    privacy: Annotated[PrivacyOptions, FLAT] = PrivacyOptions()
     network: Annotated[NetworkOptions, FLAT] = NetworkOptions()
 
     def __post_init__(self) -> None:
