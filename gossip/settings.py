@@ -29,6 +29,7 @@ class NodeSettings:
         check_slack: by how much that loss may rise, as a share of what it is without any learning.
         overlap: read neighbors while the local steps run.
         data: what we announce of our data, where the topology asks for it.
+        roster: all peers of the run, sorted, if W is that of a roster whoever is there; empty = that of who is there.
     """
 
     topology: Topology
@@ -41,6 +42,7 @@ class NodeSettings:
     check_slack: float = 0.25
     overlap: bool = False
     data: Announced | None = None
+    roster: tuple[str, ...] = ()
 
 
 class NodeSnapshot(NamedTuple):
