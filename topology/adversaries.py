@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +44,19 @@ Sets = NDArray[np.int64]
 
 
 def borne(reads: int, *, asked: bool = False) -> int:
-    """Return how many liars ``trim-clip`` drops from a row of so many reads; in short rows only if it is asked for."""
-    return math.ceil(reads / 4) if asked or reads >= GUARDED_READS else 0
+    """Return how many liars ``trim-clip`` drops from a row of so many reads and still leaves somebody to mix with.
+
+    In rows of fewer than 4 it works only if it is asked for, and of a single read it leaves nothing.
+    """
+    return math.ceil(reads / 4) if reads >= GUARDED_READS or (asked and reads > 1) else 0
+
+
+def bounded(reads: int) -> int:
+    """Return up to how many liars the default rule clips to a distance no greater than that of an honest peer.
+
+    The lower median of what is not dropped is that as long as half of it, rounded up, is honest or nearer than such.
+    """
+    return reads - math.ceil((reads - borne(reads)) / 2) if reads >= GUARDED_READS else 0
 
 
 @lru_cache(maxsize=4096)
@@ -69,7 +81,8 @@ class LiarExposure:
         reads_most: most.
         lied_to: a row, in one round, holds a liar; exact.
         overrun: it holds more than the default rule bears, which is none in rows of fewer than 4; exact.
-        overrun_asked: it holds more than ceil(k/4) of k, with ``--robust trim-clip`` in every row; exact.
+        overrun_asked: the same with ``--robust trim-clip``, which guards shorter rows too; exact.
+        unbounded: it holds so many that they choose how far they move its reader, by the default rule; exact.
         overrun_ever: in some of the rounds a row is overrun; with a fixed graph as in one.
         overrun_worst: the same as ``overrun_ever`` at the worst placement tried; None where rows are drawn.
         joined: chance that honest peers still reach each other through honest peers, over the rounds.
@@ -84,6 +97,7 @@ class LiarExposure:
     lied_to: float
     overrun: float
     overrun_asked: float
+    unbounded: float
     overrun_ever: float
     overrun_worst: float | None
     joined: float
@@ -107,8 +121,8 @@ class ColluderExposure:
         isolated: masks on, the sums of a single round give the adapter away, in some of the rounds.
         isolated_worst: the same at the worst placement tried; None where rows are drawn.
         isolated_still: from the sums of all rounds together, if adapters stand still meanwhile.
-        isolated_idle: the same if nobody trains meanwhile and all go on mixing with the plain rows of W, which
-            colluders can compute; with sums in fixed point.
+        isolated_idle: in a single round, or from all together if nobody trains meanwhile and all mix on with the
+            plain rows of W, which colluders can compute; with sums in fixed point.
         group_least: fewest honest adapters in one sum that colluders read, over all placements tried; 1 where several
             sums of a round together give one away.
         is_maskable: the graph is fixed and every row reads at least 4, which masks ask for.
@@ -138,7 +152,7 @@ def liar_exposure(topology: Topology, n: int, liars: int, *, rounds: int, seed: 
     period = topology.period(n)
     patterns = [_pattern(matrix) for matrix in _matrices(topology, n, rounds)]
     reads = np.stack([np.diff(pattern.indptr) for pattern in patterns])
-    default, asked = (_chances(n, liars, reads, asked=asked) for asked in (False, True))
+    default = _chances(n, liars, reads, borne)
     most = _tries(n * n)
     placed, is_exhaustive = placements(n, liars, most, seed)
     tried = placed if is_exhaustive else np.concatenate([placed, clusters(patterns[0], liars, most)])
@@ -154,9 +168,10 @@ def liar_exposure(topology: Topology, n: int, liars: int, *, rounds: int, seed: 
         rounds=rounds,
         reads_least=int(reads.min()),
         reads_most=int(reads.max()),
-        lied_to=float(np.mean([chance_of_more(n, liars, int(count), 0) for count in reads.flat])),
+        lied_to=float(_chances(n, liars, reads, lambda reads: 0).mean()),
         overrun=float(default.mean()),
-        overrun_asked=float(asked.mean()),
+        overrun_asked=float(_chances(n, liars, reads, partial(borne, asked=True)).mean()),
+        unbounded=float(_chances(n, liars, reads, bounded).mean()),
         overrun_ever=ever,
         overrun_worst=float(overrun.max()) if period else None,
         joined=float(joined[: len(placed)].mean()),
@@ -277,9 +292,9 @@ def _reads(matrix: csr_array) -> NDArray[np.int64]:
     return np.asarray(np.diff(_pattern(matrix).indptr), dtype=np.int64)
 
 
-def _chances(n: int, liars: int, reads: NDArray[np.int64], *, asked: bool) -> NDArray[np.float64]:
-    """Return the chance of each row (``[rounds, n]``) to be overrun."""
-    chance = [chance_of_more(n, liars, int(count), borne(int(count), asked=asked)) for count in reads.flat]
+def _chances(n: int, liars: int, reads: NDArray[np.int64], most: Callable[[int], int]) -> NDArray[np.float64]:
+    """Return for each row (``[rounds, n]``) the chance of more liars than ``most`` of so many reads."""
+    chance = [chance_of_more(n, liars, count, most(count)) for count in reads.ravel().tolist()]
     return np.asarray(chance).reshape(reads.shape)
 
 
@@ -330,7 +345,7 @@ def _learned(matrices: list[csr_array], sets: Sets, rounds: int) -> tuple[NDArra
         (sums != 0).any(axis=(1, 2)),
         isolated.any(axis=1),
         still,
-        known_share(idle.reshape(count, -1, n), SUM_ERROR) > KNOWN,
+        isolated.any(axis=1) | (known_share(idle.reshape(count, -1, n), SUM_ERROR) > KNOWN),
     )
     groups = np.count_nonzero(sums, axis=-1)
     group = 1 if isolated.any() else int(groups.min(where=groups > 0, initial=n))
