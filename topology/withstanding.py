@@ -28,6 +28,12 @@ def _none_or(share: float, noun: str) -> str:
     return f"no {noun}" if share == 0 else f"{percent(share)} of {noun}s"
 
 
+def _at_worst(share: float, is_exhaustive: bool) -> str:
+    if share == 0:
+        return "wherever they stand" if is_exhaustive else "wherever they were tried"
+    return f"({percent(share)} at worst)"
+
+
 def of_liars(name: str, met: LiarExposure) -> str:
     """Return what liars can reach on one topology, as a sentence without its full stop."""
     least = met.reads_least
@@ -76,7 +82,7 @@ def against_liars(ranking: Sequence[Advice]) -> str:
     suited = [one for one in guarded if one[1].overrun_ever <= OVERRUN_ACCEPTED]
     best, figures = suited[0] if suited else min(guarded, key=lambda one: one[1].overrun_ever)
     worst = figures.overrun_worst
-    where = f"in {figures.rounds} rounds" if worst is None else f"({_none_or(worst, 'peer')} at worst)"
+    where = f"in {figures.rounds} rounds" if worst is None else _at_worst(worst, figures.is_exhaustive)
     met_one = _none_or(figures.overrun_ever, "honest peer")
     found = (
         f"Against {_counted(liars, 'liar')}: take {best.name}, where {met_one} meets an overrun row {where}"
@@ -99,11 +105,11 @@ def against_colluders(ranking: Sequence[Advice]) -> str:
             f"least {GUARDED_READS} reads: allow it with --degree-max {GUARDED_READS}."
         )
     best, figures = min(maskable, key=lambda one: (one[1].isolated_worst or 0.0, one[1].isolated_idle))
-    worst = figures.isolated_worst or 0.0
+    worst = _at_worst(figures.isolated_worst or 0.0, figures.is_exhaustive)
     found = f"take {best.name} with --mask pairs, which gives away {_none_or(figures.isolated, 'adapter')}"
     return (
-        f"Against {_counted(colluders, 'colluder')}: {found} ({_none_or(worst, 'adapter')} at worst); once all mix on "
-        f"without training, {_none_or(figures.isolated_idle, 'adapter')}."
+        f"Against {_counted(colluders, 'colluder')}: {found} {worst}; once all mix on without training, "
+        f"{_none_or(figures.isolated_idle, 'adapter')}."
     )
 
 

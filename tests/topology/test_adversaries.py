@@ -300,6 +300,9 @@ def test_advice_says_what_liars_reach_and_what_to_take() -> None:
     assert best.is_guarded
     assert best.overrun_ever == 0
     assert "no honest peer meets an overrun row" in told
+    assert "no honest peer meets an overrun row wherever they stand" in against_liars(
+        [advice for advice in ranking if advice.name == "random-regular:5"]
+    )
     assert "--degree-max 4" in against_liars(ranked(3, liars=2))
     assert against_liars(ranked(4, liars=2)).endswith(
         "From 5 reads on no row can be overrun: allow it with --degree-max 5."
