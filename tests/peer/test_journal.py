@@ -181,7 +181,9 @@ def test_file_terminal_and_a_third_reader_get_what_is_for_them(tmp_path: Path) -
     earlier, *kept = path.read_text().splitlines()
     assert earlier == "an earlier run"
     assert kept == [
-        line for line in lines.getvalue().splitlines() if parse_record(line).event.kind not in ("preparing", "step")
+        line
+        for line in lines.getvalue().splitlines()
+        if parse_record(line).event.kind not in ("preparing", "step")
     ]
 
 

@@ -12,7 +12,9 @@ import networkx as nx
 import numpy as np
 import pytest
 
+from gossip.methods import robust
 from topology.adversaries import (
+    GUARDED_READS,
     borne,
     bounded,
     chance_of_more,
@@ -41,6 +43,10 @@ def named(name: str, seed: int = 0) -> Topology:
 def test_what_trim_clip_drops() -> None:
     assert [borne(reads) for reads in (0, 1, 2, 3, 4, 5, 8, 9, 12, 13)] == [0, 0, 0, 0, 1, 2, 2, 3, 3, 4]
     assert [borne(reads, asked=True) for reads in (0, 1, 2, 3, 4)] == [0, 0, 1, 1, 1]
+    assert GUARDED_READS == robust.READS_MIN
+    assert [borne(reads, asked=True) for reads in range(40)] == [
+        robust.borne(None, reads) for reads in range(40)
+    ]
 
 
 def test_as_many_as_are_bounded_are_clipped_to_an_honest_distance() -> None:
