@@ -20,7 +20,8 @@ reading order:
     deadline               how long a round waits for neighbors, learned from arrivals
     final_merge            the rounds after the last, in which all adapters become one
     settings               what a node runs with, and what a restart needs
-    methods/               the catalogues: mixing, optimizers, codecs, feedback, guards, robust rules, merges; the pipeline of stages
+    methods/               the catalogues: mixing, optimizers, codecs, feedback, guards, robust rules, merges; the
+                           pipeline of stages
     membership_events      the membership's contract with the world
     membership_limits      all its times and limits
     membership             who takes part: greeting, searching, heartbeats, goodbyes, bans
