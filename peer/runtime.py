@@ -242,7 +242,10 @@ class Peer:
         await self.records.saving.finish()
         adapter = self.run.home.adapter
         load = load_line_of(adapter, self.run.plan.config.model) if self.records.saving.checkpoint else None
-        self.journal.emit(Finished(complete=complete, round=self.node.round, adapter=adapter, load=load))
+        refused = dict(self.streams.refused)
+        self.journal.emit(
+            Finished(complete=complete, round=self.node.round, adapter=adapter, load=load, refused=refused)
+        )
 
     async def _perform(self, action: Action) -> None:
         match action:

@@ -87,8 +87,10 @@ TOLD: tuple[JournalEvent, ...] = (
     Measured(round=5, own=1.25, all=None, per_file={}, accuracy=None, accuracy_all=None),
     Measured(round=5, own=1.25, all=1.5, per_file={"b": 1.75}, accuracy=1.0, accuracy_all=0.75),
     Personalized(own_share=0.25, loss=1.0, common_loss=1.25, own_loss=1.5, adapter=Path("anna/personal")),
-    Finished(complete=True, round=3, adapter=Path("anna/adapter"), load="model = x"),
-    Finished(complete=False, round=0, adapter=Path("anna/adapter"), load=None),
+    Finished(complete=True, round=3, adapter=Path("anna/adapter"), load="model = x", refused={}),
+    Finished(
+        complete=False, round=0, adapter=Path("anna/adapter"), load=None, refused={"too many newcomers": 12}
+    ),
 )
 
 
