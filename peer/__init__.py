@@ -7,6 +7,7 @@ What is told, and to whom:
 - ``journal``: takes events to their readers: file, terminal, live views.
 - ``journal_file``: the file among them, bounded.
 - ``journal_page``: writes docs/events.md.
+- ``odd_neighbors``: which neighbors of a round are worth a word.
 - ``telling``: makes events of what the rooms know.
 
 From the command line to a run:

@@ -23,7 +23,8 @@ from gossip.methods.catalogue import Entry, find, written
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
 from gossip.methods.feedback import FEEDBACKS, default_feedback
-from gossip.methods.method_set import MERGES, MethodNames, MethodSet, resolve
+from gossip.methods.merging import MERGES
+from gossip.methods.method_set import MethodNames, MethodSet, resolve
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.robust import READS_MIN, ROBUST
@@ -54,6 +55,7 @@ CATALOGUES: Mapping[str, Mapping[str, Entry[Any]]] = {
     "codec": CODECS,
     "feedback": FEEDBACKS,
     "robust": ROBUST,
+    "merge": MERGES,
 }
 """Option of ``peer run`` -> what it may be."""
 
@@ -275,8 +277,6 @@ def _method_names(mixing: MixingOptions) -> MethodNames:
     Raises:
         LocalError: an unknown name (the known ones are named) or a bad parameter.
     """
-    if mixing.merge not in MERGES:
-        raise LocalError(f"unknown --merge {mixing.merge!r}; known: {', '.join(MERGES)}")
     feedback = default_feedback(mixing.codec) if mixing.feedback == "auto" else mixing.feedback
     return MethodNames(
         factors=written("factor rule", mixing.factors, FACTORS),
@@ -285,5 +285,5 @@ def _method_names(mixing: MixingOptions) -> MethodNames:
         codec=written("codec", mixing.codec, CODECS),
         feedback=written("feedback", feedback, FEEDBACKS),
         gamma=mixing.gamma,
-        merge=mixing.merge,
+        merge=written("merge", mixing.merge, MERGES),
     )
