@@ -60,6 +60,7 @@ class Trained:
         tokens: target tokens among them.
         seconds: wall time of the steps.
         unsaved: why the training process could not save its own state; empty if it could, or was not asked to.
+        stopped: why no step was taken (``state`` is then what it was); empty if steps were.
     """
 
     state: AdapterState
@@ -69,6 +70,7 @@ class Trained:
     tokens: int
     seconds: float
     unsaved: str = ""
+    stopped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class Ready:
         seconds: from the start of the process until now.
         export: how the adapter is written for others to load.
         label_rows: rows to learn from of each label, in the run's order of labels; empty but for a classification.
+        notes: what the user should know before the first step, sentence by sentence.
     """
 
     initial: AdapterState
@@ -141,6 +144,7 @@ class Ready:
     seconds: float
     export: Export
     label_rows: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def encode(header: Mapping[str, Any], payload_bytes: int = 0) -> bytes:
