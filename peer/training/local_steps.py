@@ -38,6 +38,7 @@ class Learner:
         optimizer: of ``parameters``.
         batch: sequences -> (the model's inputs on its device, how many targets they have).
         draw: gives the sequences of the next step, where rows are no secret.
+        vocabulary: how many tokens there are.
     """
 
     config: PeerConfig
@@ -48,6 +49,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     batch: Callable[[Sequence[Tokens]], tuple[Batch, int]]
     draw: Callable[[], list[Tokens]]
+    vocabulary: int
 
 
 class StepOutcome(NamedTuple):

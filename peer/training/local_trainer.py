@@ -55,7 +55,7 @@ class LocalTrainer:
         model: the model to train on; without one, its own is built from ``config``.
         progress: told of stages while a model is built.
         draw: gives the sequences of each step (``draw_batch`` of other trainers, say), in place of our own; ``save``
-            then keeps nothing of where it is.
+            then keeps nothing of where it is. Not with differential privacy, which draws in secret.
 
     Attributes:
         model: the model with the adapter.
@@ -108,6 +108,7 @@ class LocalTrainer:
                 self._optimizer,
                 self._batch,
                 draw or self.draw_batch,
+                self.model.tokenizer.vocab_size,
             )
         )
 

@@ -1,7 +1,7 @@
 """What a local step with differential privacy costs, beside a plain one on the same sequences, in turns in one run.
 
-Every row takes part in every step (as many rows as a batch has), so that both kinds compute the same; the ledger's entry
-of each round is counted in.
+Every row takes part in every step (as many rows as a batch has), so that both kinds compute the same; the ledger's
+entry of each round is counted in.
 """
 
 from __future__ import annotations

@@ -171,11 +171,10 @@ def _pooled(peers: Peers) -> LocalTrainer:
     """
     trainers = [peers.trainers[name] for name in peers.names]
     size = peers.config.training.batch_size * len(trainers)
-    is_private = peers.config.privacy.dp_epsilon > 0  # then rows are drawn in secret
     return LocalTrainer(
         peers.config.with_options(data=peers.layout.train, batch_size=size),
         peers.model,
-        draw=None if is_private else lambda: [one for trainer in trainers for one in trainer.draw_batch()],
+        draw=lambda: [tokens for trainer in trainers for tokens in trainer.draw_batch()],
     )
 
 
