@@ -11,7 +11,7 @@ What is told, and to whom:
 
 From the command line to a run:
 
-- ``__main__``, ``cli``, ``topology_cli``: the commands.
+- ``__main__``, ``cli``, ``privacy_cli``, ``topology_cli``: the commands.
 - ``options``, ``config``: what an option is, and all of them, declared once.
 - ``run_plan``: reads every name of a configuration, once.
 - ``run_manifest``: what makes a run the same run, and the line with which a friend joins it.

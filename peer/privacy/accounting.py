@@ -10,23 +10,28 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from scipy.optimize import brentq
+
 from gossip.errors import LocalError
-from peer.privacy import renyi
+from peer.privacy import loss_distribution, renyi
 from peer.privacy.charge import Charge
 
-Accountant = Literal["rdp"]
+Accountant = Literal["pld", "rdp"]
 
-EPSILON_OF: dict[Accountant, Callable[[Sequence[Charge], float], float]] = {"rdp": renyi.epsilon}
+EPSILON_OF: dict[Accountant, Callable[[Sequence[Charge], float], float]] = {
+    "pld": loss_distribution.epsilon,
+    "rdp": renyi.epsilon,
+}
 """Accountant -> epsilon of charges at a delta."""
 DELTA_MIN = 1e-12
 """Smallest delta that is counted with; below it, rounding of float64 is no longer small against it. Source: ours."""
 NOISE_MIN, NOISE_MAX = 0.2, 10_000.0
 """Least and most noise multiplier that is looked for. With the least, one step without a draw has epsilon above 30."""
-NOISE_PRECISION = 1e-4
+NOISE_PRECISION = 5e-4
 """How far the noise may lie above the least that suffices, relatively; never below."""
 
 
-def epsilon(charges: Sequence[Charge], delta: float, accountant: Accountant = "rdp") -> float:
+def epsilon(charges: Sequence[Charge], delta: float, accountant: Accountant = "pld") -> float:
     """Return an epsilon that holds with ``delta`` after all of these steps; 0 if there are none.
 
     Raises:
@@ -44,7 +49,7 @@ def noise_multiplier_for(
     sampling_rate: float,
     steps: int,
     spent: Sequence[Charge] = (),
-    accountant: Accountant = "rdp",
+    accountant: Accountant = "pld",
 ) -> float:
     """Return the least noise with which these steps, after what is spent, keep the promise.
 
@@ -68,27 +73,28 @@ def noise_multiplier_for(
             "--dp-epsilon, which those who read us before have then also been told"
         )
 
-    def fits(noise: float) -> bool:
-        after = [*spent, Charge(noise, sampling_rate, steps)]
-        return epsilon(after, delta, accountant) <= target_epsilon
+    def excess(log_noise: float) -> float:
+        after = [*spent, Charge(math.exp(log_noise), sampling_rate, steps)]
+        return epsilon(after, delta, accountant) - target_epsilon
 
-    if not fits(NOISE_MAX):
+    if excess(math.log(NOISE_MAX)) > 0:
         raise LocalError(
             f"no noise keeps epsilon {target_epsilon:g} over {steps:,} more steps that each take "
             f"{sampling_rate:.2%} of the data, with epsilon {before:.3g} spent: take fewer rounds or local steps, "
             "a smaller --batch-size, more rows, or a larger --dp-epsilon"
         )
-    return _least(fits)
+    return math.exp(_least(excess))
 
 
-def _least(fits: Callable[[float], bool]) -> float:
-    """Return the least noise that fits, within ``NOISE_PRECISION``, by bisection of its logarithm."""
-    if fits(NOISE_MIN):
-        return NOISE_MIN
-    low, high = NOISE_MIN, 2 * NOISE_MIN
-    while not fits(high):
-        low, high = high, min(2 * high, NOISE_MAX)
-    while high > low * (1 + NOISE_PRECISION):
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
+def _least(excess: Callable[[float], float]) -> float:
+    """Return the least logarithm of noise without excess, within ``NOISE_PRECISION``; excess falls with noise."""
+    low = math.log(NOISE_MIN)
+    if excess(low) <= 0:
+        return low
+    high = low + math.log(2)
+    while high < math.log(NOISE_MAX) and excess(high) > 0:
+        low, high = high, high + math.log(2)
+    found = float(brentq(excess, low, high, xtol=NOISE_PRECISION / 4))
+    while excess(found) > 0:
+        found += NOISE_PRECISION / 4
+    return found

@@ -150,7 +150,7 @@ class LocalTrainer:
         self.model.put(state)
         self.model.module.train()
         start, steps = time.monotonic(), self.config.training.local_steps
-        loss_sum, tokens, sequences = 0.0, 0, 0
+        loss_sum, tokens, sequences, had_fitted = 0.0, 0, 0, not self._halved
         trained = self._selected(trainable)
         if stopped := self._steps.begin():
             return Trained(state, math.nan, 0, 0, 0, time.monotonic() - start, stopped=stopped)
@@ -164,7 +164,8 @@ class LocalTrainer:
                 if on_step is not None:
                     on_step(Step(step, steps, loss, targets))
         mean = loss_sum / tokens if tokens else math.nan
-        return Trained(self.model.state(), mean, steps, sequences, tokens, time.monotonic() - start)
+        seconds, dropped = time.monotonic() - start, int(had_fitted and self._halved)
+        return Trained(self.model.state(), mean, steps, sequences, tokens, seconds, dropped)
 
     def _selected(self, trainable: TrainableFactors) -> Parameters:
         """Return the parameters of ``trainable``, at least one."""

@@ -35,7 +35,7 @@ from peer.journal_events import (
     StepTaken,
 )
 from peer.journal_file import JournalFile
-from peer.journal_lines import Record, parse_event, parse_record
+from peer.journal_lines import Record, parse_record
 from peer.journal_page import field_texts, page
 
 ROUND = RoundDone(
@@ -141,7 +141,7 @@ def test_numbers_that_are_not_finite_are_null_wherever_they_stand() -> None:
     )
     values = json.loads(Record(0.0, event).json_line())
     assert (values["own"], values["all"], values["per_file"]) == (None, None, {"b": None})
-    again = parse_event(Record(0.0, event).json_line())
+    again = parse_record(Record(0.0, event).json_line()).event
     assert isinstance(again, Measured)
     assert math.isnan(again.own)
     assert math.isnan(again.per_file["b"])
@@ -152,7 +152,7 @@ def test_numbers_that_are_not_finite_are_null_wherever_they_stand() -> None:
 )
 def test_what_is_no_event_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="not an event"):
-        parse_event(line)
+        parse_record(line)
 
 
 def test_the_page_of_events_is_what_the_declarations_say() -> None:
@@ -174,14 +174,16 @@ def test_file_terminal_and_a_third_reader_get_what_is_for_them(tmp_path: Path) -
     told.close()
     assert third.events == list(TOLD[1:])
     assert third.is_closed
-    assert [parse_event(line).kind for line in lines.getvalue().splitlines()] == [e.kind for e in TOLD]
+    assert [parse_record(line).event.kind for line in lines.getvalue().splitlines()] == [e.kind for e in TOLD]
     assert sentences.getvalue() == "".join(
         f"{sentence}\n" for event in TOLD if (sentence := event.sentence()) is not None
     )
     earlier, *kept = path.read_text().splitlines()
     assert earlier == "an earlier run"
     assert kept == [
-        line for line in lines.getvalue().splitlines() if parse_event(line).kind not in ("preparing", "step")
+        line
+        for line in lines.getvalue().splitlines()
+        if parse_record(line).event.kind not in ("preparing", "step")
     ]
 
 
@@ -302,7 +304,7 @@ def test_a_reader_whose_disk_is_full_lives_on_and_is_told_what_it_missed() -> No
 
 
 def lines_of(path: Path) -> list[str]:
-    return [parse_event(line).sentence() or "" for line in path.read_text().splitlines()]
+    return [parse_record(line).event.sentence() or "" for line in path.read_text().splitlines()]
 
 
 def write(file: JournalFile, *texts: str) -> None:
