@@ -53,12 +53,20 @@ class Learner:
 
 
 class StepOutcome(NamedTuple):
-    """What a step was: its mean loss in nats (perhaps not finite), whether it was taken, and on how much."""
+    """What a step was.
+
+    Attributes:
+        loss: mean over its targets, nats, perhaps not finite.
+        counts: whether its loss does; one that was left out, or drew nobody, has none.
+        targets, sequences: on how much it was taken.
+        dropped: it did not fit into memory.
+    """
 
     loss: float
-    taken: bool
+    counts: bool
     targets: int
     sequences: int
+    dropped: bool = False
 
 
 class Steps(Protocol):

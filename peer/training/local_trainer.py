@@ -150,21 +150,22 @@ class LocalTrainer:
         self.model.put(state)
         self.model.module.train()
         start, steps = time.monotonic(), self.config.training.local_steps
-        loss_sum, tokens, sequences, had_fitted = 0.0, 0, 0, not self._halved
+        loss_sum, tokens, sequences, dropped = 0.0, 0, 0, 0
         trained = self._selected(trainable)
         if stopped := self._steps.begin():
             return Trained(state, math.nan, 0, 0, 0, time.monotonic() - start, stopped=stopped)
         with self._own_generators(), frozen_but(trained, self._parameters):
             shift = Shift(trained, state, correction, self.config.training.proximal)
             for step in range(1, steps + 1):
-                loss, taken, targets, count = self._steps.take(shift)
-                if taken:
-                    loss_sum, tokens = loss_sum + loss * targets, tokens + targets
-                    sequences += count
+                took = self._steps.take(shift)
+                if took.counts:
+                    loss_sum, tokens = loss_sum + took.loss * took.targets, tokens + took.targets
+                    sequences += took.sequences
+                dropped += took.dropped
                 if on_step is not None:
-                    on_step(Step(step, steps, loss, targets))
+                    on_step(Step(step, steps, took.loss, took.targets))
         mean = loss_sum / tokens if tokens else math.nan
-        seconds, dropped = time.monotonic() - start, int(had_fitted and self._halved)
+        seconds = time.monotonic() - start
         return Trained(self.model.state(), mean, steps, sequences, tokens, seconds, dropped)
 
     def _selected(self, trainable: TrainableFactors) -> Parameters:

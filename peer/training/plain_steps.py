@@ -53,7 +53,7 @@ class PlainSteps:
         else:
             return StepOutcome(loss, taken, targets, len(batch["labels"]))
         release_cache()  # here, because the exception holds what did not fit
-        return StepOutcome(math.nan, False, 0, 0)
+        return StepOutcome(math.nan, False, 0, 0, dropped=True)
 
     def _step(self, batch: Batch, shift: Shift) -> tuple[float, bool]:
         """Take one step; return its loss, and whether it was taken (else loss or gradient were not finite)."""
