@@ -201,7 +201,7 @@ class RoundDone:
     merging: bool
     """Whether it is a round of the final merge, in which nobody trains."""
     loss: float
-    """Mean training loss; null when merging."""
+    """Mean training loss; null when merging, and where no local step was taken."""
     age: int
     """Local steps that went into our adapter."""
     mixed: tuple[str, ...]
@@ -256,7 +256,8 @@ class RoundDone:
         mixed = ", ".join(self.mixed) or "nobody"
         missing = "".join(f"; {peer} {reason}" for peer, reason in self.failed)
         odd = odd_neighbors(self.neighbors, self.distance_ratios, self.trimmed)
-        work = "final merge" if self.merging else f"training loss {_loss(self.loss)}"
+        trained = "not trained" if math.isnan(self.loss) else f"training loss {_loss(self.loss)}"
+        work = "final merge" if self.merging else trained
         return (
             f"round {self.round + 1}/{self.rounds}: {work}, mixed with {mixed}{missing}{odd} "
             f"({self.collect_s:.1f} s), in {megabytes(self.bytes_in)}, out {megabytes(self.bytes_out)}"

@@ -123,6 +123,8 @@ async def live(
         async with supervised as (training, ready):
             run = prepare_run(plan, home, key, name, checkpoint, ready)
             journal.emit(model_ready(config, ready))
+            for note in ready.notes:
+                journal.emit(Note(text=note))
             await take_part(run, training, factory, journal, leaving)
     if leaving.signal and not home.has_checkpoint:
         journal.emit(Note(text="stopped before the first round was complete; nothing to resume"))
@@ -197,6 +199,7 @@ class Peer:
     records: RoundRecords
     journal: Journal
     is_done: bool = False
+    has_stopped: bool = False  # training has; the user knows
 
     async def gather(self) -> None:
         """Say where we listen, join the peers we were given and wait for as many as wanted."""
@@ -288,6 +291,9 @@ class Peer:
                 self._note(dropped_step(action.round, self.run.plan.config.training.batch_size))
             if trained.unsaved:
                 self.records.saving.trainer_refused(action.round, trained.unsaved)
+            if trained.stopped and not self.has_stopped:
+                self.has_stopped = True
+                self._note(f"from round {action.round + 1} on: {trained.stopped}")
             self.post(Trained(trained.state, trained.steps, trained.loss))
 
     async def _check(self, action: Check) -> None:
