@@ -30,6 +30,7 @@ class NodeSettings:
         overlap: read neighbors while the local steps run.
         data: what we announce of our data, where the topology asks for it.
         roster: all peers of the run, sorted, if W is that of a roster whoever is there; empty = that of who is there.
+        masked: of a row only the weighted sum is read, which masks let through.
     """
 
     topology: Topology
@@ -43,6 +44,7 @@ class NodeSettings:
     overlap: bool = False
     data: Announced | None = None
     roster: tuple[str, ...] = ()
+    masked: bool = False
 
 
 class NodeSnapshot(NamedTuple):

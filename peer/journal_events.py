@@ -224,6 +224,8 @@ class RoundDone:
     """Bytes received."""
     bytes_out: int
     """Bytes sent."""
+    mask_bytes: int
+    """Bytes of both that were questions and answers about masks."""
     fetches_ok: int
     """Fetches that brought an adapter."""
     fetches_failed: int

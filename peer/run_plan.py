@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gossip import mask_rules
 from gossip.adapter import AdapterSpec
 from gossip.errors import LocalError
 from gossip.methods import compatibility
@@ -27,6 +28,7 @@ from gossip.methods.method_set import MERGES, MethodNames, MethodSet, resolve
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.readers import Readers, everybody, row_readers
+from gossip.roster import roster_digest, rows_of
 from gossip.settings import NodeSettings
 from peer.config import MixingOptions, PeerConfig
 from peer.network.catalogue import check_listen, peer_of
@@ -109,7 +111,19 @@ class RunPlan:
                 f"--roster does not name this peer, {me}: add it, for all peers of the run alike, or leave --roster "
                 "out on all"
             )
-        return row_readers(self.topology, me, self.roster)
+        return row_readers(rows_of(self.topology, self.roster), me)
+
+    @property
+    def masked(self) -> bool:
+        """Whether only sums of adapters are read."""
+        return self.config.privacy.mask != "none"
+
+    @property
+    def mask(self) -> str:
+        """What the manifest says of it."""
+        if not self.masked:
+            return "none"
+        return f"{self.config.privacy.mask} {roster_digest(self.topology, self.roster).hex()}"
 
     def node_settings(self, methods: MethodSet, data: Announced | None = None) -> NodeSettings:
         """Return what the node is run with; ``data``: what we announce of ours."""
@@ -126,6 +140,7 @@ class RunPlan:
             overlap=mixing.overlap,
             data=data,
             roster=self.roster,
+            masked=self.masked,
         )
 
     def reads_per_round(self) -> int:
@@ -173,6 +188,19 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
         )
     expected = peers or _members_said(config) or MEMBERS_GUESSED
     compatibility.check(names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap)
+    if config.privacy.mask != "none":
+        mask_rules.check(
+            mask_rules.MaskedRun(
+                names=names,
+                topology=topology,
+                roster=mixing.roster,
+                collect_s=mixing.collect_s,
+                overlap=mixing.overlap,
+                budget=mixing.budget_mb > 0,
+                robust=mixing.robust,
+                readers=config.privacy.readers,
+            )
+        )
     return RunPlan(config, topology, names, _roster_of_readers(config, topology))
 
 

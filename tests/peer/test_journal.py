@@ -55,6 +55,7 @@ ROUND = RoundDone(
     peers=2,
     bytes_in=100,
     bytes_out=2_500_000,
+    mask_bytes=0,
     fetches_ok=2,
     fetches_failed=1,
     rejected={"malformed": 2},
@@ -127,7 +128,7 @@ def test_the_line_of_a_round_is_what_programs_have_always_read() -> None:
         '{"event": "round", "at": 12.345, "round": 0, "rounds": 3, "merging": false, "loss": 1.5, "age": 3, '
         '"mixed": ["anna", "böd"], "mixed_rounds": [0, 1], "failed": [["carl", "late"]], '
         '"objections": [["dora", "norm"]], "drift": 0.125, "cross_term": null, "collect_s": 0.25, '
-        '"deadline_s": 60.0, "peers": 2, "bytes_in": 100, "bytes_out": 2500000, "fetches_ok": 2, '
+        '"deadline_s": 60.0, "peers": 2, "bytes_in": 100, "bytes_out": 2500000, "mask_bytes": 0, "fetches_ok": 2, '
         '"fetches_failed": 1, "rejected": {"malformed": 2}, "saved": true}'
     )
     assert ROUND.sentence() == (
