@@ -37,9 +37,10 @@ On this machine:
 - ``exported``: the adapter as others load it, kept up to the newest checkpoint.
 - ``child_python``: how a child process finds our packages.
 
-And two rooms that know neither each other nor the files above (but ``config``, ``options``, ``durable`` and
-``child_python``):
+And three rooms that do not know the files above (but ``config``, ``options``, ``durable`` and ``child_python``), nor
+each other, except that training may use the second:
 
 - ``network/``: transports.
+- ``privacy/``: what training with noise promises, counted; the ledger of what is spent.
 - ``training/``: the training process: models, data, adapters, local steps.
 """

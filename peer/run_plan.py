@@ -27,6 +27,7 @@ from gossip.methods.feedback import FEEDBACKS, default_feedback
 from gossip.methods.method_set import MERGES, MethodNames, MethodSet, resolve
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
+from gossip.methods.robust import READS_MIN, ROBUST
 from gossip.readers import Readers, everybody, row_readers
 from gossip.roster import roster_digest, rows_of
 from gossip.settings import NodeSettings
@@ -54,6 +55,7 @@ CATALOGUES: Mapping[str, Mapping[str, Entry[Any]]] = {
     "optimizer": OPTIMIZERS,
     "codec": CODECS,
     "feedback": FEEDBACKS,
+    "robust": ROBUST,
 }
 """Option of ``peer run`` -> what it may be."""
 
@@ -66,12 +68,14 @@ class RunPlan:
         config: what the user asked for.
         topology: who reads whom.
         names: the methods in canonical writing, before a byte budget has its say.
+        robust: the rule for rows that may contain liars, in canonical writing.
         roster: all peers of the run, sorted, if only those may read a peer whose row names it; empty = all may.
     """
 
     config: PeerConfig
     topology: Topology
     names: MethodNames
+    robust: str
     roster: tuple[str, ...] = ()
 
     def methods(self, spec: AdapterSpec) -> MethodSet:
@@ -139,9 +143,28 @@ class RunPlan:
             check_slack=mixing.check_slack,
             overlap=mixing.overlap,
             data=data,
+            robust=self.robust,
             roster=self.roster,
             masked=self.masked,
         )
+
+    def robust_note(self) -> str:
+        """Return what ``--robust auto`` has become, for the user; empty where the user has said it."""
+        mixing, topology = self.config.mixing, self.config.mixing.topology
+        if mixing.robust.strip().lower() != "auto":
+            return ""
+        if self.masked:
+            return "--robust auto is none here: under --mask pairs a row is read as one sum"
+        if self.robust == "none":
+            method = compatibility.counts_on_whole_rows(self.names)
+            return f"--robust auto is none here: {method} counts on rows that are mixed as they came"
+        rule = f"rows of {READS_MIN} and more neighbors are mixed by trim-clip"
+        if not (self.topology.own_sample or _members_said(self.config)):
+            return f"--robust auto: {rule}, smaller ones as they came"
+        reads = self.reads_per_round()
+        if reads >= READS_MIN:
+            return f"--robust auto: {rule}"
+        return f"--robust auto is none here: {rule}, and --topology {topology} reads {reads}"
 
     def reads_per_round(self) -> int:
         """Return how many neighbors a peer reads in a round at most.
@@ -187,21 +210,31 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             "has labels: use --task classification --labels ..., or another topology"
         )
     expected = peers or _members_said(config) or MEMBERS_GUESSED
-    compatibility.check(names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap)
+    robust = written("robust rule", mixing.robust, ROBUST)
     if config.privacy.mask != "none":
-        mask_rules.check(
-            mask_rules.MaskedRun(
-                names=names,
-                topology=topology,
-                roster=mixing.roster,
-                collect_s=mixing.collect_s,
-                overlap=mixing.overlap,
-                budget=mixing.budget_mb > 0,
-                robust=mixing.robust,
-                readers=config.privacy.readers,
-            )
+        _check_masks(config, topology, names)
+    if robust == "auto" and (config.privacy.mask != "none" or compatibility.counts_on_whole_rows(names)):
+        robust = "none"
+    compatibility.check(
+        names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap, robust=robust
+    )
+    return RunPlan(config, topology, names, robust, _roster_of_readers(config, topology))
+
+
+def _check_masks(config: PeerConfig, topology: Topology, names: MethodNames) -> None:
+    mixing = config.mixing
+    mask_rules.check(
+        mask_rules.MaskedRun(
+            names=names,
+            topology=topology,
+            roster=mixing.roster,
+            collect_s=mixing.collect_s,
+            overlap=mixing.overlap,
+            budget=mixing.budget_mb > 0,
+            robust=mixing.robust,
+            readers=config.privacy.readers,
         )
-    return RunPlan(config, topology, names, _roster_of_readers(config, topology))
+    )
 
 
 def check_inputs(config: PeerConfig) -> None:
