@@ -102,7 +102,8 @@ def _problem_of_rows(run: MaskedRun) -> str:
     if not topology.is_static or topology.own_sample or topology.wants:
         return (
             f"needs rows that stay as they are, because sums of changing rows tell single adapters apart, and "
-            f"--topology {topology.name} with its weights changes them: use --topology random-regular:4"
+            f"--topology {topology.name} with its weights changes them: use --topology random-regular:4 --weights "
+            "metropolis-hastings"
         )
     rows = rows_of(topology, roster)
     reads = sorted(len(rows(peer, "round", 0)) for peer in roster)

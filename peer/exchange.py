@@ -65,6 +65,12 @@ async def send_message(stream: Stream, message: Message, traffic: Traffic) -> No
     frame = wire.framed(message)
     await stream.send(frame)
     traffic.bytes_out += len(frame)
+    traffic.mask_bytes += _about_masks(message, len(frame))
+
+
+def _about_masks(message: Message, frame_bytes: int) -> int:
+    """Return the bytes of a frame that is as long as it is because it shows keys."""
+    return frame_bytes if isinstance(message, Pull) and message.keys else 0
 
 
 async def receive_message(stream: Stream, wait_s: float, traffic: Traffic) -> Message:
@@ -81,7 +87,9 @@ async def receive_message(stream: Stream, wait_s: float, traffic: Traffic) -> Me
         except Ended as error:
             raise Ended(error.received + wire.LENGTH_BYTES, length + wire.LENGTH_BYTES) from error
         traffic.bytes_in += wire.LENGTH_BYTES + length
-        return wire.decode(frame)
+        message = wire.decode(frame)
+        traffic.mask_bytes += _about_masks(message, wire.LENGTH_BYTES + length)
+        return message
     raise Unreachable(f"no answer within {wait_s:g} s")
 
 

@@ -225,7 +225,7 @@ class RoundDone:
     bytes_out: int
     """Bytes sent."""
     mask_bytes: int
-    """Bytes of both that were questions and answers about masks."""
+    """Bytes of both that masks cost: keys shown with pulls, questions and answers about masks."""
     fetches_ok: int
     """Fetches that brought an adapter."""
     fetches_failed: int
