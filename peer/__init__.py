@@ -24,6 +24,7 @@ Taking part:
 - ``membership``, ``exchange``: who takes part; the conversations with them.
 - ``standing``: whom we have greeted.
 - ``publisher``: the serving side of pulls.
+- ``mask_keys``, ``masks``, ``masked_reading``: the keys of masks, our masks, and reading sums of others'.
 - ``signing``, ``incarnation``: what we stand by, and in which life.
 - ``streams``: what follows from how each conversation ended.
 - ``round_records``: what stays of a round.

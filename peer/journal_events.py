@@ -242,6 +242,8 @@ class RoundDone:
     """Bytes received."""
     bytes_out: int
     """Bytes sent."""
+    mask_bytes: int
+    """Bytes of both that masks cost: keys shown with pulls, questions and answers about masks."""
     fetches_ok: int
     """Fetches that brought an adapter."""
     fetches_failed: int

@@ -20,12 +20,14 @@ import trio
 
 from gossip.errors import Diverged
 from gossip.events import (
+    ROW,
     Action,
     Check,
     Checked,
     Distrust,
     Event,
     Fetch,
+    FetchSum,
     Finish,
     Penalize,
     Publish,
@@ -258,6 +260,8 @@ class Peer:
                 self.streams.publish(action.published)
             case Fetch():
                 self.nursery.start_soon(self.streams.fetch, action)
+            case FetchSum():
+                self.nursery.start_soon(self.streams.fetch_sum, action)
             case SetTimer():
                 self.nursery.start_soon(self._wait, action)
             case Check():
@@ -265,7 +269,8 @@ class Peer:
             case Distrust():
                 self.journal.emit(left_out(action, self.membership))
             case Penalize():
-                self.membership.strike(action.peer, action.reason)
+                if action.peer != ROW:  # of a sum nobody knows whose fault it is
+                    self.membership.strike(action.peer, action.reason)
             case Report():
                 await self._report(action)
             case Finish():
