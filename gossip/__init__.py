@@ -8,6 +8,7 @@ reading order:
     manifest               all that must be equal between the peers of a run
     messages, wire         what peers say to each other, and as which bytes
     published              an adapter as published, and the last few of them: which answers a request
+    readers                who may read it
     offers                 what an offer of this run must be to answer a question
     claims                 what peers have signed, and when that proves that one of them lies
     events, node           the node's contract with the world, and the protocol

@@ -72,15 +72,17 @@ class RecentPublications:
         """Add the newest adapter of its kind; the oldest of that kind beyond ``kept`` falls off."""
         self._shelves.setdefault(published.kind, deque(maxlen=self._kept)).append(published)
 
-    def find(self, pull: Pull, *, waited: bool) -> PublishedAdapter | None:
+    def find(
+        self, pull: Pull, *, waited: bool, may_read: Callable[[PublishedAdapter], bool] = lambda _: True
+    ) -> PublishedAdapter | None:
         """Return the adapter that answers a request now, or None if it should be held (or, ``waited``, refused).
 
-        Only those of the kind asked for come into question. The rule, in order: the very bytes being resumed; the
-        round asked for; if that round is past, the newest, seen before or not (a reader behind us still averages with
-        where we are, also when we have finished); if it is still to come, nothing until the wait is over, and then the
-        newest that is news to the reader. ``is_news`` is the same as the reader checks it.
+        Only those of the kind asked for, which the reader may read, come into question. The rule, in order: the very
+        bytes being resumed; the round asked for; if that round is past, the newest, seen before or not (a reader behind
+        us still averages with where we are, also when we have finished); if it is still to come, nothing until the wait
+        is over, and then the newest that is news to the reader. ``is_news`` is the same as the reader checks it.
         """
-        shelf = self._shelves.get(pull.kind)
+        shelf = deque(one for one in self._shelves.get(pull.kind, ()) if may_read(one))
         if not shelf:
             return None
         if pull.offset:

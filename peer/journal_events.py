@@ -341,10 +341,14 @@ class Finished:
     """Folder of the adapter."""
     load: str | None
     """One line of Python that loads it in plain peft or transformers; null if nothing has been learned."""
+    refused: Mapping[str, int]
+    """Reason -> how often a connection was not let in or was cut off, or its peer broke a rule."""
 
     def sentence(self) -> str | None:
-        """Return how far we came and how to load the adapter."""
+        """Return how far we came, whom we refused, and how to load the adapter."""
         done = f"all {self.round} rounds are done" if self.complete else f"stopped after {self.round} rounds"
+        if self.refused:
+            done += f" (connections refused: {', '.join(f'{n} x {why}' for why, n in self.refused.items())})"
         if self.load is None:
             return f"{done}; nothing has been learned yet"
         return f"{done}; the adapter is {self.adapter}. Load it in plain peft with\n    {self.load}"

@@ -26,6 +26,8 @@ from gossip.methods.feedback import FEEDBACKS, default_feedback
 from gossip.methods.method_set import MERGES, MethodNames, MethodSet, resolve
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
+from gossip.methods.robust import READS_MIN, ROBUST
+from gossip.readers import Readers, everybody, row_readers
 from gossip.settings import NodeSettings
 from peer.config import MixingOptions, PeerConfig
 from peer.network.catalogue import check_listen, peer_of
@@ -51,6 +53,7 @@ CATALOGUES: Mapping[str, Mapping[str, Entry[Any]]] = {
     "optimizer": OPTIMIZERS,
     "codec": CODECS,
     "feedback": FEEDBACKS,
+    "robust": ROBUST,
 }
 """Option of ``peer run`` -> what it may be."""
 
@@ -63,11 +66,15 @@ class RunPlan:
         config: what the user asked for.
         topology: who reads whom.
         names: the methods in canonical writing, before a byte budget has its say.
+        robust: the rule for rows that may contain liars, in canonical writing.
+        roster: all peers of the run, sorted, if only those may read a peer whose row names it; empty = all may.
     """
 
     config: PeerConfig
     topology: Topology
     names: MethodNames
+    robust: str
+    roster: tuple[str, ...] = ()
 
     def methods(self, spec: AdapterSpec) -> MethodSet:
         """Return the run's methods for an adapter; a byte budget chooses the codec.
@@ -93,6 +100,21 @@ class RunPlan:
             rows=ready.rows if "rows" in wants else 0, labels=ready.label_rows if "labels" in wants else ()
         )
 
+    def readers(self, me: str) -> Readers:
+        """Return who may read us.
+
+        Raises:
+            LocalError: we are not on the roster, so that nobody would read us, and we nobody.
+        """
+        if not self.roster:
+            return everybody
+        if me not in self.roster:
+            raise LocalError(
+                f"--roster does not name this peer, {me}: add it, for all peers of the run alike, or leave --roster "
+                "out on all"
+            )
+        return row_readers(self.topology, me, self.roster)
+
     def node_settings(self, methods: MethodSet, data: Announced | None = None) -> NodeSettings:
         """Return what the node is run with; ``data``: what we announce of ours."""
         mixing = self.config.mixing
@@ -107,7 +129,25 @@ class RunPlan:
             check_slack=mixing.check_slack,
             overlap=mixing.overlap,
             data=data,
+            robust=self.robust,
+            roster=self.roster,
         )
+
+    def robust_note(self) -> str:
+        """Return what ``--robust auto`` has become, for the user; empty where the user has said it."""
+        mixing, topology = self.config.mixing, self.config.mixing.topology
+        if mixing.robust.strip().lower() != "auto":
+            return ""
+        if self.robust == "none":
+            method = compatibility.counts_on_whole_rows(self.names)
+            return f"--robust auto is none here: {method} counts on rows that are mixed as they came"
+        rule = f"rows of {READS_MIN} and more neighbors are mixed by trim-clip"
+        if not (self.topology.own_sample or _members_said(self.config)):
+            return f"--robust auto: {rule}, smaller ones as they came"
+        reads = self.reads_per_round()
+        if reads >= READS_MIN:
+            return f"--robust auto: {rule}"
+        return f"--robust auto is none here: {rule}, and --topology {topology} reads {reads}"
 
     def reads_per_round(self) -> int:
         """Return how many neighbors a peer reads in a round at most.
@@ -153,8 +193,13 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             "has labels: use --task classification --labels ..., or another topology"
         )
     expected = peers or _members_said(config) or MEMBERS_GUESSED
-    compatibility.check(names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap)
-    return RunPlan(config, topology, names)
+    robust = written("robust rule", mixing.robust, ROBUST)
+    if robust == "auto" and compatibility.counts_on_whole_rows(names):
+        robust = "none"
+    compatibility.check(
+        names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap, robust=robust
+    )
+    return RunPlan(config, topology, names, robust, _roster_of_readers(config, topology))
 
 
 def check_inputs(config: PeerConfig) -> None:
@@ -205,6 +250,23 @@ def _topology(config: PeerConfig, peers: int | None) -> Topology:
     except TopologyError as error:
         raise LocalError(f"--topology {mixing.topology} does not fit the roster: {error}") from error
     return topology
+
+
+def _roster_of_readers(config: PeerConfig, topology: Topology) -> tuple[str, ...]:
+    """Return the roster, sorted, if only those may read a peer whose row of W names it; nothing if all may.
+
+    Raises:
+        LocalError: that was asked for, and there is nothing by which a peer could know whose row names it.
+    """
+    asked = config.privacy.readers
+    mixing = config.mixing
+    if asked == "all" or (asked == "auto" and not mixing.roster):
+        return ()
+    if problem := compatibility.problem_of_row_readers(topology, mixing.roster, mixing.collect_s):
+        if asked == "auto":
+            return ()
+        raise LocalError(f"--readers row {problem}")
+    return tuple(sorted(mixing.roster))
 
 
 def _method_names(mixing: MixingOptions) -> MethodNames:

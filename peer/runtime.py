@@ -53,7 +53,7 @@ from peer.round_records import RoundRecords
 from peer.run_manifest import join_line
 from peer.run_plan import RunPlan
 from peer.streams import Streams, open_streams
-from peer.telling import left_out, measured, model_ready, training_callbacks
+from peer.telling import dropped_step, left_out, measured, model_ready, training_callbacks
 from peer.training.export import load_line_of
 from peer.training.process import TrainerProcess
 from peer.training.supervisor import StartTrainer, TrainingSupervisor, supervised_training
@@ -112,6 +112,8 @@ async def live(
     config, callbacks, me = plan.config, training_callbacks(journal), peer_id(key)
     name = config.network.name or me[-6:]
     journal.emit(Started(name=name, peer_id=me, home=home.path))
+    if note := plan.robust_note():
+        journal.emit(Note(text=note))
     checkpoint, complaints = home.newest()
     for complaint in complaints:
         journal.emit(Note(text=complaint))
@@ -240,7 +242,10 @@ class Peer:
         await self.records.saving.finish()
         adapter = self.run.home.adapter
         load = load_line_of(adapter, self.run.plan.config.model) if self.records.saving.checkpoint else None
-        self.journal.emit(Finished(complete=complete, round=self.node.round, adapter=adapter, load=load))
+        refused = dict(self.streams.refused)
+        self.journal.emit(
+            Finished(complete=complete, round=self.node.round, adapter=adapter, load=load, refused=refused)
+        )
 
     async def _perform(self, action: Action) -> None:
         match action:
@@ -279,6 +284,8 @@ class Peer:
             self.records.saving.keep_trainer_file(action.round)
             self.post(TrainingFailed(action.round, str(error)))
         else:
+            if trained.dropped:
+                self._note(dropped_step(action.round, self.run.plan.config.training.batch_size))
             if trained.unsaved:
                 self.records.saving.trainer_refused(action.round, trained.unsaved)
             self.post(Trained(trained.state, trained.steps, trained.loss))

@@ -6,7 +6,7 @@ strike against a peer that did what no honest peer does.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import trio
@@ -90,7 +90,12 @@ class Streams:
         self._traffic = traffic
         self._post = post
         self._publisher = Publisher(
-            self._fingerprint, self._shape, traffic, membership.standing.is_welcome, run.signer.signed
+            self._fingerprint,
+            self._shape,
+            traffic,
+            membership.standing.is_welcome,
+            run.signer.signed,
+            run.readers,
         )
         if initial := run.initial:
             self._publisher.publish(initial)
@@ -99,6 +104,11 @@ class Streams:
     def addresses(self) -> tuple[str, ...]:
         """Full addresses under which others reach us."""
         return self._transport.addresses
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Reason -> how often the transport refused others for it."""
+        return self._transport.refused
 
     def publish(self, published: PublishedAdapter) -> None:
         """Let others read an adapter."""

@@ -60,6 +60,14 @@ def measured(round: int, result: Evaluated) -> Measured:
     )
 
 
+def dropped_step(round: int, batch_size: int) -> str:
+    """Return what the user is told of a step that did not fit into memory; ``round``: from 0."""
+    return (
+        f"a step of round {round + 1} did not fit into memory and was dropped; from now on a batch has at most "
+        f"{max(1, batch_size // 2)} sequences. To choose yourself: a lower --batch-size or --max-length"
+    )
+
+
 def left_out(distrust: Distrust, membership: Membership) -> LeftOut:
     """Return the event of a neighbor that is left out."""
     return LeftOut(

@@ -26,6 +26,7 @@ from gossip.methods.method_set import MethodNames
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.requirements import Requirements
+from gossip.methods.robust import ROBUST
 from gossip.methods.stability import PAIRS, Outer, random_bound, static_bound
 from topology.errors import TopologyError
 from topology.links import Topology
@@ -67,6 +68,7 @@ class Settings:
         codec: how adapters travel.
         codec_is_exact: nothing is lost on the way.
         refactors: products are mixed and split into factors anew.
+        robust: the rule for a row that may contain liars.
     """
 
     collect_s: float = 60.0
@@ -74,6 +76,7 @@ class Settings:
     codec: str = "float32"
     codec_is_exact: bool = True
     refactors: bool = False
+    robust: str = "none"
 
 
 class _OfTopology(NamedTuple):
@@ -129,6 +132,13 @@ OF_SETTINGS = (
         lambda settings: "--factors tsvd mixes products and factors them anew",
         "--factors both",
     ),
+    _OfSettings(
+        "whole_rows",
+        "rows that are mixed as they came",
+        lambda settings: settings.robust == "none",
+        lambda settings: f"--robust {settings.robust} changes them",
+        "--robust none",
+    ),
 )
 
 SUGGESTED: dict[str, frozenset[str]] = {
@@ -166,14 +176,20 @@ def facts_of(topology: Topology, peers: int) -> TopologyFacts:
 
 
 def check(
-    names: MethodNames, topology: Topology, peers: int, *, collect_s: float, overlap: bool = False
+    names: MethodNames,
+    topology: Topology,
+    peers: int,
+    *,
+    collect_s: float,
+    overlap: bool = False,
+    robust: str = "none",
 ) -> None:
     """Refuse methods that do not go together, or not with this topology.
 
     Args:
         names: how the run's methods are written.
         peers: how many are expected, >= 1.
-        collect_s, overlap: see ``Settings``.
+        collect_s, overlap, robust: see ``Settings``.
 
     Raises:
         LocalError: an unknown method, or a clash: who needs what, what there is instead, and what would be valid.
@@ -186,12 +202,9 @@ def check(
         codec=names.codec,
         codec_is_exact=find("codec", names.codec, CODECS).relative_error == 0.0,
         refactors=rule.refactors,
+        robust=robust,
     )
-    needs = {
-        f"--factors {names.factors}": rule.requires,
-        f"--mixing {names.mixing}": mixer.requires,
-        f"--optimizer {names.optimizer}": optimizer.requires,
-    }
+    needs = _needs(names) | {f"--robust {robust}": find("robust rule", robust, ROBUST).requires}
     facts = facts_of(topology, peers)
     check_requirements(needs, facts, settings)
     if overlap and names.optimizer != "none":
@@ -203,6 +216,19 @@ def check(
         check_reweighing(f"--mixing {names.mixing}", f"--optimizer {names.optimizer}", optimizer.requires)
     if optimizer.outer:
         check_outer(f"--optimizer {names.optimizer}", optimizer.outer, facts)
+
+
+def counts_on_whole_rows(names: MethodNames) -> str:
+    """Return which method, as it is written, a robust rule would put out of order; empty = none."""
+    return next((method for method, required in _needs(names).items() if required.whole_rows), "")
+
+
+def _needs(names: MethodNames) -> dict[str, Requirements]:
+    return {
+        f"--factors {names.factors}": find("factor rule", names.factors, FACTORS).requires,
+        f"--mixing {names.mixing}": find("mixing rule", names.mixing, MIXERS).requires,
+        f"--optimizer {names.optimizer}": find("optimizer", names.optimizer, OPTIMIZERS).requires,
+    }
 
 
 def check_requirements(needs: Mapping[str, Requirements], facts: TopologyFacts, settings: Settings) -> None:
@@ -272,6 +298,33 @@ def check_outer(optimizer: str, outer: Outer, facts: TopologyFacts) -> None:
         f"{optimizer} drives peers apart over --topology {facts.name}: with momentum {outer.mu:g} the step must be "
         f"below {bound:.3g}, not {outer.gamma:g}: use {instead}"
     )
+
+
+def problem_of_row_readers(topology: Topology, roster: Sequence[str], collect_s: float) -> str:
+    """Return why a peer cannot know whose row of W names it, and what to do about it; empty = it can.
+
+    Args:
+        roster: all peers of the run; empty = not given.
+        collect_s: see ``Settings``.
+    """
+    if not roster:
+        return "needs to know who takes part: give --roster and the ids of all peers, or use --readers all"
+    if topology.own_sample:
+        return (
+            f"needs a W on which all agree, but with --topology {topology.name} each peer draws whom it reads: use "
+            "--topology random-regular:4, or --readers all"
+        )
+    if topology.wants:
+        return (
+            f"needs a W that nobody can change, but --topology {topology.name} and its weights go by what peers "
+            "announce of their data: use --topology random-regular:4 --weights metropolis-hastings, or --readers all"
+        )
+    if not collect_s and not topology.is_static:
+        return (
+            f"needs rounds in lock step where W changes with them, as that of --topology {topology.name}: use a "
+            "static topology such as random-regular:4, --collect-s 60, or --readers all"
+        )
+    return ""
 
 
 def _topology_for(required: Requirements, lacking: Sequence[str]) -> str:
