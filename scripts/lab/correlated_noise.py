@@ -107,7 +107,7 @@ DISTANCE = 4.0
 """Of the means of two classes, in standard deviations of a feature; 76 to 94 % are right. Source: tried."""
 CLIP = 1.0
 RATES = (0.003, 0.03, 0.3, 3.0)
-"""Learning rates that are tried. Wide steps do: with features of one length, what is right depends little on the rate."""
+"""Learning rates that are tried. Wide steps do: with features of one length, little depends on the rate."""
 TUNING_SEED = 1000
 """Learning rates are chosen on this one, and results are of others."""
 
@@ -135,7 +135,8 @@ def clipped_sums(
     errors -= np.eye(CLASSES)[classes]
     lengths = np.linalg.norm(errors, axis=-1) * np.linalg.norm(features, axis=-1)
     errors *= (taken * np.minimum(1, CLIP / lengths))[..., None]
-    return features.transpose(0, 2, 1) @ errors
+    sums: Matrix = features.transpose(0, 2, 1) @ errors
+    return sums
 
 
 def pair_noise(peers: int, shape: tuple[int, ...], draw: np.random.Generator) -> Matrix:
@@ -174,7 +175,8 @@ def mixing(case: Case) -> Matrix:
         return np.full((case.peers, case.peers), 1 / case.peers)
     row = np.zeros(case.peers)
     row[[step % case.peers for step in range(-(case.neighbors // 2), case.neighbors // 2 + 1)]] = 1
-    return np.array([np.roll(row, peer) for peer in range(case.peers)]) / row.sum()
+    rows: Matrix = np.array([np.roll(row, peer) for peer in range(case.peers)]) / row.sum()
+    return rows
 
 
 def accuracy(case: Case, rate: float, seed: int) -> float:
@@ -209,6 +211,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "pairs, 0.5, 2 collude": {"pair": 0.5, "colluders": 2},
     "pairs, 1": {"pair": 1.0},
     "pairs, 1, 2 collude": {"pair": 1.0, "colluders": 2},
+    "independent, 10 % lost": {"lost": 0.1},
+    "pairs, 0.5, 10 % lost": {"pair": 0.5, "lost": 0.1},
     "pairs, 1, 10 % lost": {"pair": 1.0, "lost": 0.1},
     "pairs, 1, 4 neighbors": {"pair": 1.0, "neighbors": 4},
     "independent, 4 neighbors": {"neighbors": 4},
