@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from peer.odd_neighbors import odd_neighbors
+
 STAGES = {
     "import": "loading libraries",
     "download": "downloading the base model",
@@ -199,7 +201,7 @@ class RoundDone:
     merging: bool
     """Whether it is a round of the final merge, in which nobody trains."""
     loss: float
-    """Mean training loss; null when merging."""
+    """Mean training loss; null when merging, and where no local step was taken."""
     age: int
     """Local steps that went into our adapter."""
     mixed: tuple[str, ...]
@@ -209,7 +211,23 @@ class RoundDone:
     failed: tuple[tuple[str, str], ...]
     """Pairs of name and reason: neighbors whose adapters did not come."""
     objections: tuple[tuple[str, str], ...]
-    """Pairs of name and reason: adapters that were dropped or clipped."""
+    """Pairs of name and reason: adapters dropped or clipped; "trimmed" and "clipped to row" alone mean nothing bad."""
+    neighbors: tuple[str, ...]
+    """Names of the peers whose adapters came; the following six are theirs, in the same order."""
+    distances: tuple[float, ...]
+    """How far each of these adapters was from ours; null if its values were not finite."""
+    distance_ratios: tuple[float, ...]
+    """The same relative to the lower median of the row."""
+    cosines: tuple[float, ...]
+    """Cosine of what it has learned since the common beginning with what we have, estimated; null if unknown."""
+    drifts: tuple[float, ...]
+    """How far it was from that peer's last adapter that came, estimated; null at first."""
+    trimmed: tuple[tuple[int, int], ...]
+    """Pairs of in how many rounds `--robust` left it out, and in how many it came, since the start of the process."""
+    objected: tuple[int, ...]
+    """In how many of these rounds a guard objected to it."""
+    measurements: int
+    """How many times a mix was measured on our own held-out rows before one was kept."""
     drift: float
     """How far mixing moved us, relative to the norm of our adapter."""
     cross_term: float
@@ -239,9 +257,11 @@ class RoundDone:
         """Return the round in one line."""
         mixed = ", ".join(self.mixed) or "nobody"
         missing = "".join(f"; {peer} {reason}" for peer, reason in self.failed)
-        work = "final merge" if self.merging else f"training loss {_loss(self.loss)}"
+        odd = odd_neighbors(self.neighbors, self.distance_ratios, self.trimmed)
+        trained = "not trained" if math.isnan(self.loss) else f"training loss {_loss(self.loss)}"
+        work = "final merge" if self.merging else trained
         return (
-            f"round {self.round + 1}/{self.rounds}: {work}, mixed with {mixed}{missing} "
+            f"round {self.round + 1}/{self.rounds}: {work}, mixed with {mixed}{missing}{odd} "
             f"({self.collect_s:.1f} s), in {megabytes(self.bytes_in)}, out {megabytes(self.bytes_out)}"
         )
 
@@ -343,10 +363,14 @@ class Finished:
     """Folder of the adapter."""
     load: str | None
     """One line of Python that loads it in plain peft or transformers; null if nothing has been learned."""
+    refused: Mapping[str, int]
+    """Reason -> how often a connection was not let in or was cut off, or its peer broke a rule."""
 
     def sentence(self) -> str | None:
-        """Return how far we came and how to load the adapter."""
+        """Return how far we came, whom we refused, and how to load the adapter."""
         done = f"all {self.round} rounds are done" if self.complete else f"stopped after {self.round} rounds"
+        if self.refused:
+            done += f" (connections refused: {', '.join(f'{n} x {why}' for why, n in self.refused.items())})"
         if self.load is None:
             return f"{done}; nothing has been learned yet"
         return f"{done}; the adapter is {self.adapter}. Load it in plain peft with\n    {self.load}"

@@ -24,14 +24,15 @@ from gossip.methods.catalogue import Entry, find, written
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
 from gossip.methods.feedback import FEEDBACKS, default_feedback
-from gossip.methods.method_set import MERGES, MethodNames, MethodSet, resolve
+from gossip.methods.merging import MERGES
+from gossip.methods.method_set import MethodNames, MethodSet, resolve
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.robust import READS_MIN, ROBUST
 from gossip.readers import Readers, everybody, row_readers
 from gossip.roster import roster_digest, rows_of
 from gossip.settings import NodeSettings
-from peer.config import MixingOptions, PeerConfig
+from peer.config import OPTIONS, MixingOptions, PeerConfig
 from peer.network.catalogue import check_listen, peer_of
 from peer.network.identity import is_peer_id
 from peer.training import trainers
@@ -44,6 +45,8 @@ from topology.links import Topology, parse_topology
 
 CORE_ADAPTER = "lora-xs"
 """The kind of adapter whose tensors are the cores that ``--factors r-only`` mixes."""
+PRIVATE_ADAPTERS = ("lora", "rslora", "lora-xs")
+"""Kinds of adapter of which each row's gradient can be told apart (``peer/training/per_sample.py``)."""
 MEMBERS_GUESSED = 4
 """Peers that a topology is judged for where the configuration does not say how many will come. Source: the demo."""
 SWEEP_SEEN = 32
@@ -56,6 +59,7 @@ CATALOGUES: Mapping[str, Mapping[str, Entry[Any]]] = {
     "codec": CODECS,
     "feedback": FEEDBACKS,
     "robust": ROBUST,
+    "merge": MERGES,
 }
 """Option of ``peer run`` -> what it may be."""
 
@@ -209,6 +213,7 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             f"--topology {mixing.topology} goes by how many rows of each label peers have, and only a classification "
             "has labels: use --task classification --labels ..., or another topology"
         )
+    _check_privacy(config, topology)
     expected = peers or _members_said(config) or MEMBERS_GUESSED
     robust = written("robust rule", mixing.robust, ROBUST)
     if config.privacy.mask != "none":
@@ -219,6 +224,47 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
         names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap, robust=robust
     )
     return RunPlan(config, topology, names, robust, _roster_of_readers(config, topology))
+
+
+def _check_privacy(config: PeerConfig, topology: Topology) -> None:
+    """Refuse what would break a promise of differential privacy, or cannot keep one.
+
+    Raises:
+        LocalError: says why, and a way out.
+    """
+    options, adapter = config.privacy, config.model.adapter
+    if not options.dp_epsilon:
+        if options.dp_unit != OPTIONS["dp_unit"].default:
+            raise LocalError(
+                f"--dp-unit {options.dp_unit} says whose data are protected, but not how well: give --dp-epsilon 8, too"
+            )
+        return
+    promise = f"--dp-epsilon {options.dp_epsilon:g}"
+    if adapter not in PRIVATE_ADAPTERS:
+        raise LocalError(
+            f"{promise} needs the gradient of each row by itself, for which there is no rule with --adapter {adapter}: "
+            f"use --adapter {', '.join(PRIVATE_ADAPTERS[:-1])} or {PRIVATE_ADAPTERS[-1]}"
+        )
+    if config.training.trainer != OPTIONS["trainer"].default:
+        raise LocalError(
+            f"{promise} is kept by --trainer local-steps alone; of {config.training.trainer} nobody knows whether it "
+            "adds noise: use local-steps, or no --dp-epsilon"
+        )
+    if config.model.private_head:
+        raise LocalError(
+            f"{promise} with --private-head would spend noise on a head that never travels and feeds all that does: "
+            "leave --private-head away"
+        )
+    if config.mixing.factors == "share-a":
+        raise LocalError(
+            f"{promise} with --factors share-a would spend noise on a factor that never travels and feeds the one that "
+            "does: use --factors both or ffa"
+        )
+    if topology.wants:
+        raise LocalError(
+            f"{promise} with --topology {config.mixing.topology} would tell everybody how many "
+            f"{' and '.join(sorted(topology.wants))} of ours there are, without noise: use --topology epidemic:3"
+        )
 
 
 def _check_masks(config: PeerConfig, topology: Topology, names: MethodNames) -> None:
@@ -310,8 +356,6 @@ def _method_names(mixing: MixingOptions) -> MethodNames:
     Raises:
         LocalError: an unknown name (the known ones are named) or a bad parameter.
     """
-    if mixing.merge not in MERGES:
-        raise LocalError(f"unknown --merge {mixing.merge!r}; known: {', '.join(MERGES)}")
     feedback = default_feedback(mixing.codec) if mixing.feedback == "auto" else mixing.feedback
     return MethodNames(
         factors=written("factor rule", mixing.factors, FACTORS),
@@ -320,5 +364,5 @@ def _method_names(mixing: MixingOptions) -> MethodNames:
         codec=written("codec", mixing.codec, CODECS),
         feedback=written("feedback", feedback, FEEDBACKS),
         gamma=mixing.gamma,
-        merge=mixing.merge,
+        merge=written("merge", mixing.merge, MERGES),
     )

@@ -55,7 +55,7 @@ from peer.round_records import RoundRecords
 from peer.run_manifest import join_line
 from peer.run_plan import RunPlan
 from peer.streams import Streams, open_streams
-from peer.telling import left_out, measured, model_ready, training_callbacks
+from peer.telling import dropped_step, left_out, measured, model_ready, training_callbacks
 from peer.training.export import load_line_of
 from peer.training.process import TrainerProcess
 from peer.training.supervisor import StartTrainer, TrainingSupervisor, supervised_training
@@ -125,6 +125,8 @@ async def live(
         async with supervised as (training, ready):
             run = prepare_run(plan, home, key, name, checkpoint, ready)
             journal.emit(model_ready(config, ready))
+            for note in ready.notes:
+                journal.emit(Note(text=note))
             await take_part(run, training, factory, journal, leaving)
     if leaving.signal and not home.has_checkpoint:
         journal.emit(Note(text="stopped before the first round was complete; nothing to resume"))
@@ -199,6 +201,7 @@ class Peer:
     records: RoundRecords
     journal: Journal
     is_done: bool = False
+    has_stopped: bool = False  # training has; the user knows
 
     async def gather(self) -> None:
         """Say where we listen, join the peers we were given and wait for as many as wanted."""
@@ -244,7 +247,10 @@ class Peer:
         await self.records.saving.finish()
         adapter = self.run.home.adapter
         load = load_line_of(adapter, self.run.plan.config.model) if self.records.saving.checkpoint else None
-        self.journal.emit(Finished(complete=complete, round=self.node.round, adapter=adapter, load=load))
+        refused = dict(self.streams.refused)
+        self.journal.emit(
+            Finished(complete=complete, round=self.node.round, adapter=adapter, load=load, refused=refused)
+        )
 
     async def _perform(self, action: Action) -> None:
         match action:
@@ -286,8 +292,13 @@ class Peer:
             self.records.saving.keep_trainer_file(action.round)
             self.post(TrainingFailed(action.round, str(error)))
         else:
+            if trained.dropped:
+                self._note(dropped_step(action.round, self.run.plan.config.training.batch_size))
             if trained.unsaved:
                 self.records.saving.trainer_refused(action.round, trained.unsaved)
+            if trained.stopped and not self.has_stopped:
+                self.has_stopped = True
+                self._note(f"from round {action.round + 1} on: {trained.stopped}")
             self.post(Trained(trained.state, trained.steps, trained.loss))
 
     async def _check(self, action: Check) -> None:

@@ -6,7 +6,7 @@ strike against a peer that did what no honest peer does.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import trio
@@ -118,6 +118,11 @@ class Streams:
     def addresses(self) -> tuple[str, ...]:
         """Full addresses under which others reach us."""
         return self._transport.addresses
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Reason -> how often the transport refused others for it."""
+        return self._transport.refused
 
     def publish(self, published: PublishedAdapter) -> None:
         """Let others read an adapter."""

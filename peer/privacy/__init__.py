@@ -6,6 +6,8 @@
 - ``accounting``: epsilon of many charges, and the noise that a promise needs.
 - ``ledger_file``: the files of the ledger, and what is refused of them.
 - ``ledger``: what has been spent for whose data, on the disk before it is spent.
+- ``guesses``: what a promise means for who guesses membership.
+- ``statement``: what the ledger says, in numbers and plain words.
 
 This room knows neither network nor training nor the command line; of ours it uses ``durable`` and ``gossip.errors``.
 """

@@ -39,7 +39,7 @@ TAIL_SHARE = 1e-6
 """Share of delta that may be counted as failures for what lies in the tails, and again for what leaves the window."""
 TILT_MIN, TILT_MAX = 1e-4, 1e4
 """Where the best tilt is looked for; it is about the order of the Rényi divergence that would count best."""
-OUTSIDE = 1e-8
+OUTSIDE = 1e-10
 """Mass of the tilted sum that may lie outside the transform's window, rounding included; delta is raised for it."""
 SHARE_OUTSIDE = 1e-4
 """Share of delta that what may lie outside of the window takes at most; with more, another tilt is tried."""
@@ -197,7 +197,7 @@ class _Sum:
         while not is_done:  # a tilt may be so good for the bound that epsilon lies out of its sight
             tilt /= 2
             found, is_tight = self._composed(tilt)
-            is_done = is_tight or found >= least
+            is_done = is_tight or found > least or tilt < TILT_MIN
             least = min(least, found)
         return min(bound, least)
 
@@ -235,7 +235,7 @@ class _Sum:
             return float(sums[0]), False
         # between this point and the one before, delta is a straight line in e^epsilon
         excess = above[index] + outside[index - 1] - self._delta
-        between = math.log(excess / weighted[index]) if excess > 0 else -math.inf
+        between = math.log(excess / weighted[index]) if excess > 0 and weighted[index] > 0 else math.inf
         least = max(0.0, min(float(sums[index]), max(float(sums[index - 1]), between)))
         return least, bool(outside[index - 1] <= SHARE_OUTSIDE * self._delta)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -353,6 +353,7 @@ class CountingTransport:
 
     peer_id = "a"
     addresses = ("/memory/a/p2p/a",)
+    refused: Mapping[str, int] = {}
 
     def __init__(self) -> None:
         self.now, self.most = 0, 0

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from light_peers import SPEC, Running, libp2p, limited, memory
+from light_peers import SPEC, Quadratic, Running, libp2p, limited, memory
 
 from gossip import wire
 from gossip.adapter import AdapterState
@@ -28,6 +29,7 @@ from peer.network.identity import peer_id
 from peer.network.transport import Unreachable
 from peer.publisher import Publisher
 from peer.signing import Signer
+from peer.training.frames import Trained
 
 
 @pytest.fixture
@@ -155,6 +157,58 @@ def test_a_peer_whose_training_diverges_goes_back_by_itself_and_on(homes: Any) -
         assert error.exit_code == 9
         assert "lower the learning rate" in str(error)
         assert float(never.home.newest()[0].state.flat[0]) > 0.9
+
+    limited(body)
+
+
+async def politely(running: Running) -> None:
+    """Let a peer end as after one signal, once it has begun its rounds."""
+    await running.heard.first(lambda event: isinstance(event, RoundDone))
+
+    async def signals() -> AsyncIterator[int]:
+        yield signal.SIGTERM
+
+    await running.leaving.watch(signals())
+
+
+def test_the_end_tells_how_many_connections_were_refused_and_why(homes: Any) -> None:
+    async def body() -> None:
+        make = libp2p()
+        running = Running(1, homes("a"), 1.0, rounds=10**6)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.run, make(running.key))
+            _, _, host, _, port, *_ = (await running.addresses())[0].split("/")
+            for _ in range(2):
+                stranger = await trio.open_tcp_stream(host, int(port))
+                async with stranger:
+                    await stranger.send_all(b"GET / HTTP/1.1\r\n\r\n" * 8)
+                    with suppress(trio.BrokenResourceError):  # it is closed with our bytes unread
+                        while await stranger.receive_some():
+                            pass
+            await politely(running)
+        (finished,) = running.events(Finished)
+        assert finished.refused == {"the handshake failed": 2}
+        assert "(connections refused: 2 x the handshake failed)" in (finished.sentence() or "")
+
+    limited(body)
+
+
+class Crowded(Quadratic):
+    """A training process one of whose steps does not fit into memory."""
+
+    async def train(self, state: AdapterState, round: int, *settings: Any) -> Trained:
+        return replace(await super().train(state, round, *settings), dropped=int(round == 1))
+
+
+def test_the_user_is_told_once_of_a_step_that_did_not_fit_into_memory(homes: Any) -> None:
+    async def body() -> None:
+        make = memory()
+        running = Running(1, homes("a"), 1.0, rounds=3, batch_size=6)
+        running.trainer = Crowded(1.0)
+        await running.run(make(running.key))
+        (told,) = [note.text for note in running.events(Note) if "memory" in note.text]
+        assert "a step of round 2 did not fit into memory and was dropped" in told
+        assert "at most 3 sequences" in told
 
     limited(body)
 

@@ -30,6 +30,7 @@ FIGURES = {
     "topology": ("topology: consensus / plain loop", 10),
     "rounds": ("rounds: the one in which a neighbor was killed", 4),
     "methods": ("methods: factors tsvd, share of the local steps", 16),
+    "dp": ("dp: a million values of noise", 2),
     "memory": ("memory: a whole peer, private", 4),
     "learning": ("demo: gossip below local only", 7),
 }
