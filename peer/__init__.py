@@ -8,6 +8,7 @@ What is told, and to whom:
 - ``journal_file``: the file among them, bounded.
 - ``journal_page``: writes docs/events.md.
 - ``odd_neighbors``: which neighbors of a round are worth a word.
+- ``journal_words``: how its numbers are said.
 - ``telling``: makes events of what the rooms know.
 
 From the command line to a run:
