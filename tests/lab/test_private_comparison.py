@@ -94,7 +94,10 @@ def test_rates_are_chosen_on_a_seed_of_their_own_and_finished_runs_are_kept(
         return 0.5 + better + 0.01 * (trial.seed % 10) - abs(math.log10(trial.rate / 3e-2)) / 10
 
     monkeypatch.setattr(private, "run_trial", measured)
-    assert command.main(["privacy", "--out", str(tmp_path), "--seeds", "2"], "compare.py") == LocalError.exit_code
+    assert (
+        command.main(["privacy", "--out", str(tmp_path), "--seeds", "2"], "compare.py")
+        == LocalError.exit_code
+    )
     assert len(results(tmp_path)) == 30
     monkeypatch.setattr(private, "run_trial", lambda trial: (ran.append(trial), 0.6)[1])
     assert len(list(compare(tmp_path, 2))) == 15, "27 to tune and 18 to compare, less what was done"
