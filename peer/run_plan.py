@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gossip import mask_rules
 from gossip.adapter import AdapterSpec
 from gossip.errors import LocalError
 from gossip.methods import compatibility
@@ -23,11 +24,13 @@ from gossip.methods.catalogue import Entry, find, written
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
 from gossip.methods.feedback import FEEDBACKS, default_feedback
-from gossip.methods.method_set import MERGES, MethodNames, MethodSet, resolve
+from gossip.methods.merging import MERGES
+from gossip.methods.method_set import MethodNames, MethodSet, resolve
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.robust import READS_MIN, ROBUST
 from gossip.readers import Readers, everybody, row_readers
+from gossip.roster import roster_digest, rows_of
 from gossip.settings import NodeSettings
 from peer.config import OPTIONS, MixingOptions, PeerConfig
 from peer.network.catalogue import check_listen, peer_of
@@ -56,6 +59,7 @@ CATALOGUES: Mapping[str, Mapping[str, Entry[Any]]] = {
     "codec": CODECS,
     "feedback": FEEDBACKS,
     "robust": ROBUST,
+    "merge": MERGES,
 }
 """Option of ``peer run`` -> what it may be."""
 
@@ -115,7 +119,19 @@ class RunPlan:
                 f"--roster does not name this peer, {me}: add it, for all peers of the run alike, or leave --roster "
                 "out on all"
             )
-        return row_readers(self.topology, me, self.roster)
+        return row_readers(rows_of(self.topology, self.roster), me)
+
+    @property
+    def masked(self) -> bool:
+        """Whether only sums of adapters are read."""
+        return self.config.privacy.mask != "none"
+
+    @property
+    def mask(self) -> str:
+        """What the manifest says of it."""
+        if not self.masked:
+            return "none"
+        return f"{self.config.privacy.mask} {roster_digest(self.topology, self.roster).hex()}"
 
     def node_settings(self, methods: MethodSet, data: Announced | None = None) -> NodeSettings:
         """Return what the node is run with; ``data``: what we announce of ours."""
@@ -133,6 +149,7 @@ class RunPlan:
             data=data,
             robust=self.robust,
             roster=self.roster,
+            masked=self.masked,
         )
 
     def robust_note(self) -> str:
@@ -140,6 +157,8 @@ class RunPlan:
         mixing, topology = self.config.mixing, self.config.mixing.topology
         if mixing.robust.strip().lower() != "auto":
             return ""
+        if self.masked:
+            return "--robust auto is none here: under --mask pairs a row is read as one sum"
         if self.robust == "none":
             method = compatibility.counts_on_whole_rows(self.names)
             return f"--robust auto is none here: {method} counts on rows that are mixed as they came"
@@ -197,7 +216,9 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
     _check_privacy(config, topology)
     expected = peers or _members_said(config) or MEMBERS_GUESSED
     robust = written("robust rule", mixing.robust, ROBUST)
-    if robust == "auto" and compatibility.counts_on_whole_rows(names):
+    if config.privacy.mask != "none":
+        _check_masks(config, topology, names)
+    if robust == "auto" and (config.privacy.mask != "none" or compatibility.counts_on_whole_rows(names)):
         robust = "none"
     compatibility.check(
         names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap, robust=robust
@@ -244,6 +265,22 @@ def _check_privacy(config: PeerConfig, topology: Topology) -> None:
             f"{promise} with --topology {config.mixing.topology} would tell everybody how many "
             f"{' and '.join(sorted(topology.wants))} of ours there are, without noise: use --topology epidemic:3"
         )
+
+
+def _check_masks(config: PeerConfig, topology: Topology, names: MethodNames) -> None:
+    mixing = config.mixing
+    mask_rules.check(
+        mask_rules.MaskedRun(
+            names=names,
+            topology=topology,
+            roster=mixing.roster,
+            collect_s=mixing.collect_s,
+            overlap=mixing.overlap,
+            budget=mixing.budget_mb > 0,
+            robust=mixing.robust,
+            readers=config.privacy.readers,
+        )
+    )
 
 
 def check_inputs(config: PeerConfig) -> None:
@@ -319,8 +356,6 @@ def _method_names(mixing: MixingOptions) -> MethodNames:
     Raises:
         LocalError: an unknown name (the known ones are named) or a bad parameter.
     """
-    if mixing.merge not in MERGES:
-        raise LocalError(f"unknown --merge {mixing.merge!r}; known: {', '.join(MERGES)}")
     feedback = default_feedback(mixing.codec) if mixing.feedback == "auto" else mixing.feedback
     return MethodNames(
         factors=written("factor rule", mixing.factors, FACTORS),
@@ -329,5 +364,5 @@ def _method_names(mixing: MixingOptions) -> MethodNames:
         codec=written("codec", mixing.codec, CODECS),
         feedback=written("feedback", feedback, FEEDBACKS),
         gamma=mixing.gamma,
-        merge=mixing.merge,
+        merge=written("merge", mixing.merge, MERGES),
     )

@@ -20,12 +20,14 @@ import trio
 
 from gossip.errors import Diverged
 from gossip.events import (
+    ROW,
     Action,
     Check,
     Checked,
     Distrust,
     Event,
     Fetch,
+    FetchSum,
     Finish,
     Penalize,
     Publish,
@@ -245,7 +247,10 @@ class Peer:
         await self.records.saving.finish()
         adapter = self.run.home.adapter
         load = load_line_of(adapter, self.run.plan.config.model) if self.records.saving.checkpoint else None
-        self.journal.emit(Finished(complete=complete, round=self.node.round, adapter=adapter, load=load))
+        refused = dict(self.streams.refused)
+        self.journal.emit(
+            Finished(complete=complete, round=self.node.round, adapter=adapter, load=load, refused=refused)
+        )
 
     async def _perform(self, action: Action) -> None:
         match action:
@@ -255,6 +260,8 @@ class Peer:
                 self.streams.publish(action.published)
             case Fetch():
                 self.nursery.start_soon(self.streams.fetch, action)
+            case FetchSum():
+                self.nursery.start_soon(self.streams.fetch_sum, action)
             case SetTimer():
                 self.nursery.start_soon(self._wait, action)
             case Check():
@@ -262,7 +269,8 @@ class Peer:
             case Distrust():
                 self.journal.emit(left_out(action, self.membership))
             case Penalize():
-                self.membership.strike(action.peer, action.reason)
+                if action.peer != ROW:  # of a sum nobody knows whose fault it is
+                    self.membership.strike(action.peer, action.reason)
             case Report():
                 await self._report(action)
             case Finish():

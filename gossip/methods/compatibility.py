@@ -22,6 +22,7 @@ from gossip.errors import LocalError
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
+from gossip.methods.merging import MERGES
 from gossip.methods.method_set import MethodNames
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
@@ -204,7 +205,10 @@ def check(
         refactors=rule.refactors,
         robust=robust,
     )
-    needs = _needs(names) | {f"--robust {robust}": find("robust rule", robust, ROBUST).requires}
+    needs = _needs(names) | {
+        f"--robust {robust}": find("robust rule", robust, ROBUST).requires,
+        f"--merge {names.merge}": find("merge", names.merge, MERGES).requires,
+    }
     facts = facts_of(topology, peers)
     check_requirements(needs, facts, settings)
     if overlap and names.optimizer != "none":

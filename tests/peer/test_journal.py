@@ -48,6 +48,14 @@ ROUND = RoundDone(
     mixed_rounds=(0, 1),
     failed=(("carl", "late"),),
     objections=(("dora", "norm"),),
+    neighbors=("anna", "böd"),
+    distances=(2.0, 1.0),
+    distance_ratios=(2.0, 1.0),
+    cosines=(0.5, math.nan),
+    drifts=(math.nan, 0.25),
+    trimmed=((1, 4), (0, 1)),
+    objected=(0, 0),
+    measurements=1,
     drift=0.125,
     cross_term=math.nan,
     collect_s=0.25,
@@ -55,6 +63,7 @@ ROUND = RoundDone(
     peers=2,
     bytes_in=100,
     bytes_out=2_500_000,
+    mask_bytes=0,
     fetches_ok=2,
     fetches_failed=1,
     rejected={"malformed": 2},
@@ -87,8 +96,10 @@ TOLD: tuple[JournalEvent, ...] = (
     Measured(round=5, own=1.25, all=None, per_file={}, accuracy=None, accuracy_all=None),
     Measured(round=5, own=1.25, all=1.5, per_file={"b": 1.75}, accuracy=1.0, accuracy_all=0.75),
     Personalized(own_share=0.25, loss=1.0, common_loss=1.25, own_loss=1.5, adapter=Path("anna/personal")),
-    Finished(complete=True, round=3, adapter=Path("anna/adapter"), load="model = x"),
-    Finished(complete=False, round=0, adapter=Path("anna/adapter"), load=None),
+    Finished(complete=True, round=3, adapter=Path("anna/adapter"), load="model = x", refused={}),
+    Finished(
+        complete=False, round=0, adapter=Path("anna/adapter"), load=None, refused={"too many newcomers": 12}
+    ),
 )
 
 
@@ -126,13 +137,25 @@ def test_the_line_of_a_round_is_what_programs_have_always_read() -> None:
     assert Record(12.345, ROUND).json_line() == (
         '{"event": "round", "at": 12.345, "round": 0, "rounds": 3, "merging": false, "loss": 1.5, "age": 3, '
         '"mixed": ["anna", "böd"], "mixed_rounds": [0, 1], "failed": [["carl", "late"]], '
-        '"objections": [["dora", "norm"]], "drift": 0.125, "cross_term": null, "collect_s": 0.25, '
-        '"deadline_s": 60.0, "peers": 2, "bytes_in": 100, "bytes_out": 2500000, "fetches_ok": 2, '
+        '"objections": [["dora", "norm"]], "neighbors": ["anna", "böd"], "distances": [2.0, 1.0], '
+        '"distance_ratios": [2.0, 1.0], "cosines": [0.5, null], "drifts": [null, 0.25], "trimmed": [[1, 4], [0, 1]], '
+        '"objected": [0, 0], "measurements": 1, "drift": 0.125, "cross_term": null, "collect_s": 0.25, '
+        '"deadline_s": 60.0, "peers": 2, "bytes_in": 100, "bytes_out": 2500000, "mask_bytes": 0, "fetches_ok": 2, '
         '"fetches_failed": 1, "rejected": {"malformed": 2}, "saved": true}'
     )
     assert ROUND.sentence() == (
         "round 1/3: training loss 1.500, mixed with anna, böd; carl late (0.2 s), in 0.1 kB, out 2.5 MB"
     )
+
+
+def test_the_sentence_of_a_round_names_neighbors_that_are_odd_and_no_others() -> None:
+    far = dataclasses.replace(ROUND, distance_ratios=(12.4, 1.0))
+    assert "anna is 12 times as far from us as usual" in str(far.sentence())
+    assert "böd " not in str(far.sentence())
+    again = dataclasses.replace(ROUND, trimmed=((1, 4), (8, 9)))
+    assert "böd left out as farthest in 8 of 9 rounds" in str(again.sentence())
+    by_chance = dataclasses.replace(ROUND, trimmed=((1, 1), (3, 12)))
+    assert by_chance.sentence() == ROUND.sentence()
 
 
 def test_numbers_that_are_not_finite_are_null_wherever_they_stand() -> None:
