@@ -160,9 +160,9 @@ class Attack(NamedTuple):
 ATTACKS: dict[str, Attack] = {
     "scale": Attack(scale, 10.0, "what it has learned, 10 times"),
     "sign": Attack(sign, 4.0, "the opposite of what it has learned, 4 times"),
-    "noise": Attack(noise, 1.0, "Gaussian noise as long as its adapter"),
+    "noise": Attack(noise, 5.0, "Gaussian noise, 5 times as long as its adapter"),
     "stale": Attack(stale, 1.0, "its first adapter, as if it were new"),
-    "equivocate": Attack(equivocate, 1.0, "such noise, another for each reader"),
+    "equivocate": Attack(equivocate, 5.0, "such noise, another for each reader"),
     "ipm": Attack(ipm, 1.0, "inner product manipulation: the opposite of what the honest learned"),
     "alie": Attack(alie, 1.5, "a little is enough: 1.5 standard deviations off the honest mean"),
     "dissensus": Attack(dissensus, 1.0, "takes back what each reader's honest neighbors give"),
