@@ -17,13 +17,15 @@ from gossip.events import Train
 from gossip.final_merge import MERGE_ROUNDS_MAX
 from gossip.messages import Kind
 from gossip.methods import products
+from gossip.methods.catalogue import find
 from gossip.methods.contribution import Contribution
 from gossip.methods.factors import switching_interval
 from gossip.methods.method_set import resolve
 from gossip.methods.pipeline import Mixed, Pipeline
 from gossip.methods.reach import Reach, RoundReach, vector_distance
 from gossip.methods.requirements import State
-from gossip.methods.stage import RoundContext
+from gossip.methods.robust import ROBUST, RobustRow
+from gossip.methods.stage import RoundContext, RowRule
 from gossip.published import PublishedAdapter
 from gossip.settings import NodeSettings
 from topology.consensus import measured_contraction
@@ -36,11 +38,13 @@ class Row(NamedTuple):
         context: of the round; its ``trained`` is our adapter after local steps.
         contributions: what has come and is usable, in sorted order of senders.
         neighbor_weight: the share of the row of W that is not ours.
+        reads: how many neighbors the row of W names, whether or not they came.
     """
 
     context: RoundContext
     contributions: Sequence[Contribution]
     neighbor_weight: float
+    reads: int
 
 
 class Pipelines:
@@ -68,6 +72,7 @@ class Pipelines:
         self._merge = Pipeline(me, methods.merge, initial, settings.norm_cap)
         self._interval = methods.factor_rule.interval  # None until it is measured
         self._distance = products.distance if methods.factor_rule.refactors else vector_distance
+        self._robust = find("robust rule", settings.robust, ROBUST)
         self._reach = Reach(settings.step_cap, self._moved(initial, state) if state else 0.0)
 
     @property
@@ -154,18 +159,19 @@ class Pipelines:
             self._reach.record(movement, [min(far, radius) for far in distances])
         return mixed
 
-    def try_mix(self, row: Row, excluded: frozenset[str] = frozenset()) -> Mixed:
-        """Return what ``mix`` would, and leave everything as it is."""
+    def try_mix(self, row: Row, excluded: frozenset[str] = frozenset(), *, is_robust: bool = True) -> Mixed:
+        """Return what ``mix`` would, or would without a robust rule, and leave everything as it is."""
         with self._of(row.context.round).trial():
-            return self._mixed(row, excluded)
+            return self._mixed(row, excluded, is_robust=is_robust)
 
     def reset(self) -> None:
         """Forget what the stages of rounds remember of an adapter that is given up."""
         self._rounds.reset()
 
-    def _mixed(self, row: Row, excluded: frozenset[str]) -> Mixed:
+    def _mixed(self, row: Row, excluded: frozenset[str], *, is_robust: bool = True) -> Mixed:
         context, pipeline = row.context, self._of(row.context.round)
-        mix = partial(pipeline.mix, reach=self._round_reach(context), excluded=excluded)
+        robust = self._row_rule(row) if is_robust else None
+        mix = partial(pipeline.mix, reach=self._round_reach(context), excluded=excluded, robust=robust)
         if not self._settings.overlap or self.is_merging(context.round):
             return mix(context, row.contributions, row.neighbor_weight)
         # What was published is mixed; what has been learned meanwhile comes on top.
@@ -195,6 +201,13 @@ class Pipelines:
             self._reach.longest if self.is_merging(context.round) else self._reach.radius, movement
         )
         return RoundReach(self._distance, radius, by_weight=self._methods.factor_rule.refactors)
+
+    def _row_rule(self, row: Row) -> RowRule | None:
+        """Return the robust rule for a round's row; the merge has its own (``merging.py``)."""
+        if self._settings.robust == "none" or self.is_merging(row.context.round):
+            return None
+        about = RobustRow(row.reads, self._distance, by_weight=self._methods.factor_rule.refactors)
+        return lambda own, others: self._robust.apply(own, others, about)
 
     def _of(self, round: int) -> Pipeline:
         return self._merge if self.is_merging(round) else self._rounds

@@ -41,7 +41,8 @@ class Quadratic:
         rounds: rounds per peer.
         topology, weights, collect_s, overlap: as in ``peer run``.
         methods: how the methods of the run are written.
-        step_cap, check_every, check_slack: see ``NodeSettings``; a peer's held-out loss is its own |x - b_i|^2 / 2.
+        step_cap, check_every, check_slack, robust: see ``NodeSettings``; a peer's held-out loss is its own
+            |x - b_i|^2 / 2.
         heterogeneity: how far the optima lie from their mean, times standard normal; 0 = all peers want the same.
         step_size: eta in (0, 1).
         local_steps: H >= 1.
@@ -60,6 +61,7 @@ class Quadratic:
     step_cap: float = math.inf
     check_every: int = 0
     check_slack: float = 0.25
+    robust: str = "none"
     step_size: float = 0.1
     local_steps: int = 3
     heterogeneity: float = 1.0
@@ -99,6 +101,7 @@ class Quadratic:
             step_cap=self.step_cap,
             check_every=self.check_every,
             check_slack=self.check_slack,
+            robust=self.robust,
         )
         return self._node(name, settings, members or self.names)
 

@@ -80,7 +80,7 @@ class Round:
     ) -> RoundEnd:
         """Return the round's end; ``contributions``: what can be mixed, in sorted order of senders."""
         said = [one._replace(confirmed=one.sender in self.served) for one in contributions]
-        row = Row(context, said, 1.0 - self.links.self_weight)
+        row = Row(context, said, 1.0 - self.links.self_weight, len(self.links.read_from))
         self.end = RoundEnd(pipelines, health, row, has_diverged=self.has_diverged)
         return self.end
 

@@ -105,7 +105,8 @@ class RoundEnd:
         if self._has_diverged:
             return self._go_back()
         mixed = self._pipelines.try_mix(self._row)
-        was_clipped, change = bool(mixed.objections), mixed.mixing_change
+        was_clipped = not all(objection.is_routine for objection in mixed.objections)
+        change = mixed.mixing_change
         round = self._row.context.round
         if not health.is_due(round, merging=self._merging, was_clipped=was_clipped, change=change):
             return Settled(self._pipelines.mix(self._row, tried=mixed))
@@ -128,7 +129,9 @@ class RoundEnd:
         """
         limit, losses = self._health.limit_above(alone), {}
         for suspect in _farthest(mixed):
-            losses[suspect] = yield self._without(self._everybody - {suspect})
+            # A robust rule knows nobody in a row of one: what is asked is what this one alone would do.
+            mix = self._pipelines.try_mix(self._row, self._everybody - {suspect}, is_robust=False)
+            losses[suspect] = yield mix.state
         suspects = sorted(losses, key=lambda peer: losses[peer])  # the worst last
         excluded = self._guilty(losses, alone, limit)
         if not excluded:

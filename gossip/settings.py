@@ -29,6 +29,7 @@ class NodeSettings:
         check_slack: by how much that loss may rise, as a share of what it is without any learning.
         overlap: read neighbors while the local steps run.
         data: what we announce of our data, where the topology asks for it.
+        robust: how the rule for a row that may contain liars is written (``methods/robust.py``).
     """
 
     topology: Topology
@@ -41,6 +42,7 @@ class NodeSettings:
     check_slack: float = 0.25
     overlap: bool = False
     data: Announced | None = None
+    robust: str = "none"
 
 
 class NodeSnapshot(NamedTuple):

@@ -130,7 +130,7 @@ def run(
 
 @app.command
 def methods() -> None:
-    """List what --factors, --mixing, --optimizer, --codec and --feedback may be."""
+    """List what --factors, --mixing, --optimizer, --codec, --feedback and --robust may be."""
     from gossip.methods.catalogue import signatures
     from peer.run_plan import CATALOGUES
 

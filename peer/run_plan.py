@@ -26,6 +26,7 @@ from gossip.methods.feedback import FEEDBACKS, default_feedback
 from gossip.methods.method_set import MERGES, MethodNames, MethodSet, resolve
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
+from gossip.methods.robust import READS_MIN, ROBUST
 from gossip.settings import NodeSettings
 from peer.config import MixingOptions, PeerConfig
 from peer.network.catalogue import check_listen, peer_of
@@ -51,6 +52,7 @@ CATALOGUES: Mapping[str, Mapping[str, Entry[Any]]] = {
     "optimizer": OPTIMIZERS,
     "codec": CODECS,
     "feedback": FEEDBACKS,
+    "robust": ROBUST,
 }
 """Option of ``peer run`` -> what it may be."""
 
@@ -63,11 +65,13 @@ class RunPlan:
         config: what the user asked for.
         topology: who reads whom.
         names: the methods in canonical writing, before a byte budget has its say.
+        robust: the rule for rows that may contain liars, in canonical writing.
     """
 
     config: PeerConfig
     topology: Topology
     names: MethodNames
+    robust: str
 
     def methods(self, spec: AdapterSpec) -> MethodSet:
         """Return the run's methods for an adapter; a byte budget chooses the codec.
@@ -107,7 +111,24 @@ class RunPlan:
             check_slack=mixing.check_slack,
             overlap=mixing.overlap,
             data=data,
+            robust=self.robust,
         )
+
+    def robust_note(self) -> str:
+        """Return what ``--robust auto`` has become, for the user; empty where the user has said it."""
+        mixing, topology = self.config.mixing, self.config.mixing.topology
+        if mixing.robust.strip().lower() != "auto":
+            return ""
+        if self.robust == "none":
+            method = compatibility.counts_on_whole_rows(self.names)
+            return f"--robust auto is none here: {method} counts on rows that are mixed as they came"
+        rule = f"rows of {READS_MIN} and more neighbors are mixed by trim-clip"
+        if not (self.topology.own_sample or _members_said(self.config)):
+            return f"--robust auto: {rule}, smaller ones as they came"
+        reads = self.reads_per_round()
+        if reads >= READS_MIN:
+            return f"--robust auto: {rule}"
+        return f"--robust auto is none here: {rule}, and --topology {topology} reads {reads}"
 
     def reads_per_round(self) -> int:
         """Return how many neighbors a peer reads in a round at most.
@@ -153,8 +174,13 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             "has labels: use --task classification --labels ..., or another topology"
         )
     expected = peers or _members_said(config) or MEMBERS_GUESSED
-    compatibility.check(names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap)
-    return RunPlan(config, topology, names)
+    robust = written("robust rule", mixing.robust, ROBUST)
+    if robust == "auto" and compatibility.counts_on_whole_rows(names):
+        robust = "none"
+    compatibility.check(
+        names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap, robust=robust
+    )
+    return RunPlan(config, topology, names, robust)
 
 
 def check_inputs(config: PeerConfig) -> None:

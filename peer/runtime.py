@@ -112,6 +112,8 @@ async def live(
     config, callbacks, me = plan.config, training_callbacks(journal), peer_id(key)
     name = config.network.name or me[-6:]
     journal.emit(Started(name=name, peer_id=me, home=home.path))
+    if note := plan.robust_note():
+        journal.emit(Note(text=note))
     checkpoint, complaints = home.newest()
     for complaint in complaints:
         journal.emit(Note(text=complaint))

@@ -26,6 +26,7 @@ from gossip.methods.method_set import MethodNames
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.requirements import Requirements
+from gossip.methods.robust import ROBUST
 from gossip.methods.stability import PAIRS, Outer, random_bound, static_bound
 from topology.errors import TopologyError
 from topology.links import Topology
@@ -67,6 +68,7 @@ class Settings:
         codec: how adapters travel.
         codec_is_exact: nothing is lost on the way.
         refactors: products are mixed and split into factors anew.
+        robust: the rule for a row that may contain liars.
     """
 
     collect_s: float = 60.0
@@ -74,6 +76,7 @@ class Settings:
     codec: str = "float32"
     codec_is_exact: bool = True
     refactors: bool = False
+    robust: str = "none"
 
 
 class _OfTopology(NamedTuple):
@@ -129,6 +132,13 @@ OF_SETTINGS = (
         lambda settings: "--factors tsvd mixes products and factors them anew",
         "--factors both",
     ),
+    _OfSettings(
+        "whole_rows",
+        "rows that are mixed as they came",
+        lambda settings: settings.robust == "none",
+        lambda settings: f"--robust {settings.robust} changes them",
+        "--robust none",
+    ),
 )
 
 SUGGESTED: dict[str, frozenset[str]] = {
@@ -166,14 +176,20 @@ def facts_of(topology: Topology, peers: int) -> TopologyFacts:
 
 
 def check(
-    names: MethodNames, topology: Topology, peers: int, *, collect_s: float, overlap: bool = False
+    names: MethodNames,
+    topology: Topology,
+    peers: int,
+    *,
+    collect_s: float,
+    overlap: bool = False,
+    robust: str = "none",
 ) -> None:
     """Refuse methods that do not go together, or not with this topology.
 
     Args:
         names: how the run's methods are written.
         peers: how many are expected, >= 1.
-        collect_s, overlap: see ``Settings``.
+        collect_s, overlap, robust: see ``Settings``.
 
     Raises:
         LocalError: an unknown method, or a clash: who needs what, what there is instead, and what would be valid.
@@ -186,12 +202,9 @@ def check(
         codec=names.codec,
         codec_is_exact=find("codec", names.codec, CODECS).relative_error == 0.0,
         refactors=rule.refactors,
+        robust=robust,
     )
-    needs = {
-        f"--factors {names.factors}": rule.requires,
-        f"--mixing {names.mixing}": mixer.requires,
-        f"--optimizer {names.optimizer}": optimizer.requires,
-    }
+    needs = _needs(names) | {f"--robust {robust}": find("robust rule", robust, ROBUST).requires}
     facts = facts_of(topology, peers)
     check_requirements(needs, facts, settings)
     if overlap and names.optimizer != "none":
@@ -203,6 +216,19 @@ def check(
         check_reweighing(f"--mixing {names.mixing}", f"--optimizer {names.optimizer}", optimizer.requires)
     if optimizer.outer:
         check_outer(f"--optimizer {names.optimizer}", optimizer.outer, facts)
+
+
+def counts_on_whole_rows(names: MethodNames) -> str:
+    """Return which method, as it is written, a robust rule would put out of order; empty = none."""
+    return next((method for method, required in _needs(names).items() if required.whole_rows), "")
+
+
+def _needs(names: MethodNames) -> dict[str, Requirements]:
+    return {
+        f"--factors {names.factors}": find("factor rule", names.factors, FACTORS).requires,
+        f"--mixing {names.mixing}": find("mixing rule", names.mixing, MIXERS).requires,
+        f"--optimizer {names.optimizer}": find("optimizer", names.optimizer, OPTIMIZERS).requires,
+    }
 
 
 def check_requirements(needs: Mapping[str, Requirements], facts: TopologyFacts, settings: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from gossip.adapter import AdapterState
@@ -31,11 +32,23 @@ class Contribution(NamedTuple):
 
 
 class Objection(NamedTuple):
-    """Why a contribution was dropped or changed, in a stable word; ``is_fault`` = honest peers never do it."""
+    """Why a contribution was dropped or changed.
+
+    Attributes:
+        sender: whose it was.
+        reason: a stable word.
+        is_fault: honest peers never do it.
+        is_routine: it happens to somebody in every round, and says nothing about whom it happened to.
+    """
 
     sender: str
     reason: str
     is_fault: bool
+    is_routine: bool = False
+
+
+Guarded = tuple[list[Contribution], list[Objection]]
+"""What may be mixed, and what was dropped or changed."""
 
 
 class MixInput(NamedTuple):
@@ -58,6 +71,18 @@ def reweighed(contributions: Sequence[Contribution], weights: Sequence[float]) -
     """Return the same contributions with other weights."""
     pairs = zip(contributions, weights, strict=True)
     return [contribution._replace(weight=weight) for contribution, weight in pairs]
+
+
+def nearer(own: Contribution, other: Contribution, share: float, *, by_weight: bool) -> Contribution:
+    """Return another's contribution at this share, in [0, 1], of its way from ours.
+
+    In the mean of a row, drawing an adapter nearer to ours is the same as giving it less weight and ourselves more;
+    ``by_weight``: where products are mixed, only the latter can be done.
+    """
+    if by_weight:
+        return other._replace(weight=other.weight * share)
+    flat = torch.add(own.state.flat, other.state.flat - own.state.flat, alpha=share)
+    return other._replace(state=AdapterState(own.state.spec, flat))
 
 
 def scaled_to(neighbor_weight: float, contributions: Sequence[Contribution]) -> list[Contribution]:

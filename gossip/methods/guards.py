@@ -2,7 +2,8 @@
 
 A guard takes our own contribution and the others', and returns those that may pass (perhaps clipped) and a reason for
 each one dropped or changed. Guards run in the order of ``GUARDS``; the weight of what is dropped returns to self. Those
-of the catalogue need nothing but the row; after them comes the bound by what rounds have been like (``reach.py``).
+of the catalogue need nothing but the row; after them come the bound by what rounds have been like (``reach.py``) and,
+if the run has one, a robust rule for the row as a whole (``robust.py``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from gossip.adapter import AdapterState
-from gossip.methods.contribution import Contribution, Objection
+from gossip.methods.contribution import Contribution, Guarded, Objection, nearer
 from gossip.methods.reach import RoundReach
 from gossip.methods.stage import Combination
 
@@ -21,7 +22,6 @@ REFUSE_RATIO = 100.0
 """A neighbor this many times beyond the cap is refused, not clipped (ux-reliability.md B3, case 16)."""
 
 
-Guarded = tuple[list[Contribution], list[Objection]]
 Guard = Callable[[Contribution, Sequence[Contribution], float], Guarded]
 """``(own, others, norm_cap) -> (passed, objections)``; pure, keeps the order."""
 
@@ -48,17 +48,21 @@ def norm_clip(own: Contribution, others: Sequence[Contribution], norm_cap: float
         if distance <= radius:
             passed.append(contribution)
         elif distance <= REFUSE_RATIO * radius:
-            passed.append(
-                contribution._replace(state=_nearer(own.state, contribution.state, radius / distance))
-            )
+            passed.append(nearer(own, contribution, radius / distance, by_weight=False))
             objections.append(Objection(contribution.sender, "clipped", is_fault=False))
         else:
             objections.append(Objection(contribution.sender, "norm", is_fault=True))
     return passed, objections
 
 
-def guarded(row: Combination) -> Combination:
-    """Return a row with those that may pass; the weight of the others returns to self."""
+def guarded(row: Combination, around: Contribution | None = None) -> Combination:
+    """Return a row with those that may pass; the weight of the others returns to self.
+
+    Args:
+        row: what has come.
+        around: what a robust rule measures distances from: ours, where mixing does not count from what readers see of
+            us, which is the rule and what None stands for.
+    """
     own, norm_cap = row.own, row.norm_cap
     others = [contribution for contribution in row.others if contribution.sender not in row.excluded]
     of_our_rank = [contribution for contribution in others if contribution.state.spec == own.state.spec]
@@ -73,11 +77,18 @@ def guarded(row: Combination) -> Combination:
     if row.reach is not None:
         passed, more_objections = within_reach(own, passed, row.reach)
         objections = [*objections, *more_objections]
+    if row.robust is not None:
+        passed, more_objections = row.robust(around or _as_readers_see_it(row), passed)
+        objections = [*objections, *more_objections]
     return row._replace(
         own=own._replace(weight=1.0 - sum(contribution.weight for contribution in passed)),
         others=tuple(passed),
         objections=(*row.objections, *objections),
     )
+
+
+def _as_readers_see_it(row: Combination) -> Contribution:
+    return row.own._replace(state=AdapterState(row.own.state.spec, row.own_as_decoded))
 
 
 def apply_all(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:
@@ -90,11 +101,7 @@ def apply_all(own: Contribution, others: Sequence[Contribution], norm_cap: float
 
 
 def within_reach(own: Contribution, others: Sequence[Contribution], reach: RoundReach) -> Guarded:
-    """Clip what lies farther from ours than rounds go (``reach.py``); all are finite.
-
-    In the mean of a row, drawing an adapter nearer to ours is the same as giving it less weight and ourselves more;
-    where products are mixed, only the latter can be done.
-    """
+    """Clip what lies farther from ours than rounds go (``reach.py``); all are finite."""
     distances = [reach.distance(contribution.state, own.state) for contribution in others]
     radius = reach.radius(distances)
     passed, objections = [], []
@@ -103,18 +110,8 @@ def within_reach(own: Contribution, others: Sequence[Contribution], reach: Round
             passed.append(contribution)
             continue
         objections.append(Objection(contribution.sender, "far", is_fault=False))
-        if reach.by_weight:
-            passed.append(contribution._replace(weight=contribution.weight * radius / distance))
-        else:
-            passed.append(
-                contribution._replace(state=_nearer(own.state, contribution.state, radius / distance))
-            )
+        passed.append(nearer(own, contribution, radius / distance, by_weight=reach.by_weight))
     return passed, objections
-
-
-def _nearer(own: AdapterState, other: AdapterState, share: float) -> AdapterState:
-    """Return the point at this share of the way from our adapter to another."""
-    return AdapterState(own.spec, torch.add(own.flat, other.flat - own.flat, alpha=share))
 
 
 def of_another_rank(own: Contribution, others: Sequence[Contribution], norm_cap: float) -> Guarded:

@@ -27,7 +27,7 @@ class ProductMixing(Stage):
 
     def combine(self, row: Combination, state: State) -> tuple[Combination, State]:
         """Mix products; our own factors say how the result is turned, so that AdamW's moments go on in it."""
-        row = guards.guarded(row)
+        row = guards.guarded(row, around=row.own)
         mixed = _mean_product(row.own, row.others, reference=row.own.state)
         return row._replace(vector=mixed.flat), state
 

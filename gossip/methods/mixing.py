@@ -189,7 +189,7 @@ def of_rule(
 def _push_sum() -> Mixer:
     return Mixer(
         lambda gamma, spec: PushSum(spec),  # masses say how far to go
-        Requirements(static=True, exact_codec=True, linear=True),
+        Requirements(static=True, exact_codec=True, linear=True, whole_rows=True),
         reweighs=True,
         newest_only=True,  # an older running sum would look like one of a sender that began anew
     )
@@ -213,7 +213,9 @@ MIXERS: dict[str, Entry[Mixer]] = {
     ),
     "symmetric-drop": Entry(
         lambda: of_rule(
-            symmetric_drop, Requirements(symmetric=True, lock_step=True, linear=True), confirms=True
+            symmetric_drop,
+            Requirements(symmetric=True, lock_step=True, linear=True, whole_rows=True),
+            confirms=True,
         ),
         "an exchange counts only if both sides know of it, so that a lost message does not move the mean",
     ),

@@ -151,6 +151,7 @@ def d2() -> Optimizer:
         lock_step=True,
         positive=True,
         linear=True,
+        whole_rows=True,
     )
     return _one_vector(lambda state: state.get("drift"), update, requires)
 
@@ -181,7 +182,7 @@ def tracking() -> Optimizer:
         publish=publish,
         update=update,
         vectors=2,
-        requires=Requirements(doubly_stochastic=True, lock_step=True, linear=True),
+        requires=Requirements(doubly_stochastic=True, lock_step=True, linear=True, whole_rows=True),
     )
 
 

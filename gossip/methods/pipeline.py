@@ -22,7 +22,7 @@ from gossip.methods.contribution import Contribution, Objection, scaled_to
 from gossip.methods.factors import has_factors
 from gossip.methods.reach import RoundReach
 from gossip.methods.requirements import State
-from gossip.methods.stage import Combination, Encoded, Incoming, RoundContext, Stage
+from gossip.methods.stage import Combination, Encoded, Incoming, RoundContext, RowRule, Stage
 from gossip.published import PublishedAdapter
 
 MakeStage = Callable[[AdapterSpec], Stage]
@@ -241,6 +241,7 @@ class Pipeline:
         neighbor_weight: float,
         reach: RoundReach | None = None,
         excluded: frozenset[str] = frozenset(),
+        robust: RowRule | None = None,
     ) -> Mixed:
         """Guard and mix what has come, in the order given (sorted by sender); return the adapter to go on with.
 
@@ -249,6 +250,7 @@ class Pipeline:
             neighbor_weight: the share of the row of W that is not ours.
             reach: how far others may lie from us.
             excluded: senders whose contributions are read, but not mixed.
+            robust: see ``Combination``.
         """
         narrowed = self._narrowed(context)
         row = Combination(
@@ -260,6 +262,7 @@ class Pipeline:
             norm_cap=self._norm_cap,
             reach=reach,
             excluded=excluded,
+            robust=robust,
         )
         for place, stage in reversed(list(enumerate(self._plan.stages))):
             if place in self._given:  # a stage may pass by those after it

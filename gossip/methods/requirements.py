@@ -22,6 +22,7 @@ class Requirements:
         positive: W is positive semidefinite (smallest eigenvalue at least 0), as lazy weights make it.
         exact_codec: adapters travel as they are, without loss.
         linear: the adapter's tensors are averaged one by one, not refactored together.
+        whole_rows: all that came of a row is mixed as it came: no robust rule leaves out or draws nearer.
     """
 
     doubly_stochastic: bool = False
@@ -31,3 +32,4 @@ class Requirements:
     positive: bool = False
     exact_codec: bool = False
     linear: bool = False
+    whole_rows: bool = False

@@ -15,17 +15,20 @@ To add a stage: a class that says what differs from the defaults below, in a fil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
-from gossip.methods.contribution import Contribution, Objection
+from gossip.methods.contribution import Contribution, Guarded, Objection
 from gossip.methods.reach import RoundReach
 from gossip.methods.requirements import State
 from gossip.published import PublishedAdapter
+
+RowRule = Callable[[Contribution, Sequence[Contribution]], Guarded]
+"""A robust rule for a row: ``(own, others) -> (others as they are to be mixed, objections)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,7 @@ class Combination(NamedTuple):
         objections: what guards dropped or clipped.
         reach: how far others may lie from us besides, see ``reach.py``; None = anywhere.
         excluded: senders whose contributions are read, but not mixed.
+        robust: the rule for the row as a whole (``robust.py``); None = there is none.
     """
 
     context: RoundContext
@@ -103,6 +107,7 @@ class Combination(NamedTuple):
     objections: tuple[Objection, ...] = ()
     reach: RoundReach | None = None
     excluded: frozenset[str] = frozenset()
+    robust: RowRule | None = None
 
 
 class Stage(Protocol):
