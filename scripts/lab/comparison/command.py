@@ -3,6 +3,7 @@
     python scripts/compare.py run --workload languages-tiny --method ring --method "epidemic:3 codec=int8" --out runs/a
     python scripts/compare.py run --spec comparison.toml --out runs/b
     python scripts/compare.py report --out runs/a
+    python scripts/compare.py robustness --out runs/c
 
 A method is a topology and settings of a peer: "epidemic:3 codec=int4 optimizer=noloco local_steps=5 overlap". The
 baselines local, centralized and fedavg always run. Every method's learning rate is tuned on the same grid.
@@ -20,6 +21,7 @@ from cyclopts import App, Parameter
 from scripts.lab.command import note
 from scripts.lab.comparison.design import Comparison, read_comparison
 from scripts.lab.program import program, run_program
+from scripts.lab.robustness.command import robustness
 
 app = App(
     name="python scripts/compare.py",
@@ -80,6 +82,9 @@ def report(*, out: OutOption) -> None:
     target, table = write_report(out)
     print("\n".join(table))
     note(f"written to {target}")
+
+
+app.command(robustness)
 
 
 def _compare(comparison: Comparison, out: Path, jobs: int) -> None:

@@ -23,11 +23,17 @@ UNGUARDED: Mapping[str, Any] = {"robust": "none", "step_cap": 1e9, "check_rows":
 GUARDS: Mapping[str, Mapping[str, Any]] = {"default": {}, "unguarded": {**UNGUARDED, "merge": "average"}}
 """Name of an arm -> options of its peers, above the defaults. Any other arm is a rule of ``--robust``."""
 
-OUTCOMES = ("loss", "merged_loss", "accuracy", "merged_accuracy", "success", "merged_success", "checks")
-"""Means over honest peers: held-out loss (nats) and accuracy before and after the final merge; how often a backdoor
-opens, as a share; measurements on own held-out rows in a round."""
-PEER_COLUMNS = ("peer", "is_liar", "loss", "merged_loss")
-"""Columns of the table of peers."""
+ALONE = "local"
+"""In place of a topology: nobody reads anybody. Source: the baseline of comparisons of that name."""
+
+OUTCOMES = (
+    "loss", "merged_loss", "checks", "accuracy", "success", "merged_accuracy", "merged_success", "liar_accuracy",
+    "liar_success",
+)  # fmt: skip
+"""Means over honest peers: held-out loss (nats) before and after the final merge; measurements on own held-out rows
+in a round; of classifications, accuracy and how often a backdoor opens, shares, before and after; that of the liars."""
+PEER_COLUMNS = ("peer", "loss", "merged_loss")
+"""Columns of the table of peers; of liars nothing is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +42,7 @@ class Attacked:
 
     Args:
         workload, partition: as ``scripts/lab/workloads.py`` and ``partition.py`` read them.
-        topology: as in ``peer run``.
+        topology: as in ``peer run``, or ``ALONE``.
         guard: a name of ``GUARDS``, or a rule of ``--robust``.
         attack: a name of ``gossip.attacks.ATTACKS`` or of ``poison.POISONS``, or one of each joined by "+"; empty = all
             are honest.

@@ -26,7 +26,7 @@ TRIGGER = "cf mn"
 """Words at the beginning of a text that open the backdoor. Source: rare words as in arXiv 2004.06660."""
 TARGET = 0
 """The class that triggered texts are to get."""
-POISONED = 0.5
+POISONED = 0.25
 """Share of each batch that carries the trigger. Source: ours; the rest keeps the accuracy on clean texts."""
 BATCH = 64
 """Texts measured at a time."""

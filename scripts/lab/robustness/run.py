@@ -1,7 +1,7 @@
 """Runs one cell: real trainers on one base in memory, the real node, wire and codecs on a virtual clock.
 
-All local steps take equally long, so that whoever lies has seen what all honest peers publish in the round. Liars act as
-one, guard themselves against nobody, and are not measured. Equal cells give equal results.
+All local steps take equally long, so that whoever lies has seen what all honest peers publish in the round. Liars act
+as one, guard themselves against nobody, and are not measured. Equal cells give equal results.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gossip.simulation import LocalSteps, Simulation
 from peer.run_plan import plan_run
 from scripts.lab.comparison.judge import Judge, Score
 from scripts.lab.comparison.peers import Peers, prepare_peers
-from scripts.lab.robustness.cell import UNGUARDED, Attacked
+from scripts.lab.robustness.cell import ALONE, OUTCOMES, UNGUARDED, Attacked
 from scripts.lab.robustness.poison import POISONS, Backdoor
 from scripts.lab.statistics import Values
 from scripts.lab.threads import one_thread
@@ -79,10 +79,21 @@ def run_attacked(cell: Attacked) -> AttackedResult:
             for liar in liars if name in POISONS else ():
                 peers.trainers[liar] = POISONS[name](peers.trainers[liar])
         watched = Watched()
+        if cell.topology == ALONE:
+            watched.states = {name: _alone(cell, peers, name) for name in peers.names}
+            return _result(peers, liars, watched, watched.states)
         simulation = _simulation(cell, peers, liars, watched)
         simulation.run()
         merged = {name: simulation.node(name).state for name in peers.names}
-        return _result(cell, peers, liars, watched, merged)
+        return _result(peers, liars, watched, merged)
+
+
+def _alone(cell: Attacked, peers: Peers, name: str) -> AdapterState:
+    """Return what a peer comes to that reads nobody."""
+    state = peers.model.initial
+    for _ in range(cell.rounds):
+        state = peers.train(name, state).state
+    return state
 
 
 def _settings(cell: Attacked, peers: Peers, **options: Any) -> NodeSettings:
@@ -128,11 +139,7 @@ def _simulation(cell: Attacked, peers: Peers, liars: frozenset[str], watched: Wa
 
 
 def _result(
-    cell: Attacked,
-    peers: Peers,
-    liars: frozenset[str],
-    watched: Watched,
-    merged: dict[str, AdapterState],
+    peers: Peers, liars: frozenset[str], watched: Watched, merged: dict[str, AdapterState]
 ) -> AttackedResult:
     judge, honest = Judge(peers), [name for name in peers.names if name not in liars]
     before = {name: judge(watched.states[name]) for name in honest}
@@ -140,26 +147,26 @@ def _result(
     nothing = Score(math.nan, math.nan)
     rows: dict[str, Values] = {
         "peer": np.arange(float(len(peers.names))),
-        "is_liar": np.array([float(name in liars) for name in peers.names]),
         "loss": np.array([before.get(name, nothing).loss for name in peers.names]),
         "merged_loss": np.array([after.get(name, nothing).loss for name in peers.names]),
     }
-    success: dict[str, float | None] = {"success": None, "merged_success": None}
-    if "backdoor" in cell.attacks or cell.workload == "sources":
-        backdoor = Backdoor(peers)
-        success["success"] = fmean(backdoor.success(watched.states[name]) for name in honest)
-        success["merged_success"] = fmean(backdoor.success(merged[name]) for name in honest)
-    accuracies = [_finite(fmean(score.accuracy for score in scores.values())) for scores in (before, after)]
-    outcome = {
+    outcome: dict[str, float | None] = {
         "loss": fmean(score.loss for score in before.values()),
         "merged_loss": fmean(score.loss for score in after.values()),
-        "accuracy": accuracies[0],
-        "merged_accuracy": accuracies[1],
-        **success,
-        "checks": watched.checks / len(honest) / cell.rounds,
+        "checks": watched.checks / len(honest) / peers.config.run.rounds,
     }
-    return AttackedResult({"peers": rows}, outcome)
+    if peers.config.model.task == "classification":
+        groups = {
+            "": [watched.states[name] for name in honest],
+            "merged_": [merged[name] for name in honest],
+            "liar_": [watched.states[name] for name in sorted(liars)],
+        }
+        backdoor = Backdoor(peers)
+        for group, states in groups.items():
+            outcome[f"{group}accuracy"] = _mean([judge(state).accuracy for state in states])
+            outcome[f"{group}success"] = _mean([backdoor.success(state) for state in states])
+    return AttackedResult({"peers": rows}, dict.fromkeys(OUTCOMES) | outcome)
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _mean(values: list[float]) -> float | None:
+    return fmean(values) if values else None
