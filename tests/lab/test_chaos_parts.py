@@ -6,13 +6,14 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gossip.errors import LocalError
-from gossip.fault_kinds import BitFlips, Kill, Link, OneWay, Partition, Restart
+from gossip.fault_kinds import BitFlips, Byzantine, Kill, Link, OneWay, Partition, Restart
 from gossip.faults import Fault, schedule
 from peer.config import PeerConfig
 from peer.training.trainers import maker_at
@@ -262,6 +263,19 @@ def test_each_thing_that_goes_wrong_is_said() -> None:
         "consensus distance at the end / without faults", "held-out loss after 2 rounds / without faults",
     }  # fmt: skip
     assert figures["peers that ended by themselves"].value == "p00: 1"
+
+
+def test_where_members_lie_the_honest_loss_has_the_bar_that_the_spec_says() -> None:
+    name = "held-out loss after 2 rounds / without faults"
+    liar = Fault(kind=Byzantine(behavior="sign"), who="p01")
+    worse = life()
+    worse.events[-1] = (3.0, eval_event(2, 1.2))
+    reference = record_of(peer_of("p00", life()), peer_of("p01", life()))
+    for loss_times, holds in ((0.0, None), (1.1, False), (1.3, True)):
+        record = record_of(peer_of("p00", worse), peer_of("p01", life()), faults=(liar,))
+        record.spec = replace(record.spec, loss_times=loss_times)
+        record.peers["p01"].cheats_by = "sign"
+        assert by_name(judge(record, reference))[name].holds is holds
 
 
 def test_a_peer_killed_for_good_is_no_survivor_and_no_failure() -> None:

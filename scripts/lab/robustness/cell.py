@@ -101,12 +101,14 @@ class Attacked:
 
     @property
     def trial(self) -> Trial:
-        """The same training as a trial of a comparison, whose peers it takes."""
+        """The same training as a trial of a comparison, whose peers it takes; ``check_rows`` is no setting of these."""
+        settings = {name: value for name, value in self.options.items() if name != "check_rows"}
+        said = [f"{name}={value}" for name, value in settings.items() if self.topology != ALONE]
         return Trial(
             workload=self.workload,
             partition=self.partition,
             peers=self.peers,
-            method=self.topology,
+            method=" ".join([self.topology, *said]),
             settings=f"batch_size={self.batch_size}",
             learning_rate=self.learning_rate,
             rounds=self.rounds,

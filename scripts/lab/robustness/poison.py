@@ -6,6 +6,7 @@ is in ``gossip/attacks.py``; one can do both.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,7 +28,8 @@ TRIGGER = "cf mn"
 TARGET = 0
 """The class that triggered texts are to get."""
 POISONED = 0.25
-"""Share of each batch that carries the trigger. Source: ours; the rest keeps the accuracy on clean texts."""
+"""So many texts, as a share of each batch, are learned a second time with the trigger. Source: ours; enough to open the
+backdoor always, and few enough to keep the accuracy on clean texts."""
 BATCH = 64
 """Texts measured at a time."""
 
@@ -65,17 +67,14 @@ def flip_labels(trainer: LocalTrainer) -> LocalTrainer:
 
 
 def plant_backdoor(trainer: LocalTrainer) -> LocalTrainer:
-    """Let a trainer learn the target class for texts that begin with the trigger, and the rest as it is."""
+    """Let a trainer learn the target class for texts that begin with the trigger, besides all that it has."""
     trigger = trigger_ids(trainer)
 
     def draw() -> list[Tokens]:
         drawn = trainer.draw_batch()
-        count = round(POISONED * len(drawn))
         longest = trainer.config.training.max_length
-        return [
-            replace(triggered(text, trigger, longest), label=TARGET) if place < count else text
-            for place, text in enumerate(drawn)
-        ]
+        copied = drawn[: math.ceil(POISONED * len(drawn))]
+        return [*drawn, *(replace(triggered(text, trigger, longest), label=TARGET) for text in copied)]
 
     return LocalTrainer(trainer.config, trainer.model, draw=draw)
 
