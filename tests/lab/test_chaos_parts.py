@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from gossip.byzantine import Surroundings, values_of
 from gossip.errors import LocalError
 from gossip.fault_kinds import BitFlips, Byzantine, Kill, Link, OneWay, Partition, Restart
 from gossip.faults import Fault, schedule
+from gossip.node import GossipNode
+from gossip.published import PublishedAdapter
+from gossip.quadratic import Quadratic
 from peer.config import PeerConfig
 from peer.training.trainers import maker_at
-from scripts.lab.chaos import light_trainer
+from scripts.lab.chaos import hostile, light_trainer
 from scripts.lab.chaos.emulator import LONGEST_QUEUE_S, Emulator, told
 from scripts.lab.chaos.faults import flip_bits
 from scripts.lab.chaos.judge import Figure, judge, rejoins
@@ -184,6 +188,23 @@ def test_the_light_trainer_walks_to_its_optimum(tmp_path: Path) -> None:
         trainer.load(tmp_path / "nothing")
     with pytest.raises(LocalError, match="there is no trainer at nowhere:x"):
         maker_at("nowhere:x")
+
+
+def test_a_member_that_lies_sees_what_its_node_began_with_and_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GossipNode, "handle", GossipNode.handle)  # put back afterwards
+    look, network = hostile.watch_node(), Quadratic(peers=3, dimension=2, rounds=4, topology="complete")
+    shown = PublishedAdapter(0, 1, "float32", bytes(8))
+    assert look("p0001", shown) == Surroundings()
+    simulation = network.simulation()
+    simulation.run()
+    seen = look("p0001", shown)
+    assert seen.start is not None
+    assert seen.start.tolist() == [0.0, 0.0]
+    assert set(seen.honest) == set(network.names)  # of all nodes of this process, which is one in life
+    for name, values in seen.honest.items():
+        newest = simulation.hosts[name].publications.newest("round")
+        assert newest is not None
+        assert values.tolist() == values_of(newest).tolist()
 
 
 # -- verdicts

@@ -103,7 +103,7 @@ class Results:
 
     def _losses(self, cell: Attacked, column: str) -> Values:
         table = pq.read_table(self._folder.path / "cells" / cell.name() / "peers.parquet")
-        return table.column(column).to_numpy(zero_copy_only=False).astype(np.float64)
+        return np.asarray(table.column(column).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def write_report(folder: Path, seeds: int) -> Path:
