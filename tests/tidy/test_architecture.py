@@ -38,9 +38,12 @@ MAY_NOT_IMPORT = {
     r"peer\.network\..*": rf"(?!{GROUND}$)peer\.(?!network\.).*",
     r"peer\.training\..*": rf"(?!{GROUND}$)peer\.(?!training\.).*",
     r"scripts\.lab\..*": r"scripts\.benchmarks\..*",
-    r"scripts\.lab\.(?!convergence\.|comparison\.).*": r"scripts\.lab\.(convergence|comparison)\..*",
+    r"scripts\.lab\.(?!convergence\.|comparison\.|robustness\.).*": (
+        r"scripts\.lab\.(convergence|comparison|robustness)\..*"
+    ),
     r"scripts\.lab\.convergence\..*": r"scripts\.lab\.comparison\..*",
-    r"scripts\.lab\.comparison\..*": r"scripts\.lab\.convergence\..*",
+    r"scripts\.lab\.comparison\..*": r"scripts\.lab\.(convergence\..*|robustness\.(?!command$).*)",
+    r"scripts\.lab\.robustness\..*": r"scripts\.lab\.convergence\..*",
 }
 """Who lives above whom."""
 HEAVY = {
