@@ -8,17 +8,19 @@ reading order:
     manifest               all that must be equal between the peers of a run
     messages, wire         what peers say to each other, and as which bytes
     published              an adapter as published, and the last few of them: which answers a request
+    readers                who may read it
     offers                 what an offer of this run must be to answer a question
     claims                 what peers have signed, and when that proves that one of them lies
     events, node           the node's contract with the world, and the protocol
     company                who takes part as far as the node knows, and whom of them it reads
     neighbor, round        what the node remembers of each neighbor, and of the round it is in
     health, round_end      what own held-out losses say of a mix, and what is kept of it
+    sightings              what it has seen of each neighbor, for those who watch
     pipelines              the numbers of its rounds, and of the final merge
     deadline               how long a round waits for neighbors, learned from arrivals
     final_merge            the rounds after the last, in which all adapters become one
     settings               what a node runs with, and what a restart needs
-    methods/               the catalogues: mixing, optimizers, codecs, feedback, guards; the pipeline of stages
+    methods/               the catalogues: mixing, optimizers, codecs, feedback, guards, robust rules, merges; the pipeline of stages
     membership_events      the membership's contract with the world
     membership_limits      all its times and limits
     membership             who takes part: greeting, searching, heartbeats, goodbyes, bans

@@ -66,17 +66,31 @@ class Company:
     def rounds(self) -> int:
         """All rounds, with those of the final merge as they would be with the present members."""
         merges = self._settings.names.merge != "none"
-        return self._settings.rounds + (merge_rounds(len(self.members)) if merges else 0)
+        return self._settings.rounds + (merge_rounds(len(self._merging)) if merges else 0)
+
+    @property
+    def _merging(self) -> tuple[str, ...]:
+        """Who takes part in the final merge."""
+        roster = self._settings.roster
+        return tuple(peer for peer in self.members if peer in roster) if roster else self.members
 
     def links(self, round: int, *, merging: bool) -> Links:
         """Return our row of W in a round."""
         topology, members = self._topology, self.members
         if merging:
             # Without those we distrust: whoever leaves out the same ones comes to the same adapter.
-            members = tuple(peer for peer in members if not self._health.leaves_out(peer, round))
+            members = tuple(peer for peer in self._merging if not self._health.leaves_out(peer, round))
             topology, round = merge_topology(len(members)), round - self._settings.rounds
+        elif self._settings.roster:
+            return self._links_of_roster(round)
         likeness = self._neighbors.likeness() if topology.sharpness else None
         return topology.links(self._me, members, round, self._rng, likeness)
+
+    def _links_of_roster(self, round: int) -> Links:
+        """Return our row of the roster's W; the weight of whoever is away is ours."""
+        row = self._topology.links(self._me, self._settings.roster, round, self._rng).read_from
+        present = tuple((peer, weight) for peer, weight in row if peer in self)
+        return Links(present, 1.0 - sum(weight for _, weight in present))
 
     def readers(self, round: int) -> int:
         """Return how many read us in a round.
@@ -84,4 +98,4 @@ class Company:
         Raises:
             TopologyError: nobody can know.
         """
-        return self._topology.readers(self._me, self.members, round)
+        return self._topology.readers(self._me, self._settings.roster or self.members, round)

@@ -86,7 +86,7 @@ class CutOffs:
         if evidence is None:
             return []
         peer, what = evidence.first.peer, f"two different adapters of round {evidence.first.round}"
-        if peer == self._members.me:
+        if peer == self._members.places.me:
             return [Tell(f"{what} were signed with our key: does another process use it?")]
         return [
             *self._cut_off(peer, f"it has signed {what}", "for the rest of the run", now),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -204,6 +204,32 @@ class Distrust:
     rounds: int
 
 
+class NeighborReport(NamedTuple):
+    """What was seen of a neighbor whose adapter came (``sightings.py``); counts begin with the process.
+
+    Attributes:
+        peer: its id.
+        distance: of its adapter from ours, Euclidean, or of their products where those are mixed; not finite if
+            its values were not.
+        ratio: the same relative to the lower median of the row; NaN where that is 0.
+        cosine: of what it has learned since the common beginning with what we have, in [-1, 1], estimated; NaN where
+            one has learned nothing yet, or their ranks differ.
+        drift: distance of its adapter from its last one that came, estimated; NaN at first.
+        rounds: how often an adapter of it came.
+        trimmed: in how many of these rounds the robust rule left it out.
+        objections: in how many of them a guard objected to it.
+    """
+
+    peer: str
+    distance: float
+    ratio: float
+    cosine: float
+    drift: float
+    rounds: int
+    trimmed: int
+    objections: int
+
+
 @dataclass(frozen=True, slots=True)
 class RoundReport:
     """What one round was: the record that journal, table and checkpoints are made of.
@@ -215,7 +241,8 @@ class RoundReport:
         age: local steps that went into our adapter so far, by our own count.
         mixed: ``(peer, its round, weight)`` of every contribution mixed in.
         failed: ``(peer, reason)`` of every neighbor of this round that did not come.
-        objections: ``(peer, reason)`` of what guards dropped or clipped.
+        objections: ``(peer, reason)`` of what guards and robust rule dropped or clipped.
+        neighbors: what was seen of each neighbor whose adapter came.
         payload_bytes: bytes of the publications mixed.
         mixing_change: ``|mixed - own| / |own|``, how far the neighbors pulled us (0 when alone).
         cross_term: what averaging LoRA's factors loses against averaging their products, relative to the latter, for
@@ -223,6 +250,7 @@ class RoundReport:
         collect_s: seconds between publishing and mixing.
         deadline_s: seconds that we would have waited at most.
         held_out: loss of ``state`` on a few of our own held-out rows; NaN if it was not measured.
+        measurements: how many mixes were tried on these rows before one was kept.
         went_back: ``state`` is the last adapter whose loss was in order, as that of this round was not.
         state: the adapter after mixing.
     """
@@ -234,12 +262,14 @@ class RoundReport:
     mixed: tuple[tuple[str, int, float], ...]
     failed: tuple[tuple[str, str], ...]
     objections: tuple[tuple[str, str], ...]
+    neighbors: tuple[NeighborReport, ...]
     payload_bytes: int
     mixing_change: float
     cross_term: float
     collect_s: float
     deadline_s: float
     held_out: float
+    measurements: int
     went_back: bool
     state: AdapterState = field(repr=False)
 

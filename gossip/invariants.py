@@ -131,7 +131,7 @@ def check_membership(machine: Membership) -> None:
     """
     members = machine.members
     _hold(len(members.by_id) <= PEERS_MAX, f"{len(members.by_id)} peers in the table")
-    _hold(members.me not in members.by_id, "it is in its own table")
+    _hold(members.places.me not in members.by_id, "it is in its own table")
     for peer, member in members.by_id.items():
         _hold(bool(peer), "a peer without a name")
         _hold(len(member.addresses) <= ADDRESSES_PER_PEER, f"{len(member.addresses)} addresses of {peer}")

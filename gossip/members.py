@@ -7,7 +7,7 @@ down is decided in ``membership.py``; who is in the table, in ``member_places.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from gossip.events import PeerDown, PeerUp
 from gossip.member_places import Member, Places
@@ -17,16 +17,17 @@ from gossip.notices import Notices
 from gossip.told_addresses import is_worth_keeping
 
 
-class Members(Places):
+class Members:
     """The table, and what comes of changes in it.
 
     Args:
-        on_forgotten: see ``Places``.
+        places: who is in it; ``by_id`` is the same table, to look at.
         notices: words what is told to the user.
     """
 
-    def __init__(self, on_forgotten: Callable[[Member], None], notices: Notices) -> None:
-        super().__init__(on_forgotten)
+    def __init__(self, places: Places, notices: Notices) -> None:
+        self.places = places
+        self.by_id: Mapping[str, Member] = places.by_id
         self.notices = notices
 
     def up(self, peer: str, round: int, now: float) -> list[Action]:
@@ -76,7 +77,7 @@ class Members(Places):
         """Return where others may dial a member, None if that is not known: what the user typed may be for us alone."""
         member = self.by_id[peer]
         proven = (one for one in member.addresses if one in member.proven)
-        return next((one for one in proven if is_worth_keeping(one, peer, self.own)), None)
+        return next((one for one in proven if is_worth_keeping(one, peer, self.places.own)), None)
 
     def to_remember(self, now: float) -> tuple[str, ...]:
         """Return the addresses to try after a restart: the best of each peer that has answered, longest up first."""

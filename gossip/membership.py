@@ -30,6 +30,7 @@ from gossip.errors import LocalError, RemoteError
 from gossip.introduction import Introduction
 from gossip.joining import Joins
 from gossip.manifest import RunManifest
+from gossip.member_places import Places
 from gossip.members import Members
 from gossip.membership_events import (
     Action,
@@ -97,7 +98,8 @@ class Membership:
         verify: Verify = nothing_is_signed,
     ) -> None:
         self._notices = Notices()
-        self.members = Members(lambda member: self._searches.forgotten(member), self._notices)
+        places = Places(lambda member: self._searches.forgotten(member))
+        self.members = Members(places, self._notices)
         claims = Claims(manifest.fingerprint, verify)
         self._introduction = Introduction(manifest, name, data, claims)
         self._is_leaving = False
@@ -114,7 +116,7 @@ class Membership:
         of a join, and for each dial that may be under way at a time (``DIALS_MAX``); four more for each peer that an
         event convicts.
         """
-        if not self.members.me and not isinstance(event, Start | Progressed):
+        if not self.members.places.me and not isinstance(event, Start | Progressed):
             return []
         match event:
             case Start():
@@ -157,13 +159,13 @@ class Membership:
     # -- life
 
     def _start(self, event: Start, now: float) -> list[Action]:
-        self.members.me, self.members.own = event.me, event.addresses
+        self.members.places.me, self.members.places.own = event.me, event.addresses
         told = self._introduction.listens(event.addresses, event.incarnation)
         return [*told, *self._introduction.announce(now), SetTimer(HeartbeatsDue(), HEARTBEAT_S)]
 
     def _progressed(self, event: Progressed, now: float) -> list[Action]:
         self._introduction.round = event.round
-        is_listening = self.members.me and not self._is_leaving
+        is_listening = self.members.places.me and not self._is_leaving
         return self._introduction.announce_soon(now) if is_listening else []
 
     def _timer_fired(self, timer: Timer, now: float) -> list[Action]:
@@ -228,7 +230,11 @@ class Membership:
         said, author = event.message, event.author
         if isinstance(said, Evidence):
             return self._cut_offs.proven((said,), now)
-        if not isinstance(said, Presence) or said.run != self._introduction.run or author == self.members.me:
+        if (
+            not isinstance(said, Presence)
+            or said.run != self._introduction.run
+            or author == self.members.places.me
+        ):
             return []
         return [*self._cut_offs.told(said.claims, now), *self._present(author, said, now)]
 
@@ -242,14 +248,14 @@ class Membership:
             return self.members.down(author, "left", now)
         if self._cut_offs.holds(author, now):
             return []
-        member = self.members.announced(author, said.name, said.addresses, said.round, now)
+        member = self.members.places.announced(author, said.name, said.addresses, said.round, now)
         if member and member.is_up:
             return self.members.up(author, said.round, now)
         return self._seek(author, now)
 
     def _welcome(self, peer: str, hello: Hello, now: float) -> list[Action]:
         """Take a peer of our run in, see whether it is where it says, and look for those that it knows."""
-        member = self.members.answered(peer, hello.name, hello.addresses, hello.round, now)
+        member = self.members.places.answered(peer, hello.name, hello.addresses, hello.round, now)
         if member:
             member.missed, member.data, member.posted = 0, hello.data, None
             member.is_replay(hello.incarnation, 0)
@@ -261,7 +267,7 @@ class Membership:
             known = self.members.by_id.get(other)
             # Whoever is up already has been greeted: greeting it again would never end.
             if not (known and known.is_up) and not self._cut_offs.holds(other, now):
-                self.members.rumored(other, address, peer, now)
+                self.members.places.rumored(other, address, peer, now)
                 actions += self._seek(other, now)
         return actions
 
@@ -281,7 +287,7 @@ class Membership:
                 if step is None:
                     return []
                 if event.peer == peer_named_by(step.address):
-                    self.members.given(event.peer, step.address, now)
+                    self.members.places.given(event.peer, step.address, now)
                 return [Ask(step, event.peer, self._hello())]
             case DialBack():
                 return self._searches.proved(event.errand, event.peer == event.errand.peer, now)
@@ -342,7 +348,7 @@ class Membership:
 
     def _heartbeats(self, now: float) -> list[Action]:
         """Ask everybody who is up for a heartbeat, and where it may be dialed; forget what is long past."""
-        self.members.forget_the_idle(now)
+        self.members.places.forget_the_idle(now)
         self._cut_offs.forget_old(now)
         asked = [action for peer in self.members.by_id for action in self._heartbeat(peer)]
         proofs = [action for peer in self.members.by_id for action in self._searches.prove(peer, now)]

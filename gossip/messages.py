@@ -15,9 +15,9 @@ Kind = Literal["round", "merge", "initial"]
 """What a payload is: an adapter of a round, one of the final merge (always the adapter itself, whatever the run's
 codec), or the one that all peers began with. Payloads of one length may be any of them: only this tells."""
 
-Reason = Literal["manifest", "run", "hello", "busy", "nothing", "malformed"]
-"""Why a question is refused: another run's manifest; another run; no hello of this run came first; too much at a time;
-there is nothing to answer with; no honest peer asks that."""
+Reason = Literal["manifest", "run", "hello", "readers", "busy", "nothing", "malformed"]
+"""Why a question is refused: another run's manifest; another run; no hello of this run came first; our adapters are
+for other readers; too much at a time; there is nothing to answer with; no honest peer asks that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,13 @@ from gossip.methods.contribution import Contribution
 from gossip.methods.factors import switching_interval
 from gossip.methods.method_set import resolve
 from gossip.methods.pipeline import Mixed, Pipeline
-from gossip.methods.reach import Reach, RoundReach, vector_distance
+from gossip.methods.reach import Distances, Reach, RoundReach, vector_distance
 from gossip.methods.requirements import State
 from gossip.methods.robust import ROBUST, RobustRow
 from gossip.methods.stage import RoundContext, RowRule
 from gossip.published import PublishedAdapter
 from gossip.settings import NodeSettings
+from gossip.sightings import Sightings
 from topology.consensus import measured_contraction
 
 
@@ -71,7 +72,8 @@ class Pipelines:
         self._rounds = Pipeline(me, methods.rounds, initial, settings.norm_cap, saved)
         self._merge = Pipeline(me, methods.merge, initial, settings.norm_cap)
         self._interval = methods.factor_rule.interval  # None until it is measured
-        self._distance = products.distance if methods.factor_rule.refactors else vector_distance
+        self._distance = Distances(products.distance if methods.factor_rule.refactors else vector_distance)
+        self._sightings = Sightings(initial.select(methods.rounds.shared_spec))
         self._robust = find("robust rule", settings.robust, ROBUST)
         self._reach = Reach(settings.step_cap, self._moved(initial, state) if state else 0.0)
 
@@ -152,12 +154,14 @@ class Pipelines:
         else:
             mixed = tried
             self._of(row.context.round).adopt_trial()
+        distances = {one.sender: self._distance(one.state, mixed.own.state) for one in mixed.came}
         if self._reach.is_on:
-            movement = self._movement(row.context)
-            distances = [self._distance(other.state, mixed.own.state) for other in mixed.others]
-            radius = self._reach.radius(movement, distances)
-            self._reach.record(movement, [min(far, radius) for far in distances])
-        return mixed
+            movement, seen = self._movement(row.context), [distances[one.sender] for one in mixed.others]
+            radius = self._reach.radius(movement, seen)
+            self._reach.record(movement, [min(far, radius) for far in seen])
+        neighbors = self._sightings.note(mixed.own.state, mixed.came, distances, mixed.objections)
+        self._distance.forget()
+        return replace(mixed, neighbors=neighbors)
 
     def try_mix(self, row: Row, excluded: frozenset[str] = frozenset(), *, is_robust: bool = True) -> Mixed:
         """Return what ``mix`` would, or would without a robust rule, and leave everything as it is."""

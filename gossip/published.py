@@ -77,15 +77,17 @@ class RecentPublications:
         shelf = self._shelves.get(kind)
         return shelf[-1] if shelf else None
 
-    def find(self, pull: Pull, *, waited: bool) -> PublishedAdapter | None:
+    def find(
+        self, pull: Pull, *, waited: bool, may_read: Callable[[PublishedAdapter], bool] = lambda _: True
+    ) -> PublishedAdapter | None:
         """Return the adapter that answers a request now, or None if it should be held (or, ``waited``, refused).
 
-        Only those of the kind asked for come into question. The rule, in order: the very bytes being resumed; the
-        round asked for; if that round is past, the newest, seen before or not (a reader behind us still averages with
-        where we are, also when we have finished); if it is still to come, nothing until the wait is over, and then the
-        newest that is news to the reader. ``is_news`` is the same as the reader checks it.
+        Only those of the kind asked for, which the reader may read, come into question. The rule, in order: the very
+        bytes being resumed; the round asked for; if that round is past, the newest, seen before or not (a reader behind
+        us still averages with where we are, also when we have finished); if it is still to come, nothing until the wait
+        is over, and then the newest that is news to the reader. ``is_news`` is the same as the reader checks it.
         """
-        shelf = self._shelves.get(pull.kind)
+        shelf = deque(one for one in self._shelves.get(pull.kind, ()) if may_read(one))
         if not shelf:
             return None
         if pull.offset:

@@ -12,6 +12,8 @@ A machine within the node's: it asks for one loss after the other (``Check``) un
                    without them: its loss? -- in order -------------------------> keep that mix
                    else without the next worst, ``TRIES_MAX`` times; then ------> keep ours alone
 
+So what a round costs is bounded: no measurement if nothing is unusual and it is not its turn (``Health.is_due``; what a
+robust rule drops or clips is routine), one if the mix is in order, at most ``MEASUREMENTS_MAX`` whatever others send.
 Ours alone is kept even if its loss is too high when the last adapter that was in order is what we have just come from:
 then our own rows have made it so, by overfitting perhaps, and nobody else. It knows neither events nor time.
 """
@@ -40,6 +42,9 @@ HARD = 4.0
 one label each are honest and make each other worse. Source: ours."""
 TRIES_MAX = 3
 """Mixes without the guilty that are measured before we go on alone. Source: guess."""
+MEASUREMENTS_MAX = 3 + SUSPECTS_MAX + TRIES_MAX
+"""No round asks for more losses: of the initial adapter (once in a run), the mix, ours alone, every suspect's mix, and
+mixes without the guilty. Most rounds ask for none, those in their turn for one. Source: follows from the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class Settled:
     Args:
         mixed: what is kept.
         loss: its loss on our own held-out rows; NaN = it was not measured.
+        measurements: how many losses were asked for until it was known what to keep.
         distrust: who is to be left out from now on.
         went_back: the adapter is an earlier one of ours.
     """
@@ -57,6 +63,7 @@ class Settled:
     loss: float = math.nan
     distrust: tuple[Distrust, ...] = ()
     went_back: bool = False
+    measurements: int = 0
 
     @property
     def complaints(self) -> list[Action]:
@@ -81,6 +88,7 @@ class RoundEnd:
         self._merging, self._has_diverged = pipelines.is_merging(row.context.round), has_diverged
         self._everybody = frozenset(contribution.sender for contribution in row.contributions)
         self._course = self._settle()
+        self._measurements = 0
 
     def begin(self) -> Check | Settled:
         """Mix; return what is to be measured, or what is kept."""
@@ -92,10 +100,12 @@ class RoundEnd:
 
     def _go_on(self, loss: float | None) -> Check | Settled:
         try:
-            return Check(self._row.context.round, self._course.send(loss))  # type: ignore[arg-type]  # None begins
+            check = Check(self._row.context.round, self._course.send(loss))  # type: ignore[arg-type]  # None begins
         except StopIteration as end:
             settled: Settled = end.value
-            return settled
+            return replace(settled, measurements=self._measurements)
+        self._measurements += 1
+        return check
 
     def _settle(self) -> Generator[AdapterState, float, Settled]:
         """Yield what is to be measured, take its loss, return the outcome."""

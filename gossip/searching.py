@@ -113,13 +113,13 @@ class Searches:
             return []
         if isinstance(error, Incompatible):
             down = self._members.down(errand.peer, "another run", now)
-            self._members.forget(errand.peer)
+            self._members.places.forget(errand.peer)
             return [*down, *self._notices.refused(errand.peer, str(error), now)]
         down = self._members.down(errand.peer, "connection lost", now)
         is_made_up = isinstance(error, LocalError) and not member.has_answered
         if is_made_up:
-            self._members.forget(errand.peer)
-        if is_made_up or self._members.is_forgotten(errand.peer, now):
+            self._members.places.forget(errand.peer)
+        if is_made_up or self._members.places.is_forgotten(errand.peer, now):
             return down
         return [*down, *self._pause(errand.peer, member)]
 

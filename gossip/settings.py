@@ -30,6 +30,7 @@ class NodeSettings:
         overlap: read neighbors while the local steps run.
         data: what we announce of our data, where the topology asks for it.
         robust: how the rule for a row that may contain liars is written (``methods/robust.py``).
+        roster: all peers of the run, sorted, if W is that of a roster whoever is there; empty = that of who is there.
     """
 
     topology: Topology
@@ -43,6 +44,7 @@ class NodeSettings:
     overlap: bool = False
     data: Announced | None = None
     robust: str = "none"
+    roster: tuple[str, ...] = ()
 
 
 class NodeSnapshot(NamedTuple):

@@ -7,11 +7,12 @@ What is told, and to whom:
 - ``journal``: takes events to their readers: file, terminal, live views.
 - ``journal_file``: the file among them, bounded.
 - ``journal_page``: writes docs/events.md.
+- ``odd_neighbors``: which neighbors of a round are worth a word.
 - ``telling``: makes events of what the rooms know.
 
 From the command line to a run:
 
-- ``__main__``, ``cli``, ``topology_cli``: the commands.
+- ``__main__``, ``cli``, ``privacy_cli``, ``topology_cli``: the commands.
 - ``options``, ``config``: what an option is, and all of them, declared once.
 - ``run_plan``: reads every name of a configuration, once.
 - ``run_manifest``: what makes a run the same run, and the line with which a friend joins it.
@@ -36,9 +37,10 @@ On this machine:
 - ``exported``: the adapter as others load it, kept up to the newest checkpoint.
 - ``child_python``: how a child process finds our packages.
 
-And two rooms that know neither each other nor the files above (but ``config``, ``options``, ``durable`` and
-``child_python``):
+And three rooms that do not know the files above (but ``config``, ``options``, ``durable`` and ``child_python``), nor
+each other, except that training may use the second:
 
 - ``network/``: transports.
+- ``privacy/``: what training with noise promises, counted; the ledger of what is spent.
 - ``training/``: the training process: models, data, adapters, local steps.
 """

@@ -1,4 +1,4 @@
-"""The command line: ``peer init``, ``id``, ``run``, ``methods``, ``eval``, ``chat`` and ``topology``.
+"""The command line: ``peer init``, ``id``, ``run``, ``methods``, ``eval``, ``chat``, ``privacy``, ``topology``.
 
 More come with what is installed (``installed_commands.py``): ``peer testnet``, ``convergence`` and ``compare``.
 Flags beat ``PEER_*`` environment variables, which beat the TOML file of ``--config``, which beats the defaults of
@@ -130,7 +130,7 @@ def run(
 
 @app.command
 def methods() -> None:
-    """List what --factors, --mixing, --optimizer, --codec, --feedback and --robust may be."""
+    """List what --factors, --mixing, --optimizer, --codec, --feedback, --robust and --merge may be."""
     from gossip.methods.catalogue import signatures
     from peer.run_plan import CATALOGUES
 
@@ -190,6 +190,18 @@ def chat(
         if not line:
             return
         print(conversation.answer(line))
+
+
+@app.command
+def privacy(
+    *,
+    home: HomeOption = None,
+    json: Annotated[bool, Parameter(negative=(), help="Print a JSON list and nothing else.")] = False,
+) -> None:
+    """Show what training with --dp-epsilon has spent of your data's privacy, what is left, and what that promises."""
+    from peer.privacy_cli import show_privacy
+
+    show_privacy(home_path(home), as_json=json)
 
 
 @app.meta.default

@@ -187,10 +187,11 @@ class MixingOptions:
     """Mixing step size, above 0 to 1; 0 = the codec's own, 1 from 8 bits on. Source: our bench."""
     budget_mb: Annotated[float, NOT_NEGATIVE, Role.RUN] = 0.0
     """Megabytes to read per round at most: chooses the most exact codec within it; 0 = no limit, --codec counts."""
-    merge: Annotated[Literal["product", "average", "trimmed", "median", "none"], Role.RUN | Role.METHOD] = (
-        "product"
-    )
-    """How adapters become one after the last round. Source: docs/results.md; an ICLR 2026 result for gossip."""
+    merge: Annotated[
+        Literal["clipped", "product", "average", "trimmed", "median", "none"], Role.RUN | Role.METHOD
+    ] = "clipped"
+    """How adapters become one after the last round; clipped, trimmed and median bound what liars can do to it.
+    Source: docs/robustness.md; an ICLR 2026 result for gossip."""
     overlap: Annotated[bool, Role.RUN | Role.METHOD] = False
     """Read neighbors while the next local steps run: hides the network, mixes adapters one round of steps old."""
     personalize: bool = False

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from peer.odd_neighbors import odd_neighbors
+
 STAGES = {
     "import": "loading libraries",
     "download": "downloading the base model",
@@ -209,7 +211,23 @@ class RoundDone:
     failed: tuple[tuple[str, str], ...]
     """Pairs of name and reason: neighbors whose adapters did not come."""
     objections: tuple[tuple[str, str], ...]
-    """Pairs of name and reason: adapters that were dropped or clipped."""
+    """Pairs of name and reason: adapters dropped or clipped; "trimmed" and "clipped to row" alone mean nothing bad."""
+    neighbors: tuple[str, ...]
+    """Names of the peers whose adapters came; the following six are theirs, in the same order."""
+    distances: tuple[float, ...]
+    """How far each of these adapters was from ours; null if its values were not finite."""
+    distance_ratios: tuple[float, ...]
+    """The same relative to the lower median of the row."""
+    cosines: tuple[float, ...]
+    """Cosine of what it has learned since the common beginning with what we have, estimated; null if unknown."""
+    drifts: tuple[float, ...]
+    """How far it was from that peer's last adapter that came, estimated; null at first."""
+    trimmed: tuple[tuple[int, int], ...]
+    """Pairs of in how many rounds `--robust` left it out, and in how many it came, since the start of the process."""
+    objected: tuple[int, ...]
+    """In how many of these rounds a guard objected to it."""
+    measurements: int
+    """How many times a mix was measured on our own held-out rows before one was kept."""
     drift: float
     """How far mixing moved us, relative to the norm of our adapter."""
     cross_term: float
@@ -237,9 +255,10 @@ class RoundDone:
         """Return the round in one line."""
         mixed = ", ".join(self.mixed) or "nobody"
         missing = "".join(f"; {peer} {reason}" for peer, reason in self.failed)
+        odd = odd_neighbors(self.neighbors, self.distance_ratios, self.trimmed)
         work = "final merge" if self.merging else f"training loss {_loss(self.loss)}"
         return (
-            f"round {self.round + 1}/{self.rounds}: {work}, mixed with {mixed}{missing} "
+            f"round {self.round + 1}/{self.rounds}: {work}, mixed with {mixed}{missing}{odd} "
             f"({self.collect_s:.1f} s), in {megabytes(self.bytes_in)}, out {megabytes(self.bytes_out)}"
         )
 

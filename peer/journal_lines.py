@@ -49,11 +49,6 @@ def parse_record(line: str | bytes) -> Record:
         raise ValueError(f"not an event of a peer's journal: {line[:200]!r}") from error
 
 
-def parse_event(line: str | bytes) -> JournalEvent:
-    """Return the event of a JSON line, without its time; raises as ``parse_record`` does."""
-    return parse_record(line).event
-
-
 def _to_json(value: object) -> object:
     match value:
         case float():

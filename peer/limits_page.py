@@ -41,6 +41,8 @@ PLACES: Mapping[str, str] = {
     "gossip.health": "Testing a mix on own held-out rows",
     "peer.saving": "Checkpoints on a disk that refuses",
     "peer.journal_file": "The journal's file",
+    "peer.privacy.ledger": "The ledger of privacy",
+    "peer.privacy.accounting": "Counting privacy",
 }
 """Module -> what its limits are about."""
 

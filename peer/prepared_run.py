@@ -10,6 +10,7 @@ from gossip.manifest import RunManifest
 from gossip.methods.method_set import MethodSet
 from gossip.node import GossipNode
 from gossip.published import PublishedAdapter
+from gossip.readers import Readers
 from peer.checkpoint_files import Checkpoint
 from peer.checkpoints import Home, HomeError
 from peer.incarnation import begin_life
@@ -35,6 +36,7 @@ class PreparedRun:
         methods: the run's methods for its adapter.
         manifest: what must be equal among peers.
         signer: signs what we offer, in this life of ours.
+        readers: who may read us.
     """
 
     plan: RunPlan
@@ -46,6 +48,7 @@ class PreparedRun:
     methods: MethodSet
     manifest: RunManifest
     signer: Signer
+    readers: Readers
 
     @property
     def initial(self) -> PublishedAdapter | None:
@@ -82,7 +85,7 @@ def prepare_run(
         key: the identity's 32 private key bytes.
 
     Raises:
-        LocalError: a method does not fit the adapter.
+        LocalError: a method does not fit the adapter, or the roster lacks us.
         HomeError: the checkpoint is of another run; the manifest field that differs is named.
     """
     methods = plan.methods(ready.initial.spec)
@@ -99,6 +102,7 @@ def prepare_run(
         methods=methods,
         manifest=manifest,
         signer=Signer(key, manifest.fingerprint, partial(begin_life, home.path)),
+        readers=plan.readers(peer_id(key)),
     )
 
 

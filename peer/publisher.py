@@ -1,8 +1,9 @@
 """The serving side of pulls: holds requests until their round is published, then sends, fairly.
 
-Who has not exchanged a hello of this run with us gets nothing. Payloads go out a few at a time; a reader that takes its
-bytes slowly gives its slot to the next one and goes on beside them, and one that is too slow is cut off, by what it has
-taken, not by time alone. A reader that asks again for what it has got comes last for a while.
+Who has not exchanged a hello of this run with us, or is not among those who may read us, gets nothing. Payloads go out
+a few at a time; a reader that takes its bytes slowly gives its slot to the next one and goes on beside them, and one
+that is too slow is cut off, by what it has taken, not by time alone. A reader that asks again for what it has got comes
+last for a while.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gossip.errors import RemoteError
 from gossip.messages import Offer, Pull, Refusal
 from gossip.offers import RunShape
 from gossip.published import PublishedAdapter, RecentPublications
+from gossip.readers import Readers, everybody
 from peer.exchange import RATE_MIN, Traffic, receive_question, send_message
 from peer.network.transport import CHUNK_BYTES, Stream
 
@@ -48,6 +50,7 @@ class Publisher:
         traffic: where bytes and rejections are counted.
         is_welcome: tells whether a peer has exchanged a hello of this run with us; waits for one under way.
         signed: returns an offer with our signature.
+        may_read: tells who may read what.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Publisher:
         traffic: Traffic,
         is_welcome: Callable[[str], Awaitable[bool]],
         signed: Callable[[Offer], Offer],
+        may_read: Readers = everybody,
     ) -> None:
         self._run = run
         self._shape = shape
@@ -64,6 +68,7 @@ class Publisher:
         self._traffic = traffic
         self._is_welcome = is_welcome
         self._signed = signed
+        self._may_read = may_read
         self._count = 0  # publications so far
         self._published = trio.Event()  # a new one after each publication
         self._slots = trio.CapacityLimiter(UPLOADS)
@@ -94,7 +99,7 @@ class Publisher:
         assert isinstance(request, Pull)
         self._open[stream.peer] += 1
         try:
-            published = await self._find(request)
+            published = await self._find(stream.peer, request)
             if published is None or request.offset >= max(1, len(published.payload)):
                 await self._refuse(stream, Refusal("nothing"))
                 return None
@@ -118,6 +123,8 @@ class Publisher:
         if request.run != self._run:
             return Refusal("run", "this peer takes part in another run")
         self._shape.check_pull(request)
+        if request.round is not None and not self._may_read(peer, request.kind, request.round):
+            return Refusal("readers", "your row of the mixing matrix does not name this peer")
         if self._open[peer] >= PULLS_PER_PEER:
             return Refusal("busy", f"at most {PULLS_PER_PEER} pulls at a time for one peer")
         return None
@@ -126,14 +133,18 @@ class Publisher:
         await send_message(stream, refusal, self._traffic)
         await stream.finish()
 
-    async def _find(self, request: Pull) -> PublishedAdapter | None:
+    async def _find(self, peer: str, request: Pull) -> PublishedAdapter | None:
+        def may_read(published: PublishedAdapter) -> bool:
+            return self._may_read(peer, published.kind, published.round)
+
         with trio.move_on_after(request.wait_s):
             while True:
-                published = self._publications.find(request, waited=request.wait_s == 0)
-                if published or request.wait_s == 0:
+                waited = request.wait_s == 0
+                published = self._publications.find(request, waited=waited, may_read=may_read)
+                if published or waited:
                     return published
                 await self._published.wait()
-        return self._publications.find(request, waited=True)
+        return self._publications.find(request, waited=True, may_read=may_read)
 
     # -- who has read what
 

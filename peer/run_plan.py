@@ -23,10 +23,12 @@ from gossip.methods.catalogue import Entry, find, written
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
 from gossip.methods.feedback import FEEDBACKS, default_feedback
-from gossip.methods.method_set import MERGES, MethodNames, MethodSet, resolve
+from gossip.methods.merging import MERGES
+from gossip.methods.method_set import MethodNames, MethodSet, resolve
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.robust import READS_MIN, ROBUST
+from gossip.readers import Readers, everybody, row_readers
 from gossip.settings import NodeSettings
 from peer.config import MixingOptions, PeerConfig
 from peer.network.catalogue import check_listen, peer_of
@@ -53,6 +55,7 @@ CATALOGUES: Mapping[str, Mapping[str, Entry[Any]]] = {
     "codec": CODECS,
     "feedback": FEEDBACKS,
     "robust": ROBUST,
+    "merge": MERGES,
 }
 """Option of ``peer run`` -> what it may be."""
 
@@ -66,12 +69,14 @@ class RunPlan:
         topology: who reads whom.
         names: the methods in canonical writing, before a byte budget has its say.
         robust: the rule for rows that may contain liars, in canonical writing.
+        roster: all peers of the run, sorted, if only those may read a peer whose row names it; empty = all may.
     """
 
     config: PeerConfig
     topology: Topology
     names: MethodNames
     robust: str
+    roster: tuple[str, ...] = ()
 
     def methods(self, spec: AdapterSpec) -> MethodSet:
         """Return the run's methods for an adapter; a byte budget chooses the codec.
@@ -97,6 +102,21 @@ class RunPlan:
             rows=ready.rows if "rows" in wants else 0, labels=ready.label_rows if "labels" in wants else ()
         )
 
+    def readers(self, me: str) -> Readers:
+        """Return who may read us.
+
+        Raises:
+            LocalError: we are not on the roster, so that nobody would read us, and we nobody.
+        """
+        if not self.roster:
+            return everybody
+        if me not in self.roster:
+            raise LocalError(
+                f"--roster does not name this peer, {me}: add it, for all peers of the run alike, or leave --roster "
+                "out on all"
+            )
+        return row_readers(self.topology, me, self.roster)
+
     def node_settings(self, methods: MethodSet, data: Announced | None = None) -> NodeSettings:
         """Return what the node is run with; ``data``: what we announce of ours."""
         mixing = self.config.mixing
@@ -112,6 +132,7 @@ class RunPlan:
             overlap=mixing.overlap,
             data=data,
             robust=self.robust,
+            roster=self.roster,
         )
 
     def robust_note(self) -> str:
@@ -180,7 +201,7 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
     compatibility.check(
         names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap, robust=robust
     )
-    return RunPlan(config, topology, names, robust)
+    return RunPlan(config, topology, names, robust, _roster_of_readers(config, topology))
 
 
 def check_inputs(config: PeerConfig) -> None:
@@ -233,14 +254,29 @@ def _topology(config: PeerConfig, peers: int | None) -> Topology:
     return topology
 
 
+def _roster_of_readers(config: PeerConfig, topology: Topology) -> tuple[str, ...]:
+    """Return the roster, sorted, if only those may read a peer whose row of W names it; nothing if all may.
+
+    Raises:
+        LocalError: that was asked for, and there is nothing by which a peer could know whose row names it.
+    """
+    asked = config.privacy.readers
+    mixing = config.mixing
+    if asked == "all" or (asked == "auto" and not mixing.roster):
+        return ()
+    if problem := compatibility.problem_of_row_readers(topology, mixing.roster, mixing.collect_s):
+        if asked == "auto":
+            return ()
+        raise LocalError(f"--readers row {problem}")
+    return tuple(sorted(mixing.roster))
+
+
 def _method_names(mixing: MixingOptions) -> MethodNames:
     """Return the methods in canonical writing.
 
     Raises:
         LocalError: an unknown name (the known ones are named) or a bad parameter.
     """
-    if mixing.merge not in MERGES:
-        raise LocalError(f"unknown --merge {mixing.merge!r}; known: {', '.join(MERGES)}")
     feedback = default_feedback(mixing.codec) if mixing.feedback == "auto" else mixing.feedback
     return MethodNames(
         factors=written("factor rule", mixing.factors, FACTORS),
@@ -249,5 +285,5 @@ def _method_names(mixing: MixingOptions) -> MethodNames:
         codec=written("codec", mixing.codec, CODECS),
         feedback=written("feedback", feedback, FEEDBACKS),
         gamma=mixing.gamma,
-        merge=mixing.merge,
+        merge=written("merge", mixing.merge, MERGES),
     )

@@ -53,7 +53,7 @@ from peer.round_records import RoundRecords
 from peer.run_manifest import join_line
 from peer.run_plan import RunPlan
 from peer.streams import Streams, open_streams
-from peer.telling import left_out, measured, model_ready, training_callbacks
+from peer.telling import dropped_step, left_out, measured, model_ready, training_callbacks
 from peer.training.export import load_line_of
 from peer.training.process import TrainerProcess
 from peer.training.supervisor import StartTrainer, TrainingSupervisor, supervised_training
@@ -281,6 +281,8 @@ class Peer:
             self.records.saving.keep_trainer_file(action.round)
             self.post(TrainingFailed(action.round, str(error)))
         else:
+            if trained.dropped:
+                self._note(dropped_step(action.round, self.run.plan.config.training.batch_size))
             if trained.unsaved:
                 self.records.saving.trainer_refused(action.round, trained.unsaved)
             self.post(Trained(trained.state, trained.steps, trained.loss))

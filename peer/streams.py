@@ -90,7 +90,12 @@ class Streams:
         self._traffic = traffic
         self._post = post
         self._publisher = Publisher(
-            self._fingerprint, self._shape, traffic, membership.standing.is_welcome, run.signer.signed
+            self._fingerprint,
+            self._shape,
+            traffic,
+            membership.standing.is_welcome,
+            run.signer.signed,
+            run.readers,
         )
         if initial := run.initial:
             self._publisher.publish(initial)

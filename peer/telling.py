@@ -60,6 +60,14 @@ def measured(round: int, result: Evaluated) -> Measured:
     )
 
 
+def dropped_step(round: int, batch_size: int) -> str:
+    """Return what the user is told of a step that did not fit into memory; ``round``: from 0."""
+    return (
+        f"a step of round {round + 1} did not fit into memory and was dropped; from now on a batch has at most "
+        f"{max(1, batch_size // 2)} sequences. To choose yourself: a lower --batch-size or --max-length"
+    )
+
+
 def left_out(distrust: Distrust, membership: Membership) -> LeftOut:
     """Return the event of a neighbor that is left out."""
     return LeftOut(
@@ -86,6 +94,14 @@ def round_done(
         mixed_rounds=tuple(round for _, round, _ in report.mixed),
         failed=tuple((name(peer), reason) for peer, reason in report.failed),
         objections=tuple((name(peer), reason) for peer, reason in report.objections),
+        neighbors=tuple(name(one.peer) for one in report.neighbors),
+        distances=tuple(one.distance for one in report.neighbors),
+        distance_ratios=tuple(one.ratio for one in report.neighbors),
+        cosines=tuple(one.cosine for one in report.neighbors),
+        drifts=tuple(one.drift for one in report.neighbors),
+        trimmed=tuple((one.trimmed, one.rounds) for one in report.neighbors),
+        objected=tuple(one.objections for one in report.neighbors),
+        measurements=report.measurements,
         drift=report.mixing_change,
         cross_term=report.cross_term,
         collect_s=report.collect_s,

@@ -3,7 +3,7 @@
 Every candidate runs linear consensus with the given loss (symmetric drop where W is symmetric, weight to self
 elsewhere), so prediction formulas are not trusted where they do not hold. Ranked by seconds under the link model. It
 advises on averaging only: how unlike the peers' data are is not asked, and a longer way to consensus may still learn
-as well. Source: ours.
+as well. Asked for liars or colluders, it says what they can reach, and which candidate withstands them. Source: ours.
 """
 
 from __future__ import annotations
@@ -13,6 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
+from topology.adversaries import (
+    GUARDED_READS,
+    ColluderExposure,
+    LiarExposure,
+    borne,
+    colluder_exposure,
+    liar_exposure,
+)
 from topology.analysis import consensus_cost
 from topology.consensus import ConsensusRun, of_topology, run_consensus
 from topology.cost import LinkModel
@@ -29,6 +37,23 @@ DRAWS = 5
 that happened to lose nothing beat everything. Odd, so that a median is one of them."""
 VALUES = 32
 """Values averaged at once, so that the start is generic. Source: guess."""
+ROUNDS_LOOKED_AT = 10
+"""Rounds over which liars and colluders meet rows that change. Source: ours, the rounds of a short run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adversaries:
+    """What the group must withstand; 0 = not asked.
+
+    Args:
+        liars: peers that send what harms.
+        colluders: peers that share what they read.
+        rounds: looked at where rows change.
+    """
+
+    liars: int = 0
+    colluders: int = 0
+    rounds: int = ROUNDS_LOOKED_AT
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +70,7 @@ class Advice:
         connected_share: share of survivors that still reach each other (within a sweep) at the moment when ``churn`` of
             the peers vanish.
         reason: one sentence.
+        liars, colluders: what they can reach, if that was asked.
     """
 
     name: str
@@ -55,14 +81,16 @@ class Advice:
     mean_error: float
     connected_share: float
     reason: str
+    liars: LiarExposure | None = None
+    colluders: ColluderExposure | None = None
 
 
-def candidates(n: int, degree_max: int) -> dict[str, str]:
+def candidates(n: int, degree_max: int, against: Adversaries = Adversaries()) -> dict[str, str]:
     """Return names that may fit and why one would take them; impossible or too wide ones are sorted out later."""
     regular = min(degree_max, n - 1)
     regular -= n * regular % 2
     epidemic = min(degree_max, n - 1)
-    return {
+    found = {
         "complete": "everyone reads everyone, which is exact at once and the most traffic",
         "star": "few hops, but the hub carries everything and ends it all when it leaves",
         "ring": "the least that keeps everyone joined, and the slowest of all regular graphs",
@@ -77,6 +105,25 @@ def candidates(n: int, degree_max: int) -> dict[str, str]:
         f"epidemic:{epidemic}": "needs no agreement on who is there, so churn hurts it least; the mean drifts a little",
         f"epidemic-oracle:{epidemic}": "fresh random neighbors with exact column sums; all must agree on who is there",
     }
+    guarded = [reads for reads in _guarded_reads(against) if reads <= epidemic]
+    for reads in guarded:
+        found.setdefault(
+            f"random-regular:{reads}",
+            f"a fixed graph with rows of {reads}, from which trim-clip drops {borne(reads)}",
+        )
+        if against.liars:
+            found.setdefault(
+                f"epidemic:{reads}",
+                f"rows of {reads} drawn afresh, from which trim-clip drops {borne(reads)}",
+            )
+    return found
+
+
+def _guarded_reads(against: Adversaries) -> list[int]:
+    """Return the fewest reads of which trim-clip drops 1, 2, ... up to all liars; masks want at least 4 too."""
+    if not (against.liars or against.colluders):
+        return []
+    return [GUARDED_READS, *(4 * dropped - 3 for dropped in range(2, against.liars + 1))]
 
 
 def advise(
@@ -89,6 +136,7 @@ def advise(
     churn: float = 0.0,
     tolerance: float = 1e-3,
     seed: int = 0,
+    against: Adversaries = Adversaries(),
 ) -> list[Advice]:
     """Rank the catalogue for one case, fastest first.
 
@@ -100,19 +148,14 @@ def advise(
         loss: probability that one message is lost, in [0, 1).
         churn: share of peers that may vanish at once, in [0, 1).
         tolerance: consensus distance to reach, relative to the first.
+        against: liars and colluders, if they are to be looked at.
 
     Raises:
         TopologyError: a number out of range, or nothing in the catalogue fits the degree.
     """
-    if n < 2 or degree_max < 1:
-        raise TopologyError(
-            f"advice needs at least 2 peers and a degree of at least 1, not {n} and {degree_max}"
-        )
-    for name, value in (("loss", loss), ("churn", churn)):
-        if not 0.0 <= value < 1.0:
-            raise TopologyError(f"{name} must be from 0 to below 1, not {value!r}")
+    _check(n, degree_max, loss, churn, against)
     ranked: list[Advice] = []
-    for text, why in candidates(n, degree_max).items():
+    for text, why in candidates(n, degree_max, against).items():
         topology = _possible(text, n, degree_max, seed)
         if topology is None:
             continue
@@ -128,13 +171,42 @@ def advise(
         error = float(outcome.drift[-1] / outcome.distance[0])
         share = _connected_share(topology, n, churn, seed)
         reason = f"{topology.name}: {why}; here {rounds} rounds, {seconds:.3g} s"
-        ranked.append(Advice(topology.name, rounds, total / n, busiest, seconds, error, share, reason))
+        ranked.append(
+            Advice(
+                *(topology.name, rounds, total / n, busiest, seconds, error, share, reason),
+                *_exposures(topology, n, against, seed),
+            )
+        )
     if not ranked:
         raise TopologyError(
             f"no topology reaches a consensus distance of {tolerance:g} with {n} peers, at most {degree_max} reads and "
             f"{loss:.0%} loss within {ROUNDS_MAX} rounds; allow more reads a round"
         )
     return sorted(ranked, key=lambda advice: (advice.seconds, advice.bytes_per_peer, advice.name))
+
+
+def _check(n: int, degree_max: int, loss: float, churn: float, against: Adversaries) -> None:
+    if n < 2 or degree_max < 1:
+        raise TopologyError(
+            f"advice needs at least 2 peers and a degree of at least 1, not {n} and {degree_max}"
+        )
+    for name, value in (("loss", loss), ("churn", churn)):
+        if not 0.0 <= value < 1.0:
+            raise TopologyError(f"{name} must be from 0 to below 1, not {value!r}")
+    for name, count in (("liars", against.liars), ("colluders", against.colluders)):
+        if not 0 <= count < n:
+            raise TopologyError(f"{name} must be from 1 to {n - 1} of {n} peers, not {count}")
+
+
+def _exposures(
+    topology: Topology, n: int, against: Adversaries, seed: int
+) -> tuple[LiarExposure | None, ColluderExposure | None]:
+    """Return what the adversaries can reach, None where they were not asked for."""
+    rounds, liars, colluders = against.rounds, against.liars, against.colluders
+    return (
+        liar_exposure(topology, n, liars, rounds=rounds, seed=seed) if liars else None,
+        colluder_exposure(topology, n, colluders, rounds=rounds, seed=seed) if colluders else None,
+    )
 
 
 def _possible(text: str, n: int, degree_max: int, seed: int) -> Topology | None:

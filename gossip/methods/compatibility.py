@@ -22,6 +22,7 @@ from gossip.errors import LocalError
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
+from gossip.methods.merging import MERGES
 from gossip.methods.method_set import MethodNames
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
@@ -204,7 +205,10 @@ def check(
         refactors=rule.refactors,
         robust=robust,
     )
-    needs = _needs(names) | {f"--robust {robust}": find("robust rule", robust, ROBUST).requires}
+    needs = _needs(names) | {
+        f"--robust {robust}": find("robust rule", robust, ROBUST).requires,
+        f"--merge {names.merge}": find("merge", names.merge, MERGES).requires,
+    }
     facts = facts_of(topology, peers)
     check_requirements(needs, facts, settings)
     if overlap and names.optimizer != "none":
@@ -298,6 +302,33 @@ def check_outer(optimizer: str, outer: Outer, facts: TopologyFacts) -> None:
         f"{optimizer} drives peers apart over --topology {facts.name}: with momentum {outer.mu:g} the step must be "
         f"below {bound:.3g}, not {outer.gamma:g}: use {instead}"
     )
+
+
+def problem_of_row_readers(topology: Topology, roster: Sequence[str], collect_s: float) -> str:
+    """Return why a peer cannot know whose row of W names it, and what to do about it; empty = it can.
+
+    Args:
+        roster: all peers of the run; empty = not given.
+        collect_s: see ``Settings``.
+    """
+    if not roster:
+        return "needs to know who takes part: give --roster and the ids of all peers, or use --readers all"
+    if topology.own_sample:
+        return (
+            f"needs a W on which all agree, but with --topology {topology.name} each peer draws whom it reads: use "
+            "--topology random-regular:4, or --readers all"
+        )
+    if topology.wants:
+        return (
+            f"needs a W that nobody can change, but --topology {topology.name} and its weights go by what peers "
+            "announce of their data: use --topology random-regular:4 --weights metropolis-hastings, or --readers all"
+        )
+    if not collect_s and not topology.is_static:
+        return (
+            f"needs rounds in lock step where W changes with them, as that of --topology {topology.name}: use a "
+            "static topology such as random-regular:4, --collect-s 60, or --readers all"
+        )
+    return ""
 
 
 def _topology_for(required: Requirements, lacking: Sequence[str]) -> str:

@@ -83,6 +83,7 @@ def guarded(row: Combination, around: Contribution | None = None) -> Combination
     return row._replace(
         own=own._replace(weight=1.0 - sum(contribution.weight for contribution in passed)),
         others=tuple(passed),
+        came=row.others,
         objections=(*row.objections, *objections),
     )
 

@@ -13,9 +13,9 @@ from gossip.errors import LocalError
 from gossip.methods import products
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS, Codec, Encoding
-from gossip.methods.factors import FACTORS, FactorRule, has_factors
+from gossip.methods.factors import FACTORS, FactorRule
 from gossip.methods.feedback import FEEDBACKS, Feedback, default_feedback
-from gossip.methods.merging import Merge, ProductMixing
+from gossip.methods.merging import MERGES, Merge, ProductMixing
 from gossip.methods.mixing import MIXERS, Mixer
 from gossip.methods.optimizers import OPTIMIZERS, OptimizerStage
 from gossip.methods.origin import Origin
@@ -27,12 +27,6 @@ mix of rank 4096 takes hours, because turning factors toward ours needs an SVD o
 MERGE_CODEC = "int8"
 """How adapters travel in the final merge if the run's codec needs several rounds to be accurate (an error memory, a
 mixing step below 1): one round must do. Source: int8 loses nothing measurable (docs/results.md)."""
-MERGES = {
-    "product": "each LoRA module's mean product B A, cut back to its rank; whatever has no factors is averaged",
-    "average": "the mean of the adapters",
-    "none": "no final merge",
-}
-"""How the peers' adapters become one after the last round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +99,6 @@ def resolve(names: MethodNames, spec: AdapterSpec) -> MethodSet:
     codec = find("codec", names.codec, CODECS)
     feedback_name = default_feedback(names.codec) if names.feedback == "auto" else names.feedback
     feedback = find("feedback", feedback_name, FEEDBACKS)
-    if names.merge not in MERGES:
-        raise LocalError(f"unknown --merge {names.merge!r}; known: {', '.join(MERGES)}")
     shared_spec = rule.shared(spec)
     if names.private:
         shared_spec = shared_spec.only(lambda name: name not in names.private)
@@ -126,7 +118,7 @@ def resolve(names: MethodNames, spec: AdapterSpec) -> MethodSet:
     one_round_does = codec.gamma == 1.0 and feedback_name == "none"
     merge_codec_name = names.codec if one_round_does else MERGE_CODEC
     merge_stages = (
-        partial(Merge, names.merge == "product" and has_factors(shared_spec)),
+        partial(Merge, find("merge", names.merge, MERGES)),
         partial(Encoding, find("codec", merge_codec_name, CODECS)),
     )
     return MethodSet(

@@ -10,7 +10,7 @@ in the dtype that they are given, and an empty state stands for zeros. To add on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.methods.catalogue import Entry
+from gossip.methods.contribution import Contribution
 from gossip.methods.requirements import Requirements, State
 from gossip.methods.stability import Outer
 from gossip.methods.stage import Combination, Encoded, RoundContext, Stage
@@ -90,12 +91,16 @@ class OptimizerStage(Stage):
         vector, state = self.optimizer.update(
             context.start.flat, context.trained.flat, mixed, context.steps, state
         )
-        others = row.others
         if self.optimizer.vectors > 1:
-            adapters = [AdapterState(self.spec, contribution.state.flat[:size]) for contribution in others]
-            pairs = zip(others, adapters, strict=True)
-            others = tuple(contribution._replace(state=adapter) for contribution, adapter in pairs)
-        return row._replace(others=others, vector=vector), state
+            row = row._replace(others=self._adapters(row.others), came=self._adapters(row.came))
+        return row._replace(vector=vector), state
+
+    def _adapters(self, contributions: Sequence[Contribution]) -> tuple[Contribution, ...]:
+        """Leave of contributions of several vectors the first, which is the adapter."""
+        return tuple(
+            one._replace(state=AdapterState(self.spec, one.state.flat[: self.spec.size]))
+            for one in contributions
+        )
 
 
 def plain() -> Optimizer:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError, RemoteError
+from gossip.events import NeighborReport
 from gossip.methods import products
 from gossip.methods.contribution import Contribution, Objection, scaled_to
 from gossip.methods.factors import has_factors
@@ -98,16 +99,19 @@ class Mixed:
         state: the adapter to go on with.
         own: our contribution as it was mixed; its weight is what the others left of 1.
         others: what was mixed in, after the guards.
+        came: what came, before the guards.
         objections: what guards dropped or clipped.
-        mixing_change, cross_term: see ``RoundReport``.
+        mixing_change, cross_term, neighbors: see ``RoundReport``.
     """
 
     state: AdapterState
     own: Contribution
     others: tuple[Contribution, ...]
+    came: tuple[Contribution, ...]
     objections: tuple[Objection, ...]
     mixing_change: float
     cross_term: float
+    neighbors: tuple[NeighborReport, ...] = ()
 
 
 class Pipeline:
@@ -275,6 +279,7 @@ class Pipeline:
             state=state,
             own=row.own,
             others=row.others,
+            came=row.came,
             objections=row.objections,
             mixing_change=_relative_distance(state, context.trained) if row.others else 0.0,
             cross_term=self._cross_term(row),

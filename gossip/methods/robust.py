@@ -29,6 +29,7 @@ from torch import Tensor
 
 from gossip.adapter import AdapterState
 from gossip.methods.catalogue import Entry
+from gossip.methods.centers import krum_choice, middle_mean, pairwise, weiszfeld
 from gossip.methods.contribution import Contribution, Guarded, Objection, nearer
 from gossip.methods.reach import Distance
 from gossip.methods.requirements import Requirements
@@ -41,14 +42,6 @@ LIARS_SHARE = 4
 """One in so many of a row is borne if nobody says how many, rounded up. Source: algorithms.md section 4."""
 LIARS_MAX = 1_000
 """More liars than this cannot be asked for. Source: ours; only keeps typing errors out."""
-WEISZFELD_STEPS = 32
-"""Steps toward the geometric median. Source: ours; each brings it nearer by a factor of k where one of k is far away,
-so that all that float32 can tell is reached, and steps go by distances alone, which costs next to nothing."""
-SMOOTHING = 1e-3
-"""Distances below this share of the usual one within the nearest half count as that, so that the geometric median is
-smooth where it meets an adapter. Source: ours; RFA (arXiv 1912.13445) has an absolute one, which is 0.1 in its code."""
-SORT_BLOCK = 64 * 1024
-"""Values of each adapter that are sorted at a time: those of a row of 8 stay in the cache. Source: our bench."""
 
 
 class RobustRow(NamedTuple):
@@ -182,7 +175,7 @@ def geometric_median(own: Contribution, others: Sequence[Contribution], row: Rob
     """The point with the least sum of distances to the row, ours among them: RFA (arXiv 1912.13445)."""
     if not others:
         return [], []
-    return _combined(own, others, weiszfeld(_pairwise(own, others, row)), row), []
+    return _combined(own, others, weiszfeld(_distances(own, others, row)), row), []
 
 
 def krum(liars: int | None = None) -> RobustRule:
@@ -195,7 +188,7 @@ def krum(liars: int | None = None) -> RobustRule:
     def apply(own: Contribution, others: Sequence[Contribution], row: RobustRow) -> Guarded:
         if not others:
             return [], []
-        chosen = krum_choice(_pairwise(own, others, row), borne(liars, len(others)))
+        chosen = krum_choice(_distances(own, others, row), borne(liars, len(others)))
         shares = np.zeros(len(others) + 1)
         shares[chosen] = 1.0
         left = [one for place, one in enumerate(others, 1) if place != chosen]
@@ -204,67 +197,9 @@ def krum(liars: int | None = None) -> RobustRule:
     return RobustRule(apply)
 
 
-def middle_mean(vectors: Sequence[Tensor], sides: int) -> Tensor:
-    """Return in every coordinate the mean of what remains without the least and the greatest ``sides`` values.
-
-    Args:
-        vectors: n tensors float32[P], n > 2 * sides; none is written.
-
-    Returns:
-        A new float32[P], which depends on the values and not on their order.
-    """
-    result = torch.empty_like(vectors[0])
-    for start in range(0, result.numel(), SORT_BLOCK):
-        block = torch.stack([vector[start : start + SORT_BLOCK] for vector in vectors])
-        ranked = block.sort(dim=0).values[sides : len(vectors) - sides]
-        # Counted from the least that remains: of equal values the mean is exactly that.
-        torch.add(ranked[0], (ranked - ranked[0]).mean(dim=0), out=result[start : start + SORT_BLOCK])
-    return result
-
-
-def weiszfeld(distances: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the shares of n points, at least 0 and 1 together, whose mean is their geometric median.
-
-    Args:
-        distances: float64[n, n], of every two points.
-    """
-    squared, count = distances**2, len(distances)
-    # Of every point the lower median distance of the others from it, and of these the least: liars cannot stretch it.
-    usual = float(np.sort(distances, axis=1)[:, count // 2].min())
-    if usual <= 0.0:
-        return _of_the_crowd(distances)
-    shares = np.full(count, 1.0 / count)
-    for _ in range(WEISZFELD_STEPS):
-        to_all = squared @ shares
-        # |z - x_j|^2 for z the mean with these shares, from distances alone.
-        from_mean = np.sqrt(np.maximum(to_all - 0.5 * shares @ to_all, 0.0))
-        nearness = 1.0 / np.maximum(from_mean, SMOOTHING * usual)
-        shares = nearness / nearness.sum()
-    return shares
-
-
-def krum_choice(distances: NDArray[np.float64], liars: int) -> int:
-    """Return which of n points has the least sum of squared distances to its n - liars - 2 nearest, at least 1."""
-    count = max(1, len(distances) - liars - 2)
-    ranked = np.sort(distances**2, axis=1)[:, 1 : count + 1]  # without itself
-    return int(ranked.sum(axis=1).argmin())
-
-
-def _of_the_crowd(distances: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return equal shares of those that lie where more than half of all do, which is where the median is."""
-    together = (distances <= 0.0).sum(axis=1)
-    largest = together == together.max()
-    return np.where(largest, 1.0 / largest.sum(), 0.0)
-
-
-def _pairwise(own: Contribution, others: Sequence[Contribution], row: RobustRow) -> NDArray[np.float64]:
-    """Return float64[k + 1, k + 1], the distances of all in the row; ours come first."""
-    states = [own.state, *(contribution.state for contribution in others)]
-    distances = np.zeros((len(states), len(states)))
-    for place, state in enumerate(states):
-        for other in range(place):
-            distances[place, other] = distances[other, place] = row.distance(state, states[other])
-    return distances
+def _distances(own: Contribution, others: Sequence[Contribution], row: RobustRow) -> NDArray[np.float64]:
+    """Return float64[k + 1, k + 1], of all in the row; ours come first."""
+    return pairwise([own.state, *(contribution.state for contribution in others)], row.distance)
 
 
 def _aggregated(

@@ -95,6 +95,7 @@ class Combination(NamedTuple):
         objections: what guards dropped or clipped.
         reach: how far others may lie from us besides, see ``reach.py``; None = anywhere.
         excluded: senders whose contributions are read, but not mixed.
+        came: all that has come, as it was before guards; the mixing stage writes it down.
         robust: the rule for the row as a whole (``robust.py``); None = there is none.
     """
 
@@ -107,6 +108,7 @@ class Combination(NamedTuple):
     objections: tuple[Objection, ...] = ()
     reach: RoundReach | None = None
     excluded: frozenset[str] = frozenset()
+    came: tuple[Contribution, ...] = ()
     robust: RowRule | None = None
 
 

@@ -59,6 +59,7 @@ class Trained:
         sequences: how many sequences were trained on (the weight that sample-weighted mixing wants).
         tokens: target tokens among them.
         seconds: wall time of the steps.
+        dropped: steps dropped because they did not fit into memory; later batches have half as many sequences.
         unsaved: why the training process could not save its own state; empty if it could, or was not asked to.
     """
 
@@ -68,6 +69,7 @@ class Trained:
     sequences: int
     tokens: int
     seconds: float
+    dropped: int = 0
     unsaved: str = ""
 
 

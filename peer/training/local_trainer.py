@@ -137,7 +137,7 @@ class LocalTrainer:
         self.model.put(state)
         self.model.module.train()
         start, steps = time.monotonic(), self.config.training.local_steps
-        loss_sum, tokens, sequences = 0.0, 0, 0
+        loss_sum, tokens, sequences, had_fitted = 0.0, 0, 0, not self._halved
         trained = self._selected(trainable)
         with self._own_generators(), frozen_but(trained, self._parameters):
             shift = Shift(trained, state, correction, self.config.training.proximal)
@@ -149,7 +149,8 @@ class LocalTrainer:
                 if on_step is not None:
                     on_step(Step(step, steps, loss, targets))
         mean = loss_sum / tokens if tokens else math.nan
-        return Trained(self.model.state(), mean, steps, sequences, tokens, time.monotonic() - start)
+        seconds, dropped = time.monotonic() - start, int(had_fitted and self._halved)
+        return Trained(self.model.state(), mean, steps, sequences, tokens, seconds, dropped)
 
     def _selected(self, trainable: TrainableFactors) -> Parameters:
         """Return the parameters of ``trainable``, at least one."""

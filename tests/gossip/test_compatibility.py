@@ -1,6 +1,7 @@
 """What goes together and what does not: each clash is refused with a sentence that names a way out that is valid."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,10 @@ from gossip.methods.method_set import MethodNames
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.requirements import Requirements
+from gossip.methods.robust import ROBUST
 from gossip.methods.stability import Outer, random_bound, random_rate
+from peer.config import PeerConfig
+from peer.run_plan import RunPlan, plan_run
 from topology.links import Topology, parse_topology
 
 
@@ -31,10 +35,18 @@ def topology(text: str) -> Topology:
 
 
 def refusal(
-    names: MethodNames, where: str, peers: int = 16, *, collect_s: float = 60.0, overlap: bool = False
+    names: MethodNames,
+    where: str,
+    peers: int = 16,
+    *,
+    collect_s: float = 60.0,
+    overlap: bool = False,
+    robust: str = "none",
 ) -> str:
     with pytest.raises(LocalError) as caught:
-        compatibility.check(names, topology(where), peers, collect_s=collect_s, overlap=overlap)
+        compatibility.check(
+            names, topology(where), peers, collect_s=collect_s, overlap=overlap, robust=robust
+        )
     return str(caught.value)
 
 
@@ -115,6 +127,38 @@ def refusal(
             ["below 0.38", "not 0.7", "noloco:0.9:0.37"],
         ),
         (
+            MethodNames(mixing="push-sum"),
+            "exponential",
+            {"robust": "clip"},
+            ["push-sum needs rows that are mixed as they came", "--robust clip", "use --robust none"],
+        ),
+        (
+            MethodNames(mixing="symmetric-drop"),
+            "ring",
+            {"robust": "trim-clip:1"},
+            ["symmetric-drop", "--robust none"],
+        ),
+        (MethodNames(optimizer="d2"), "ring --weights lazy", {"robust": "nna"}, ["d2", "--robust none"]),
+        (
+            MethodNames(optimizer="k-gt"),
+            "random-matching",
+            {"robust": "median"},
+            ["k-gt", "--robust none"],
+        ),
+        (
+            MethodNames(factors="tsvd"),
+            "ring",
+            {"robust": "median"},
+            ["--robust median", "tsvd mixes products", "use --factors both"],
+        ),
+        (
+            MethodNames(factors="tsvd"),
+            "ring",
+            {"robust": "trimmed:1"},
+            ["--robust trimmed:1", "--factors both"],
+        ),
+        (MethodNames(factors="tsvd", merge="median"), "ring", {}, ["--merge median", "--factors both"]),
+        (
             MethodNames(optimizer="diloco"),
             "random-pair",
             {},
@@ -124,7 +168,7 @@ def refusal(
     ids=lambda value: "/".join(value) if isinstance(value, tuple) else None,
 )
 def test_a_clash_is_refused_by_name(
-    names: MethodNames, where: str, settings: dict[str, float], said: list[str]
+    names: MethodNames, where: str, settings: dict[str, Any], said: list[str]
 ) -> None:
     message = refusal(names, where, **settings)
     for words in said:
@@ -156,6 +200,49 @@ def test_a_clash_is_refused_by_name(
 )
 def test_what_goes_together_is_let_through(names: MethodNames, where: str, collect_s: float) -> None:
     compatibility.check(names, topology(where), 16, collect_s=collect_s)
+
+
+@pytest.mark.parametrize("robust", ROBUST)
+@pytest.mark.parametrize("codec", ["float32", "int8", "topk:0.1"])
+def test_every_robust_rule_goes_with_every_codec(robust: str, codec: str) -> None:
+    names = MethodNames(codec=codec, mixing="age", merge="clipped")
+    compatibility.check(names, topology("epidemic:4"), 16, collect_s=0.0, overlap=True, robust=robust)
+
+
+@pytest.mark.parametrize("robust", ["clip", "trim-clip", "nna", "geometric-median", "krum", "auto"])
+def test_rules_that_go_by_distance_go_with_products(robust: str) -> None:
+    names = MethodNames(factors="tsvd", merge="clipped")
+    compatibility.check(names, topology("epidemic:4"), 16, collect_s=60.0, robust=robust)
+
+
+def planned(**options: Any) -> RunPlan:
+    return plan_run(PeerConfig.of(**options))
+
+
+def test_auto_is_none_where_a_method_counts_on_whole_rows_and_says_so() -> None:
+    plan = planned(mixing="push-sum", topology="exponential")
+    assert plan.robust == "none"
+    assert plan.robust_note() == (
+        "--robust auto is none here: --mixing push-sum counts on rows that are mixed as they came"
+    )
+    with pytest.raises(LocalError, match="use --robust none"):
+        planned(mixing="push-sum", topology="exponential", robust="trim-clip")
+
+
+def test_a_plan_says_what_auto_has_become_and_nothing_where_the_user_has_chosen() -> None:
+    assert planned(topology="epidemic:4").robust == "auto"
+    assert planned(topology="epidemic:4").robust_note() == (
+        "--robust auto: rows of 4 and more neighbors are mixed by trim-clip"
+    )
+    assert "ring reads 2" in planned(topology="ring", wait_peers=5).robust_note()
+    assert "smaller ones as they came" in planned(topology="ring").robust_note()
+    assert planned(robust="NNA:2").robust == "nna:2"
+    assert planned(robust="nna:2").robust_note() == ""
+
+
+def test_an_unknown_robust_rule_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(LocalError, match="geometric-median"):
+        planned(robust="bulyan")
 
 
 METHODS = [

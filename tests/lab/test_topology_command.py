@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,17 @@ def test_advice(capsys: pytest.CaptureFixture[str]) -> None:
     table = capsys.readouterr().out
     assert table.count("\n- ") == len(ranked)
     assert "mean error" in table
+
+
+def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "topology.md").read_text()
+    line = next(line for line in page.splitlines() if "--liars" in line)
+    command("advise", *line.split()[3:])
+    printed = capsys.readouterr().out.splitlines()
+    rows = [printed.index(heading) for heading in printed if heading.startswith("topology ")]
+    for start in rows[1:]:  # after the ranking, whose seconds the page leaves out
+        for shown in printed[start : printed.index("", start)]:
+            assert shown in page
 
 
 @pytest.mark.parametrize(

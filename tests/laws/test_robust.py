@@ -15,18 +15,10 @@ from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from gossip.methods import products
 from gossip.methods.catalogue import find
+from gossip.methods.centers import SMOOTHING, krum_choice, middle_mean, weiszfeld
 from gossip.methods.contribution import Contribution, Guarded
 from gossip.methods.reach import vector_distance
-from gossip.methods.robust import (
-    READS_MIN,
-    ROBUST,
-    SMOOTHING,
-    RobustRow,
-    borne,
-    krum_choice,
-    middle_mean,
-    weiszfeld,
-)
+from gossip.methods.robust import READS_MIN, ROBUST, RobustRow, borne
 
 RULES = [*ROBUST, "trim-clip:2", "nna:2", "trimmed:2", "krum:2"]
 CLIPPERS = ("clip", "trim-clip", "trim-clip:1", "trim-clip:2", "auto")

@@ -35,7 +35,7 @@ from peer.journal_events import (
     StepTaken,
 )
 from peer.journal_file import JournalFile
-from peer.journal_lines import Record, parse_event, parse_record
+from peer.journal_lines import Record, parse_record
 from peer.journal_page import field_texts, page
 
 ROUND = RoundDone(
@@ -48,6 +48,14 @@ ROUND = RoundDone(
     mixed_rounds=(0, 1),
     failed=(("carl", "late"),),
     objections=(("dora", "norm"),),
+    neighbors=("anna", "böd"),
+    distances=(2.0, 1.0),
+    distance_ratios=(2.0, 1.0),
+    cosines=(0.5, math.nan),
+    drifts=(math.nan, 0.25),
+    trimmed=((1, 4), (0, 1)),
+    objected=(0, 0),
+    measurements=1,
     drift=0.125,
     cross_term=math.nan,
     collect_s=0.25,
@@ -126,7 +134,9 @@ def test_the_line_of_a_round_is_what_programs_have_always_read() -> None:
     assert Record(12.345, ROUND).json_line() == (
         '{"event": "round", "at": 12.345, "round": 0, "rounds": 3, "merging": false, "loss": 1.5, "age": 3, '
         '"mixed": ["anna", "böd"], "mixed_rounds": [0, 1], "failed": [["carl", "late"]], '
-        '"objections": [["dora", "norm"]], "drift": 0.125, "cross_term": null, "collect_s": 0.25, '
+        '"objections": [["dora", "norm"]], "neighbors": ["anna", "böd"], "distances": [2.0, 1.0], '
+        '"distance_ratios": [2.0, 1.0], "cosines": [0.5, null], "drifts": [null, 0.25], "trimmed": [[1, 4], [0, 1]], '
+        '"objected": [0, 0], "measurements": 1, "drift": 0.125, "cross_term": null, "collect_s": 0.25, '
         '"deadline_s": 60.0, "peers": 2, "bytes_in": 100, "bytes_out": 2500000, "fetches_ok": 2, '
         '"fetches_failed": 1, "rejected": {"malformed": 2}, "saved": true}'
     )
@@ -135,13 +145,23 @@ def test_the_line_of_a_round_is_what_programs_have_always_read() -> None:
     )
 
 
+def test_the_sentence_of_a_round_names_neighbors_that_are_odd_and_no_others() -> None:
+    far = dataclasses.replace(ROUND, distance_ratios=(12.4, 1.0))
+    assert "anna is 12 times as far from us as usual" in str(far.sentence())
+    assert "böd " not in str(far.sentence())
+    again = dataclasses.replace(ROUND, trimmed=((1, 4), (8, 9)))
+    assert "böd left out as farthest in 8 of 9 rounds" in str(again.sentence())
+    by_chance = dataclasses.replace(ROUND, trimmed=((1, 1), (3, 12)))
+    assert by_chance.sentence() == ROUND.sentence()
+
+
 def test_numbers_that_are_not_finite_are_null_wherever_they_stand() -> None:
     event = Measured(
         round=0, own=math.inf, all=math.nan, per_file={"b": math.nan}, accuracy=None, accuracy_all=None
     )
     values = json.loads(Record(0.0, event).json_line())
     assert (values["own"], values["all"], values["per_file"]) == (None, None, {"b": None})
-    again = parse_event(Record(0.0, event).json_line())
+    again = parse_record(Record(0.0, event).json_line()).event
     assert isinstance(again, Measured)
     assert math.isnan(again.own)
     assert math.isnan(again.per_file["b"])
@@ -152,7 +172,7 @@ def test_numbers_that_are_not_finite_are_null_wherever_they_stand() -> None:
 )
 def test_what_is_no_event_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="not an event"):
-        parse_event(line)
+        parse_record(line)
 
 
 def test_the_page_of_events_is_what_the_declarations_say() -> None:
@@ -174,14 +194,16 @@ def test_file_terminal_and_a_third_reader_get_what_is_for_them(tmp_path: Path) -
     told.close()
     assert third.events == list(TOLD[1:])
     assert third.is_closed
-    assert [parse_event(line).kind for line in lines.getvalue().splitlines()] == [e.kind for e in TOLD]
+    assert [parse_record(line).event.kind for line in lines.getvalue().splitlines()] == [e.kind for e in TOLD]
     assert sentences.getvalue() == "".join(
         f"{sentence}\n" for event in TOLD if (sentence := event.sentence()) is not None
     )
     earlier, *kept = path.read_text().splitlines()
     assert earlier == "an earlier run"
     assert kept == [
-        line for line in lines.getvalue().splitlines() if parse_event(line).kind not in ("preparing", "step")
+        line
+        for line in lines.getvalue().splitlines()
+        if parse_record(line).event.kind not in ("preparing", "step")
     ]
 
 
@@ -302,7 +324,7 @@ def test_a_reader_whose_disk_is_full_lives_on_and_is_told_what_it_missed() -> No
 
 
 def lines_of(path: Path) -> list[str]:
-    return [parse_event(line).sentence() or "" for line in path.read_text().splitlines()]
+    return [parse_record(line).event.sentence() or "" for line in path.read_text().splitlines()]
 
 
 def write(file: JournalFile, *texts: str) -> None:

@@ -15,8 +15,9 @@ import pytest
 import torch
 import trio
 from faulty_disk import FaultyDisk, installed
+from light_peers import SPEC, Quadratic, Running, memory
 from safetensors.torch import load_file
-from test_runtime import SPEC, Quadratic, Running, flat, memory
+from test_runtime import flat
 
 from gossip.adapter import AdapterState
 from peer import saving

@@ -246,8 +246,9 @@ def test_a_step_that_does_not_fit_is_dropped_and_later_batches_are_halved(
     trainer = LocalTrainer(quick(batch_size=4, local_steps=3))
     tried = short_of_memory(trainer, 2, monkeypatch)
     trained = trainer.train(trainer.initial)
-    trainer.train(trained.state)
+    again = trainer.train(trained.state)
     assert tried == [4, 2, 2, 2, 2, 2]
+    assert (trained.dropped, again.dropped) == (1, 0)
     assert trained.sequences == 4
     assert math.isfinite(trained.loss)
 

@@ -36,7 +36,8 @@ MAY_NOT_IMPORT = {
     r"gossip\.methods\..*": r"gossip\.(node|settings|simulation|quadratic|final_merge)",
     GROUND: r"peer\.(?!config$|options$|durable$|child_python$).*",
     r"peer\.network\..*": rf"(?!{GROUND}$)peer\.(?!network\.).*",
-    r"peer\.training\..*": rf"(?!{GROUND}$)peer\.(?!training\.).*",
+    r"peer\.training\..*": rf"(?!{GROUND}$)peer\.(?!training\.|privacy\.).*",
+    r"peer\.privacy\..*": rf"(?!{GROUND}$)peer\.(?!privacy\.).*|gossip\.(?!errors$).*",
     r"scripts\.lab\..*": r"scripts\.benchmarks\..*",
     r"scripts\.lab\.(?!convergence\.|comparison\.|robustness\.).*": (
         r"scripts\.lab\.(convergence|comparison|robustness)\..*"

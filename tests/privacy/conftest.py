@@ -1,0 +1,6 @@
+"""These tests use the disk of ``tests/peer``, which fails."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "peer"))
