@@ -41,6 +41,8 @@ PICTURED = (
     (2, "unguarded", "unguarded, 2 of 10 lie"),
 )
 """(liars, guard, label) of the picture's points."""
+TICKS = (-1, 0, 1, 3, 10, 30, 100)
+"""Percent that the picture's axis names."""
 
 
 class Spread(NamedTuple):
@@ -248,6 +250,7 @@ def _picture(results: Results) -> bytes:
         axes.errorbar(x, y, xerr=reach, fmt="osD"[place], color=f"C{place}", label=label, markersize=4)
     axes.axvspan(-1.0, 1.0, color="0.9", zorder=0)
     axes.set_xscale("symlog", linthresh=2.0)
+    axes.set_xticks(TICKS, map(str, TICKS))
     axes.set_yticks(range(len(ATTACKS)), ATTACKS)
     axes.invert_yaxis()
     axes.set_xlabel("honest held-out loss above the clean run, % (random-regular:4, a language each)")
