@@ -8,7 +8,10 @@ reading order:
     manifest               all that must be equal between the peers of a run
     messages, wire         what peers say to each other, and as which bytes
     published              an adapter as published, and the last few of them: which answers a request
-    readers                who may read it
+    roster, readers        W over a roster; who may read what is published
+    fixed_point            adapters as integers, in which masks cancel
+    masked_sums            masks through which a reader sees the sum of its row and no more
+    mask_rules             what goes together with them
     offers                 what an offer of this run must be to answer a question
     claims                 what peers have signed, and when that proves that one of them lies
     events, node           the node's contract with the world, and the protocol
@@ -20,7 +23,8 @@ reading order:
     deadline               how long a round waits for neighbors, learned from arrivals
     final_merge            the rounds after the last, in which all adapters become one
     settings               what a node runs with, and what a restart needs
-    methods/               the catalogues: mixing, optimizers, codecs, feedback, guards, robust rules, merges; the pipeline of stages
+    methods/               the catalogues: mixing, optimizers, codecs, feedback, guards, robust rules, merges; the
+                           pipeline of stages
     membership_events      the membership's contract with the world
     membership_limits      all its times and limits
     membership             who takes part: greeting, searching, heartbeats, goodbyes, bans

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import random
 
+from gossip.events import ROW
 from gossip.final_merge import merge_rounds, merge_topology
 from gossip.health import Health
 from gossip.neighbor import Neighbors
@@ -75,8 +76,13 @@ class Company:
         return tuple(peer for peer in self.members if peer in roster) if roster else self.members
 
     def links(self, round: int, *, merging: bool) -> Links:
-        """Return our row of W in a round."""
+        """Return our row of W in a round; where it is read as a sum, ``ROW`` stands for all that it reads."""
         topology, members = self._topology, self.members
+        if self._settings.masked:
+            roster = self._settings.roster
+            topology = merge_topology(len(roster)) if merging else topology
+            own = topology.links(self._me, roster, round, self._rng).self_weight
+            return Links(((ROW, 1.0 - own),), own)
         if merging:
             # Without those we distrust: whoever leaves out the same ones comes to the same adapter.
             members = tuple(peer for peer in self._merging if not self._health.leaves_out(peer, round))

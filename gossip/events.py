@@ -17,6 +17,9 @@ from gossip.messages import Kind
 from gossip.published import PublishedAdapter
 from topology.announced import Announced
 
+ROW = "row"
+"""Stands for the sender of a sum: nobody in particular."""
+
 TrainableFactors = Literal["all", "a", "b"]
 """Which tensors local steps change: everything, LoRA's A alone, or all but A (B, and what goes with it)."""
 
@@ -39,10 +42,14 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A neighbor's adapter is here; its digest has been verified, its content has not."""
+    """A neighbor's adapter is here; its digest has been verified, its content has not.
+
+    ``weight``: of what came in our row, where it is a sum that ``FetchSum`` asked for; None = as it was asked for.
+    """
 
     peer: str
     published: PublishedAdapter
+    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +170,18 @@ class Fetch:
     newer_than: int
     wait_s: float
     base: bytes = b""
+    kind: Kind = "round"
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSum:
+    """Read the weighted sum of our row of this round, and no single adapter of it, within ``wait_s`` seconds.
+
+    Ends as a ``Fetch`` does; its peer is ``ROW``.
+    """
+
+    round: int
+    wait_s: float
     kind: Kind = "round"
 
 
@@ -291,4 +310,4 @@ class Finish:
     """All rounds are done, or we were stopped."""
 
 
-Action = Train | Publish | Fetch | SetTimer | Check | Penalize | Distrust | Report | Finish
+Action = Train | Publish | Fetch | FetchSum | SetTimer | Check | Penalize | Distrust | Report | Finish

@@ -34,6 +34,7 @@ class RunManifest:
         rounds: rounds before the final merge: from that number on, adapters are of the merge, encoded in its way.
         overlap: "yes" if neighbors are read while the local steps run.
         private: "yes" if a classification's head stays at home: then payloads are shorter.
+        mask: "none"; else what hides single adapters, and the digest of roster and W whose sums are read.
     """
 
     protocol: int = PROTOCOL_VERSION
@@ -54,6 +55,7 @@ class RunManifest:
     merge: str
     overlap: str
     private: str
+    mask: str = "none"
 
     def fields(self) -> dict[str, str | int]:
         """Return name -> value in report order, as it travels in ``Hello``."""

@@ -15,9 +15,10 @@ Kind = Literal["round", "merge", "initial"]
 """What a payload is: an adapter of a round, one of the final merge (always the adapter itself, whatever the run's
 codec), or the one that all peers began with. Payloads of one length may be any of them: only this tells."""
 
-Reason = Literal["manifest", "run", "hello", "readers", "busy", "nothing", "malformed"]
+Reason = Literal["manifest", "run", "hello", "readers", "mask", "busy", "nothing", "malformed"]
 """Why a question is refused: another run's manifest; another run; no hello of this run came first; our adapters are
-for other readers; too much at a time; there is nothing to answer with; no honest peer asks that."""
+for other readers; our masks would not hide them; too much at a time; there is nothing to answer with; no honest peer
+asks that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,87 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class MaskKey:
+    """A peer's X25519 key of one life, for masks; the answer to ``MaskKeyQuery``, and shown to others in pulls.
+
+    Args:
+        peer: whose it is.
+        key: the public key, 32 bytes.
+        signature: Ed25519, 64 bytes, over ``masked_sums.key_statement``.
+    """
+
+    peer: str
+    key: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MaskKeyQuery:
+    """Ask for a peer's key. ``run``: the run fingerprint, 16 bytes, as in all that follows."""
+
+    run: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Summand:
+    """A payload that a reader has: its publisher, and its SHA-256, 32 bytes."""
+
+    peer: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SumProposal:
+    """A reader names the payloads whose sum it wants; answered by ``SumAgreed``.
+
+    Args:
+        round, kind: of the payloads.
+        keys: digest of the keys with which they are masked (``masked_sums.keys_digest``), 32 bytes.
+        summands: whose payloads it has, in order of peers.
+    """
+
+    run: bytes
+    round: int
+    kind: Kind
+    keys: bytes
+    summands: tuple[Summand, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SumAgreed:
+    """A publisher has signed a proposal (``masked_sums.Sum.signed_of``), 64 bytes."""
+
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SumSigned:
+    """A reader shows that all publishers have signed its proposal, in their order; answered by ``MaskSeeds``."""
+
+    run: bytes
+    round: int
+    kind: Kind
+    keys: bytes
+    signatures: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairSeed:
+    """Seed of the mask that a publisher shares with ``peer``, 32 bytes."""
+
+    peer: str
+    seed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSeeds:
+    """What takes a publisher's masks off a sum: the seed of its own, 32 bytes, and those it shares with the absent."""
+
+    own: bytes
+    pairs: tuple[PairSeed, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Pull:
     """Ask for a published adapter; answered by ``Offer`` and raw bytes, or by ``Refusal``.
 
@@ -101,6 +183,7 @@ class Pull:
         digest: SHA-256 of the payload being resumed; empty when ``offset`` is 0.
         base: fingerprint of the replica that the reader keeps of the peer asked; empty = it keeps none.
         kind: what is asked for; nothing else will do.
+        keys: with which the payload is to be masked, in order of peers; None = it is not to be masked.
     """
 
     run: bytes
@@ -111,6 +194,7 @@ class Pull:
     digest: bytes = b""
     base: bytes = b""
     kind: Kind = "round"
+    keys: tuple[MaskKey, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,4 +246,18 @@ class Presence:
     claims: tuple[Claim, ...] = ()
 
 
-Message = Hello | Refusal | Ping | Pull | Offer | Presence | Evidence
+Message = (
+    Hello
+    | Refusal
+    | Ping
+    | Pull
+    | Offer
+    | Presence
+    | Evidence
+    | MaskKeyQuery
+    | MaskKey
+    | SumProposal
+    | SumAgreed
+    | SumSigned
+    | MaskSeeds
+)

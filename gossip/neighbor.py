@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gossip.events import Fetch, PeerUp
+from gossip.events import ROW, Fetch, FetchSum, PeerUp
 from gossip.messages import Kind
 from gossip.methods.contribution import Contribution
 from topology.announced import Announced
@@ -167,6 +167,15 @@ class Neighbors:
                 neighbor.fetches += 1
                 fetches.append(neighbor.question(peer, kind, round, hold_s, base_of(peer)))
         return fetches
+
+    def ask_for_sum(self, weight: float, round: int, kind: Kind, wait_s: float) -> list[FetchSum]:
+        """Note the weight of a round's row, and return what to ask for where only its sum is read."""
+        row = self.of(ROW)
+        row.weight = weight
+        if row.fetches >= FETCHES_MAX:
+            return []
+        row.fetches += 1
+        return [FetchSum(round, wait_s, kind)]
 
     def likeness(self) -> dict[str, float]:
         """Return peer -> cosine of what its adapter and ours have learned, of all that were mixed."""

@@ -180,8 +180,8 @@ class GossipNode:
     @property
     def _waits_long(self) -> bool:
         """Deadlines are not learned: where one side gave up earlier than the other, the two would not make the same
-        exchange; and a peer left out of the final merge is left out for good."""
-        return self._is_merging or self._pipelines.confirms(self.round)
+        exchange; a peer left out of the final merge is left out for good; and a sum comes with its last summand."""
+        return self._is_merging or self.settings.masked or self._pipelines.confirms(self.round)
 
     def _start(self, now: float) -> list[Action]:
         if self.phase is not Phase.NEW:
@@ -248,11 +248,13 @@ class GossipNode:
             else:
                 row[peer] = weight
         hold_s, pipelines = HOLD_SHARE * current.deadline_s, self._pipelines
-        fetches = self._neighbors.ask(
-            row, self.round, pipelines.kind_of(self.round), hold_s, pipelines.base_of
-        )
-        actions: list[Action] = list(fetches)
-        if self._collect_s > 0:
+        kind, actions = pipelines.kind_of(self.round), list[Action]()
+        if self.settings.masked:
+            actions += self._neighbors.ask_for_sum(sum(row.values()), self.round, kind, hold_s) if row else []
+            current.waiting_for = set(row)
+        else:
+            actions += self._neighbors.ask(row, self.round, kind, hold_s, pipelines.base_of)
+        if self._collect_s > 0 and not self.settings.masked:
             # Waited for even if a late adapter of it is here: a neighbor late once would stay a round late for ever.
             current.waiting_for = {peer for peer in row if self._neighbors.of(peer).is_waited_for}
         if mixing := self._mix_if_complete(now):
@@ -281,7 +283,8 @@ class GossipNode:
         if not neighbor.is_news(published.round, self.round, newest_only=self._pipelines.newest_only):
             return self._mix_if_complete(now)
         try:
-            contribution = self._pipelines.read(peer, published, neighbor.weight)
+            weight = neighbor.weight if event.weight is None else event.weight
+            contribution = self._pipelines.read(peer, published, weight)
         except RemoteError as error:
             return self._unusable(peer, error.reason, now)
         if was_waited_for:

@@ -28,25 +28,31 @@ class RunShape:
         rounds: rounds before the final merge.
         lengths: payload sizes in bytes that there are of each kind.
         replicas: payloads may build on replicas (``base``).
+        masked: nobody reads an adapter of the others unmasked, but that which all began with.
     """
 
     rounds: int
     lengths: Mapping[Kind, Collection[int]]
     replicas: bool
+    masked: bool = False
 
     @staticmethod
-    def of(methods: MethodSet, rounds: int) -> RunShape:
+    def of(methods: MethodSet, rounds: int, *, masked: bool = False) -> RunShape:
         """Return the shape of a run with these methods."""
         lengths: dict[Kind, Collection[int]] = {
             "round": frozenset(methods.rounds.specs),
             "merge": frozenset(methods.merge.specs),
             "initial": frozenset((4 * methods.spec.size,)),
         }
-        return RunShape(rounds, lengths, methods.names.feedback == "replica")
+        return RunShape(rounds, lengths, methods.names.feedback == "replica", masked)
 
     def check_pull(self, pull: Pull) -> None:
         """Raise ``RemoteError``, "malformed", for a question that nobody in this run asks."""
-        if pull.base and not self.replicas:
+        if (pull.keys is not None) != (self.masked and pull.kind != "initial"):
+            raise RemoteError("malformed", "keys come with a pull where payloads are masked, and only there")
+        if pull.keys is not None and pull.round is None:
+            raise RemoteError("malformed", "a masked payload belongs to a round")
+        if pull.base and not (self.replicas or pull.keys):
             raise RemoteError("malformed", "a base was given, but nobody keeps replicas in this run")
 
     def check(self, offer: Offer, pull: Pull) -> None:

@@ -7,11 +7,10 @@ not of an adapter whose digest it knows from others.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 from gossip.messages import Kind
-from topology.links import Topology
+from gossip.roster import Rows
 
 Readers = Callable[[str, Kind, int], bool]
 """``(peer, kind, round) -> whether it may read our adapter of that kind and round``."""
@@ -22,28 +21,18 @@ def everybody(peer: str, kind: Kind, round: int) -> bool:
     return True
 
 
-def row_readers(topology: Topology, me: str, roster: tuple[str, ...]) -> Readers:
+def row_readers(rows: Rows, me: str) -> Readers:
     """Return the rule that lets those read whose row of W names us in the round that an adapter is of.
 
     The final merge is read by all of the roster: it is what they end with. The adapter that all began with is no
     secret.
 
     Args:
-        topology: one on which all peers agree.
+        rows: everybody's.
         me: our peer id.
-        roster: all peers of the run, sorted.
     """
-    topology = Topology(
-        topology.name, topology.plan
-    )  # with a cache of its own: the node asks in another thread
-    nobody_draws = random.Random(0)  # asked for, and not used where all agree
 
     def may_read(peer: str, kind: Kind, round: int) -> bool:
-        if kind == "initial":
-            return True
-        if peer not in roster or peer == me:
-            return False
-        row = topology(peer, roster, round, nobody_draws).read_from
-        return kind == "merge" or any(read == me for read, _ in row)
+        return kind == "initial" or me in rows(peer, kind, round)
 
     return may_read

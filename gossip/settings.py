@@ -31,6 +31,7 @@ class NodeSettings:
         data: what we announce of our data, where the topology asks for it.
         robust: how the rule for a row that may contain liars is written (``methods/robust.py``).
         roster: all peers of the run, sorted, if W is that of a roster whoever is there; empty = that of who is there.
+        masked: of a row only the weighted sum is read, which masks let through.
     """
 
     topology: Topology
@@ -45,6 +46,7 @@ class NodeSettings:
     data: Announced | None = None
     robust: str = "none"
     roster: tuple[str, ...] = ()
+    masked: bool = False
 
 
 class NodeSnapshot(NamedTuple):

@@ -14,6 +14,7 @@ from functools import partial
 from typing import NamedTuple, Protocol, assert_never
 
 from gossip.adapter import AdapterState
+from gossip.errors import LocalError
 from gossip.events import (
     Action,
     Check,
@@ -22,6 +23,7 @@ from gossip.events import (
     Event,
     Fetch,
     Fetched,
+    FetchSum,
     Finish,
     Penalize,
     Publish,
@@ -226,6 +228,8 @@ class Simulation:
                 self.pulls.publish(peer, action.published)
             case Fetch():
                 self.pulls.begin(peer, action)
+            case FetchSum():
+                raise LocalError("peers of a simulation have no keys to mask with: simulate without masks")
             case SetTimer():
                 delay_s = self.network.clocks.real_s(peer, action.delay_s)
                 self._post(peer, TimerFired(action.round), delay_s)

@@ -21,13 +21,21 @@ from gossip.messages import (
     Evidence,
     Hello,
     Kind,
+    MaskKey,
+    MaskKeyQuery,
+    MaskSeeds,
     Message,
     Offer,
+    PairSeed,
     Ping,
     Presence,
     Pull,
     Reason,
     Refusal,
+    SumAgreed,
+    Summand,
+    SumProposal,
+    SumSigned,
 )
 from topology.announced import LABELS_MAX, ROWS_MAX, Announced
 
@@ -168,6 +176,14 @@ _claim = _record(
         "signature": _binary(_SIGNATURE),
     },
 )
+MASKED_MAX = 32
+"""Publishers in one masked sum. Source: ours; twice as many as a small group's final merge reads."""
+_SEED = _KEY = 32
+_MASK_KEY = {"peer": _text, "key": _binary(_KEY), "signature": _binary(_SIGNATURE)}
+_mask_keys = _list_of(_record(MaskKey, _MASK_KEY), MASKED_MAX)
+_summands = _list_of(_record(Summand, {"peer": _text, "digest": _binary(_DIGEST)}), MASKED_MAX)
+_pair_seeds = _list_of(_record(PairSeed, {"peer": _text, "seed": _binary(_SEED)}), MASKED_MAX)
+_WHICH_SUM = {"run": _binary(_RUN), "round": _round, "kind": _kind, "keys": _binary(_DIGEST)}
 _EVIDENCE = {"first": _claim, "second": _claim}
 _evidence = _record(Evidence, _EVIDENCE)
 
@@ -228,8 +244,17 @@ SCHEMA: dict[str, tuple[type[Any], dict[str, Check]]] = {
         },
     ),
     "evidence": (Evidence, _EVIDENCE),
+    "mask_key_query": (MaskKeyQuery, {"run": _binary(_RUN)}),
+    "mask_key": (MaskKey, _MASK_KEY),
+    "sum_proposal": (SumProposal, {**_WHICH_SUM, "summands": _summands}),
+    "sum_agreed": (SumAgreed, {"signature": _binary(_SIGNATURE)}),
+    "sum_signed": (
+        SumSigned,
+        {**_WHICH_SUM, "signatures": _list_of(_binary(_SIGNATURE), MASKED_MAX)},
+    ),
+    "mask_seeds": (MaskSeeds, {"own": _binary(_SEED), "pairs": _pair_seeds}),
 }
-OPTIONAL: dict[str, dict[str, Check]] = {"hello": {"data": _announced}}
+OPTIONAL: dict[str, dict[str, Check]] = {"hello": {"data": _announced}, "pull": {"keys": _mask_keys}}
 """Fields that are left out where there is nothing to say, so that most frames are without them."""
 _TYPE_NAMES = {cls: name for name, (cls, _) in SCHEMA.items()}
 

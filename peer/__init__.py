@@ -8,6 +8,7 @@ What is told, and to whom:
 - ``journal_file``: the file among them, bounded.
 - ``journal_page``: writes docs/events.md.
 - ``odd_neighbors``: which neighbors of a round are worth a word.
+- ``journal_words``: how its numbers are said.
 - ``telling``: makes events of what the rooms know.
 
 From the command line to a run:
@@ -24,6 +25,7 @@ Taking part:
 - ``membership``, ``exchange``: who takes part; the conversations with them.
 - ``standing``: whom we have greeted.
 - ``publisher``: the serving side of pulls.
+- ``mask_keys``, ``masks``, ``masked_reading``: the keys of masks, our masks, and reading sums of others'.
 - ``signing``, ``incarnation``: what we stand by, and in which life.
 - ``streams``: what follows from how each conversation ended.
 - ``round_records``: what stays of a round.

@@ -111,7 +111,7 @@ def run(
         network = config.network
         begins = not network.join and not home.has_checkpoint
         secret = secret_of(home.path, network.secret, is_open=network.open, begins=begins)
-        plan = dataclasses.replace(plan, config=config.with_options(secret=secret))
+        plan = dataclasses.replace(plan, config=config.with_options(secret=secret, home=home.path))
         factory = transport_for(
             network.listen,
             private_key=key,

@@ -25,6 +25,7 @@ from peer.network.transport import Ended, Stream, Transport, Unreachable, receiv
 
 CONTROL = "/gossip-peer/3/control"
 ADAPTER = "/gossip-peer/3/adapter"
+MASKS = "/gossip-peer/3/masks"
 
 STALL_S = 30.0
 """A stream that brings no byte for this long is given up. Source: six times yamux's own 5 s write limit."""
@@ -43,13 +44,20 @@ HASH_INLINE_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class Traffic:
-    """What went over the wire, payloads and frames, and how fetches ended."""
+    """What went over the wire, payloads and frames, and how fetches ended; ``mask_bytes``: of both, about masks."""
 
     bytes_in: int = 0
     bytes_out: int = 0
+    mask_bytes: int = 0
     fetches_ok: int = 0
     fetches_failed: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+
+    def add_of_masks(self, counted: Traffic) -> None:
+        """Count frames of a conversation about masks."""
+        self.bytes_in += counted.bytes_in
+        self.bytes_out += counted.bytes_out
+        self.mask_bytes += counted.bytes_in + counted.bytes_out
 
 
 async def send_message(stream: Stream, message: Message, traffic: Traffic) -> None:
@@ -57,6 +65,12 @@ async def send_message(stream: Stream, message: Message, traffic: Traffic) -> No
     frame = wire.framed(message)
     await stream.send(frame)
     traffic.bytes_out += len(frame)
+    traffic.mask_bytes += _about_masks(message, len(frame))
+
+
+def _about_masks(message: Message, frame_bytes: int) -> int:
+    """Return the bytes of a frame that is as long as it is because it shows keys."""
+    return frame_bytes if isinstance(message, Pull) and message.keys else 0
 
 
 async def receive_message(stream: Stream, wait_s: float, traffic: Traffic) -> Message:
@@ -73,7 +87,9 @@ async def receive_message(stream: Stream, wait_s: float, traffic: Traffic) -> Me
         except Ended as error:
             raise Ended(error.received + wire.LENGTH_BYTES, length + wire.LENGTH_BYTES) from error
         traffic.bytes_in += wire.LENGTH_BYTES + length
-        return wire.decode(frame)
+        message = wire.decode(frame)
+        traffic.mask_bytes += _about_masks(message, wire.LENGTH_BYTES + length)
+        return message
     raise Unreachable(f"no answer within {wait_s:g} s")
 
 
@@ -92,13 +108,15 @@ async def receive_question(stream: Stream, traffic: Traffic) -> Message:
         raise
 
 
-async def ask(transport: Transport, peer: str, message: Message, traffic: Traffic) -> Message:
-    """Ask a control question and return the answer, which may be a ``Refusal``.
+async def ask(
+    transport: Transport, peer: str, message: Message, traffic: Traffic, protocol: str = CONTROL
+) -> Message:
+    """Ask a short question and return the answer, which may be a ``Refusal``.
 
     Raises:
         RemoteError: no answer, or not a message.
     """
-    stream = await transport.open(peer, CONTROL)
+    stream = await transport.open(peer, protocol)
     try:
         await send_message(stream, message, traffic)
         await stream.finish()

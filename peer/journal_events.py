@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from peer.journal_words import loss_in_words, megabytes
 from peer.odd_neighbors import odd_neighbors
 
 STAGES = {
@@ -201,7 +202,7 @@ class RoundDone:
     merging: bool
     """Whether it is a round of the final merge, in which nobody trains."""
     loss: float
-    """Mean training loss; null when merging."""
+    """Mean training loss; null when merging, and where no local step was taken."""
     age: int
     """Local steps that went into our adapter."""
     mixed: tuple[str, ...]
@@ -242,6 +243,8 @@ class RoundDone:
     """Bytes received."""
     bytes_out: int
     """Bytes sent."""
+    mask_bytes: int
+    """Bytes of both that masks cost: keys shown with pulls, questions and answers about masks."""
     fetches_ok: int
     """Fetches that brought an adapter."""
     fetches_failed: int
@@ -256,7 +259,8 @@ class RoundDone:
         mixed = ", ".join(self.mixed) or "nobody"
         missing = "".join(f"; {peer} {reason}" for peer, reason in self.failed)
         odd = odd_neighbors(self.neighbors, self.distance_ratios, self.trimmed)
-        work = "final merge" if self.merging else f"training loss {_loss(self.loss)}"
+        trained = "not trained" if math.isnan(self.loss) else f"training loss {loss_in_words(self.loss)}"
+        work = "final merge" if self.merging else trained
         return (
             f"round {self.round + 1}/{self.rounds}: {work}, mixed with {mixed}{missing}{odd} "
             f"({self.collect_s:.1f} s), in {megabytes(self.bytes_in)}, out {megabytes(self.bytes_out)}"
@@ -285,7 +289,7 @@ class LeftOut:
         """Return who is left out, why, and for how long."""
         return (
             f"{self.peer} is left out for {self.rounds} rounds: with its adapter our held-out loss would have been "
-            f"{_loss(self.loss)}, where up to {_loss(self.limit)} is in order"
+            f"{loss_in_words(self.loss)}, where up to {loss_in_words(self.limit)} is in order"
         )
 
 
@@ -311,11 +315,11 @@ class Measured:
 
     def sentence(self) -> str | None:
         """Return the losses, and how many labels are right if there are labels."""
-        whole = f", over all files {_loss(self.all)}" if self.all is not None else ""
+        whole = f", over all files {loss_in_words(self.all)}" if self.all is not None else ""
         right = f"; right labels {self.accuracy:.1%}" if self.accuracy is not None else ""
         if right and self.accuracy_all is not None:
             right += f", over all files {self.accuracy_all:.1%}"
-        return f"after round {self.round}: held-out loss {_loss(self.own)}{whole}{right}"
+        return f"after round {self.round}: held-out loss {loss_in_words(self.own)}{whole}{right}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,8 +344,8 @@ class Personalized:
         """Return the best mix and what it was compared with."""
         return (
             f"on our own held-out rows {100 * self.own_share:.0f} % of our own adapter and the rest of the common one "
-            f"does best: loss {_loss(self.loss)} (common alone {_loss(self.common_loss)}, own alone "
-            f"{_loss(self.own_loss)}); it is in {self.adapter}"
+            f"does best: loss {loss_in_words(self.loss)} (common alone {loss_in_words(self.common_loss)}, own alone "
+            f"{loss_in_words(self.own_loss)}); it is in {self.adapter}"
         )
 
 
@@ -360,10 +364,14 @@ class Finished:
     """Folder of the adapter."""
     load: str | None
     """One line of Python that loads it in plain peft or transformers; null if nothing has been learned."""
+    refused: Mapping[str, int]
+    """Reason -> how often a connection was not let in or was cut off, or its peer broke a rule."""
 
     def sentence(self) -> str | None:
-        """Return how far we came and how to load the adapter."""
+        """Return how far we came, whom we refused, and how to load the adapter."""
         done = f"all {self.round} rounds are done" if self.complete else f"stopped after {self.round} rounds"
+        if self.refused:
+            done += f" (connections refused: {', '.join(f'{n} x {why}' for why, n in self.refused.items())})"
         if self.load is None:
             return f"{done}; nothing has been learned yet"
         return f"{done}; the adapter is {self.adapter}. Load it in plain peft with\n    {self.load}"
@@ -387,12 +395,3 @@ JournalEvent = (
 
 EVENTS: Mapping[str, type[JournalEvent]] = {event.kind: event for event in typing.get_args(JournalEvent)}
 """Name in JSON -> event, in the order in which a run tells them first."""
-
-
-def megabytes(count: float) -> str:
-    """Return a byte count as people read it, e.g. ``"4.4 MB"``."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
-def _loss(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "not finite"

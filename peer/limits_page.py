@@ -37,6 +37,8 @@ PLACES: Mapping[str, str] = {
     "gossip.claims": "Signed claims",
     "peer.exchange": "Reading adapters",
     "peer.publisher": "Serving adapters",
+    "gossip.masked_sums": "Sums under masks",
+    "gossip.fixed_point": "Numbers under masks",
     "gossip.methods.reach": "How far a neighbor's adapter may lie",
     "gossip.health": "Testing a mix on own held-out rows",
     "peer.saving": "Checkpoints on a disk that refuses",

@@ -98,7 +98,6 @@ class Membership:
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Callable[[], Awaitable[None]]] = []  # actions that came before ``run``
         self._is_over = False  # ``run`` has been cancelled
-        self._changed = trio.Event()
         self._joins: dict[int, trio.MemorySendChannel[LocalError | None]] = {}
         self._join_numbers = itertools.count()
 
@@ -144,7 +143,7 @@ class Membership:
         """Wait until ``count`` other peers are up, at most ``seconds``; return how many are."""
         with trio.move_on_after(seconds):
             while self.up_count < count:
-                await self._changed.wait()
+                await self.standing.change()
         return self.up_count
 
     async def say_goodbye(self) -> None:
@@ -241,8 +240,7 @@ class Membership:
                 if isinstance(action.event, PeerUp) and self._transport:
                     self._transport.trust(action.event.peer)
                 self._post(action.event)
-                self._changed.set()
-                self._changed = trio.Event()
+                self.standing.has_changed()
             case Tell():
                 self._tell(action.text)
             case Reject():

@@ -11,9 +11,12 @@ from gossip.methods.method_set import MethodSet
 from gossip.node import GossipNode
 from gossip.published import PublishedAdapter
 from gossip.readers import Readers
+from gossip.roster import roster_digest, rows_of
 from peer.checkpoint_files import Checkpoint
 from peer.checkpoints import Home, HomeError
 from peer.incarnation import begin_life
+from peer.mask_keys import MaskSecrets
+from peer.masks import Masks
 from peer.network.identity import peer_id
 from peer.run_manifest import manifest_of
 from peer.run_plan import RunPlan
@@ -37,6 +40,7 @@ class PreparedRun:
         manifest: what must be equal among peers.
         signer: signs what we offer, in this life of ours.
         readers: who may read us.
+        masks: what hides single adapters, in this life of ours; None = nothing does.
     """
 
     plan: RunPlan
@@ -49,6 +53,7 @@ class PreparedRun:
     manifest: RunManifest
     signer: Signer
     readers: Readers
+    masks: Masks | None
 
     @property
     def initial(self) -> PublishedAdapter | None:
@@ -89,7 +94,7 @@ def prepare_run(
         HomeError: the checkpoint is of another run; the manifest field that differs is named.
     """
     methods = plan.methods(ready.initial.spec)
-    manifest = manifest_of(plan.config, ready, methods)
+    manifest = manifest_of(plan.config, ready, methods, plan.mask)
     if checkpoint:
         _check_same_run(home, checkpoint, manifest)
     return PreparedRun(
@@ -103,7 +108,15 @@ def prepare_run(
         manifest=manifest,
         signer=Signer(key, manifest.fingerprint, partial(begin_life, home.path)),
         readers=plan.readers(peer_id(key)),
+        masks=_masks(plan, key, manifest.fingerprint),
     )
+
+
+def _masks(plan: RunPlan, key: bytes, run: bytes) -> Masks | None:
+    if not plan.masked:
+        return None
+    roster = roster_digest(plan.topology, plan.roster)
+    return Masks(run, roster, rows_of(plan.topology, plan.roster), MaskSecrets(key, run, roster))
 
 
 def _check_same_run(home: Home, checkpoint: Checkpoint, manifest: RunManifest) -> None:

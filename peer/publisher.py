@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -22,6 +22,7 @@ from gossip.offers import RunShape
 from gossip.published import PublishedAdapter, RecentPublications
 from gossip.readers import Readers, everybody
 from peer.exchange import RATE_MIN, Traffic, receive_question, send_message
+from peer.masks import Masks
 from peer.network.transport import CHUNK_BYTES, Stream
 
 PULLS_PER_PEER = 2
@@ -51,6 +52,7 @@ class Publisher:
         is_welcome: tells whether a peer has exchanged a hello of this run with us; waits for one under way.
         signed: returns an offer with our signature.
         may_read: tells who may read what.
+        masks: hides what is read of single adapters; None = nothing is hidden.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Publisher:
         is_welcome: Callable[[str], Awaitable[bool]],
         signed: Callable[[Offer], Offer],
         may_read: Readers = everybody,
+        masks: Masks | None = None,
     ) -> None:
         self._run = run
         self._shape = shape
@@ -69,6 +72,7 @@ class Publisher:
         self._is_welcome = is_welcome
         self._signed = signed
         self._may_read = may_read
+        self._masks = masks
         self._count = 0  # publications so far
         self._published = trio.Event()  # a new one after each publication
         self._slots = trio.CapacityLimiter(UPLOADS)
@@ -99,7 +103,11 @@ class Publisher:
         assert isinstance(request, Pull)
         self._open[stream.peer] += 1
         try:
-            published = await self._find(stream.peer, request)
+            try:
+                published = await self._answer(stream.peer, request)
+            except RemoteError as error:
+                await self._refuse(stream, Refusal("mask", error.detail))
+                return None
             if published is None or request.offset >= max(1, len(published.payload)):
                 await self._refuse(stream, Refusal("nothing"))
                 return None
@@ -132,6 +140,21 @@ class Publisher:
     async def _refuse(self, stream: Stream, refusal: Refusal) -> None:
         await send_message(stream, refusal, self._traffic)
         await stream.finish()
+
+    async def _answer(self, peer: str, request: Pull) -> PublishedAdapter | None:
+        """Return what a reader gets, masked where it shows keys; None = nothing.
+
+        Raises:
+            RemoteError: the masks would not hide it.
+        """
+        if self._masks is None or request.keys is None:
+            return await self._find(peer, request)
+        whole = replace(request, offset=0, digest=b"", base=b"")
+        published = await self._find(peer, whole)
+        if published is None or published.round != request.round:
+            return None
+        masked = await self._masks.masked(peer, published, request.keys)
+        return masked if request.digest in (b"", masked.digest) else None
 
     async def _find(self, peer: str, request: Pull) -> PublishedAdapter | None:
         def may_read(published: PublishedAdapter) -> bool:

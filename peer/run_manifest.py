@@ -17,8 +17,8 @@ from peer.training import tasks
 from peer.training.frames import Ready
 
 
-def manifest_of(config: PeerConfig, ready: Ready, methods: MethodSet) -> RunManifest:
-    """Return the run's manifest: our options and what the training process found."""
+def manifest_of(config: PeerConfig, ready: Ready, methods: MethodSet, mask: str = "none") -> RunManifest:
+    """Return the run's manifest: our options and what the training process found; ``mask``: see ``RunManifest``."""
     told, names = ready.manifest, methods.names
     ranks_differ = methods.factor_rule.refactors
     return RunManifest(
@@ -39,6 +39,7 @@ def manifest_of(config: PeerConfig, ready: Ready, methods: MethodSet) -> RunMani
         merge=names.merge,
         overlap="yes" if config.mixing.overlap else "no",
         private="yes" if names.private else "no",
+        mask=mask,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gossip import mask_rules
 from gossip.adapter import AdapterSpec
 from gossip.errors import LocalError
 from gossip.methods import compatibility
@@ -29,8 +30,9 @@ from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.robust import READS_MIN, ROBUST
 from gossip.readers import Readers, everybody, row_readers
+from gossip.roster import roster_digest, rows_of
 from gossip.settings import NodeSettings
-from peer.config import MixingOptions, PeerConfig
+from peer.config import OPTIONS, MixingOptions, PeerConfig
 from peer.network.catalogue import check_listen, peer_of
 from peer.network.identity import is_peer_id
 from peer.training import trainers
@@ -43,6 +45,8 @@ from topology.links import Topology, parse_topology
 
 CORE_ADAPTER = "lora-xs"
 """The kind of adapter whose tensors are the cores that ``--factors r-only`` mixes."""
+PRIVATE_ADAPTERS = ("lora", "rslora", "lora-xs")
+"""Kinds of adapter of which each row's gradient can be told apart (``peer/training/per_sample.py``)."""
 MEMBERS_GUESSED = 4
 """Peers that a topology is judged for where the configuration does not say how many will come. Source: the demo."""
 SWEEP_SEEN = 32
@@ -115,7 +119,19 @@ class RunPlan:
                 f"--roster does not name this peer, {me}: add it, for all peers of the run alike, or leave --roster "
                 "out on all"
             )
-        return row_readers(self.topology, me, self.roster)
+        return row_readers(rows_of(self.topology, self.roster), me)
+
+    @property
+    def masked(self) -> bool:
+        """Whether only sums of adapters are read."""
+        return self.config.privacy.mask != "none"
+
+    @property
+    def mask(self) -> str:
+        """What the manifest says of it."""
+        if not self.masked:
+            return "none"
+        return f"{self.config.privacy.mask} {roster_digest(self.topology, self.roster).hex()}"
 
     def node_settings(self, methods: MethodSet, data: Announced | None = None) -> NodeSettings:
         """Return what the node is run with; ``data``: what we announce of ours."""
@@ -133,6 +149,7 @@ class RunPlan:
             data=data,
             robust=self.robust,
             roster=self.roster,
+            masked=self.masked,
         )
 
     def robust_note(self) -> str:
@@ -140,6 +157,8 @@ class RunPlan:
         mixing, topology = self.config.mixing, self.config.mixing.topology
         if mixing.robust.strip().lower() != "auto":
             return ""
+        if self.masked:
+            return "--robust auto is none here: under --mask pairs a row is read as one sum"
         if self.robust == "none":
             method = compatibility.counts_on_whole_rows(self.names)
             return f"--robust auto is none here: {method} counts on rows that are mixed as they came"
@@ -194,14 +213,74 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             f"--topology {mixing.topology} goes by how many rows of each label peers have, and only a classification "
             "has labels: use --task classification --labels ..., or another topology"
         )
+    _check_privacy(config, topology)
     expected = peers or _members_said(config) or MEMBERS_GUESSED
     robust = written("robust rule", mixing.robust, ROBUST)
-    if robust == "auto" and compatibility.counts_on_whole_rows(names):
+    if config.privacy.mask != "none":
+        _check_masks(config, topology, names)
+    if robust == "auto" and (config.privacy.mask != "none" or compatibility.counts_on_whole_rows(names)):
         robust = "none"
     compatibility.check(
         names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap, robust=robust
     )
     return RunPlan(config, topology, names, robust, _roster_of_readers(config, topology))
+
+
+def _check_privacy(config: PeerConfig, topology: Topology) -> None:
+    """Refuse what would break a promise of differential privacy, or cannot keep one.
+
+    Raises:
+        LocalError: says why, and a way out.
+    """
+    options, adapter = config.privacy, config.model.adapter
+    if not options.dp_epsilon:
+        if options.dp_unit != OPTIONS["dp_unit"].default:
+            raise LocalError(
+                f"--dp-unit {options.dp_unit} says whose data are protected, but not how well: give --dp-epsilon 8, too"
+            )
+        return
+    promise = f"--dp-epsilon {options.dp_epsilon:g}"
+    if adapter not in PRIVATE_ADAPTERS:
+        raise LocalError(
+            f"{promise} needs the gradient of each row by itself, for which there is no rule with --adapter {adapter}: "
+            f"use --adapter {', '.join(PRIVATE_ADAPTERS[:-1])} or {PRIVATE_ADAPTERS[-1]}"
+        )
+    if config.training.trainer != OPTIONS["trainer"].default:
+        raise LocalError(
+            f"{promise} is kept by --trainer local-steps alone; of {config.training.trainer} nobody knows whether it "
+            "adds noise: use local-steps, or no --dp-epsilon"
+        )
+    if config.model.private_head:
+        raise LocalError(
+            f"{promise} with --private-head would spend noise on a head that never travels and feeds all that does: "
+            "leave --private-head away"
+        )
+    if config.mixing.factors == "share-a":
+        raise LocalError(
+            f"{promise} with --factors share-a would spend noise on a factor that never travels and feeds the one that "
+            "does: use --factors both or ffa"
+        )
+    if topology.wants:
+        raise LocalError(
+            f"{promise} with --topology {config.mixing.topology} would tell everybody how many "
+            f"{' and '.join(sorted(topology.wants))} of ours there are, without noise: use --topology epidemic:3"
+        )
+
+
+def _check_masks(config: PeerConfig, topology: Topology, names: MethodNames) -> None:
+    mixing = config.mixing
+    mask_rules.check(
+        mask_rules.MaskedRun(
+            names=names,
+            topology=topology,
+            roster=mixing.roster,
+            collect_s=mixing.collect_s,
+            overlap=mixing.overlap,
+            budget=mixing.budget_mb > 0,
+            robust=mixing.robust,
+            readers=config.privacy.readers,
+        )
+    )
 
 
 def check_inputs(config: PeerConfig) -> None:

@@ -20,12 +20,14 @@ import trio
 
 from gossip.errors import Diverged
 from gossip.events import (
+    ROW,
     Action,
     Check,
     Checked,
     Distrust,
     Event,
     Fetch,
+    FetchSum,
     Finish,
     Penalize,
     Publish,
@@ -123,6 +125,8 @@ async def live(
         async with supervised as (training, ready):
             run = prepare_run(plan, home, key, name, checkpoint, ready)
             journal.emit(model_ready(config, ready))
+            for note in ready.notes:
+                journal.emit(Note(text=note))
             await take_part(run, training, factory, journal, leaving)
     if leaving.signal and not home.has_checkpoint:
         journal.emit(Note(text="stopped before the first round was complete; nothing to resume"))
@@ -197,6 +201,7 @@ class Peer:
     records: RoundRecords
     journal: Journal
     is_done: bool = False
+    has_stopped: bool = False  # training has; the user knows
 
     async def gather(self) -> None:
         """Say where we listen, join the peers we were given and wait for as many as wanted."""
@@ -242,7 +247,10 @@ class Peer:
         await self.records.saving.finish()
         adapter = self.run.home.adapter
         load = load_line_of(adapter, self.run.plan.config.model) if self.records.saving.checkpoint else None
-        self.journal.emit(Finished(complete=complete, round=self.node.round, adapter=adapter, load=load))
+        refused = dict(self.streams.refused)
+        self.journal.emit(
+            Finished(complete=complete, round=self.node.round, adapter=adapter, load=load, refused=refused)
+        )
 
     async def _perform(self, action: Action) -> None:
         match action:
@@ -252,6 +260,8 @@ class Peer:
                 self.streams.publish(action.published)
             case Fetch():
                 self.nursery.start_soon(self.streams.fetch, action)
+            case FetchSum():
+                self.nursery.start_soon(self.streams.fetch_sum, action)
             case SetTimer():
                 self.nursery.start_soon(self._wait, action)
             case Check():
@@ -259,7 +269,8 @@ class Peer:
             case Distrust():
                 self.journal.emit(left_out(action, self.membership))
             case Penalize():
-                self.membership.strike(action.peer, action.reason)
+                if action.peer != ROW:  # of a sum nobody knows whose fault it is
+                    self.membership.strike(action.peer, action.reason)
             case Report():
                 await self._report(action)
             case Finish():
@@ -285,6 +296,9 @@ class Peer:
                 self._note(dropped_step(action.round, self.run.plan.config.training.batch_size))
             if trained.unsaved:
                 self.records.saving.trainer_refused(action.round, trained.unsaved)
+            if trained.stopped and not self.has_stopped:
+                self.has_stopped = True
+                self._note(f"from round {action.round + 1} on: {trained.stopped}")
             self.post(Trained(trained.state, trained.steps, trained.loss))
 
     async def _check(self, action: Check) -> None:

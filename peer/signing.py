@@ -25,11 +25,16 @@ SIGNED_MAX = 64
 
 def is_signed(run: bytes, claim: Claim) -> bool:
     """Tell whether the peer that a claim names has signed it, for this run."""
-    public = public_key_of(claim.peer)
+    return has_signed(claim.peer, claim.signature, statement(run, claim))
+
+
+def has_signed(peer: str, signature: bytes, signed: bytes) -> bool:
+    """Tell whether a peer has signed these bytes."""
+    public = public_key_of(peer)
     if public is None:
         return False
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(claim.signature, statement(run, claim))
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, signed)
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -1,4 +1,4 @@
-"""How others stand with us, as our streams need to know it: who has been greeted, and who stands by its offers.
+"""How others stand with us, as our streams need to know it: who has been greeted, is up, and stands by its offers.
 
 What makes a peer one of us is decided by ``gossip/membership.py``; here it is waited for.
 """
@@ -28,6 +28,7 @@ class Standing:
         self._offered = offered
         self._greetings: Counter[str] = Counter()  # hellos of ours that are not answered yet, by peer
         self._greeted = trio.Event()  # set when one of them is
+        self._changed = trio.Event()  # set when somebody has come or gone
 
     @contextmanager
     def greeting(self, peer: str) -> Iterator[None]:
@@ -49,6 +50,20 @@ class Standing:
         while not self._is_welcome(peer) and self._greetings[peer]:
             await self._greeted.wait()
         return self._is_welcome(peer)
+
+    def has_changed(self) -> None:
+        """Take note that somebody has come or gone."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def change(self) -> None:
+        """Wait until somebody comes or goes."""
+        await self._changed.wait()
+
+    async def until_down(self, peer: str) -> None:
+        """Wait until a peer is not up, if it is."""
+        while self._is_welcome(peer):
+            await self.change()
 
     def stands_by(self, claim: Claim) -> bool:
         """Take what a peer has signed with an offer to us; return whether it is still one of us then."""

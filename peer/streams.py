@@ -6,18 +6,19 @@ strike against a peer that did what no honest peer does.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import trio
 
 from gossip.claims import claim_in
 from gossip.errors import RemoteError
-from gossip.events import Event, Fetch, Fetched, FetchFailed, Served
+from gossip.events import ROW, Event, Fetch, Fetched, FetchFailed, FetchSum, Served
 from gossip.messages import Offer, Pull
 from gossip.offers import RunShape
 from gossip.published import PublishedAdapter
-from peer.exchange import ADAPTER, CONTROL, Traffic, pull
+from peer.exchange import ADAPTER, CONTROL, MASKS, Traffic, pull
+from peer.masked_reading import MaskedReading
 from peer.membership import Membership
 from peer.network.transport import Stream, Transport, TransportFactory, Unreachable
 from peer.prepared_run import PreparedRun
@@ -52,8 +53,15 @@ async def open_streams(
         await listening.wait()
         await streams.serve_adapter(stream)
 
+    async def serve_masks(stream: Stream) -> None:
+        await listening.wait()
+        await streams.serve_masks(stream)
+
+    handlers = {CONTROL: serve_control, ADAPTER: serve_adapter}
+    if run.masks:
+        handlers[MASKS] = serve_masks
     async with factory(
-        handlers={CONTROL: serve_control, ADAPTER: serve_adapter},
+        handlers=handlers,
         topic=membership.topic,
         on_announced=membership.on_announced,
         on_connection=membership.on_connection,
@@ -84,7 +92,8 @@ class Streams:
         post: Callable[[Event], None],
     ) -> None:
         self._fingerprint = run.manifest.fingerprint
-        self._shape = RunShape.of(run.methods, run.plan.config.run.rounds)
+        self._masks = run.masks
+        self._shape = RunShape.of(run.methods, run.plan.config.run.rounds, masked=run.masks is not None)
         self._transport = transport
         self._membership = membership
         self._traffic = traffic
@@ -96,7 +105,12 @@ class Streams:
             membership.standing.is_welcome,
             run.signer.signed,
             run.readers,
+            run.masks,
         )
+        if run.masks:
+            self._sums = MaskedReading(
+                run.masks, transport, self._pull, membership.standing.until_down, self._failed, traffic
+            )
         if initial := run.initial:
             self._publisher.publish(initial)
 
@@ -104,6 +118,11 @@ class Streams:
     def addresses(self) -> tuple[str, ...]:
         """Full addresses under which others reach us."""
         return self._transport.addresses
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Reason -> how often the transport refused others for it."""
+        return self._transport.refused
 
     def publish(self, published: PublishedAdapter) -> None:
         """Let others read an adapter."""
@@ -116,16 +135,31 @@ class Streams:
         try:
             published = await self._pull(action.peer, request)
         except RemoteError as error:
-            if error.reason != "nothing":
-                self._traffic.fetches_failed += 1
-            if error.reason in FAULTS:
-                self._membership.strike(action.peer, error.reason)
-            if error.reason == "hello":
-                self._membership.suspect(action.peer)  # finds out that we have to introduce ourselves again
+            self._failed(action.peer, error)
             self._post(FetchFailed(action.peer, error.reason))
         else:
             self._traffic.fetches_ok += 1
             self._post(Fetched(action.peer, published))
+
+    async def fetch_sum(self, action: FetchSum) -> None:
+        """Read the sum of our row; the node is told how that ended."""
+        try:
+            published, weight = await self._sums.read(action)
+        except RemoteError as error:
+            self._traffic.fetches_failed += 1
+            self._post(FetchFailed(ROW, error.reason))
+        else:
+            self._traffic.fetches_ok += 1
+            self._post(Fetched(ROW, published, weight))
+
+    def _failed(self, peer: str, error: RemoteError) -> None:
+        """Count what a peer did not do, or did wrong."""
+        if error.reason != "nothing":
+            self._traffic.fetches_failed += 1
+        if error.reason in FAULTS:
+            self._membership.strike(peer, error.reason)
+        if error.reason == "hello":
+            self._membership.suspect(peer)  # finds out that we have to introduce ourselves again
 
     async def _pull(self, peer: str, request: Pull) -> PublishedAdapter:
         """Pull an adapter whose sender stands by it: the offer is signed, and contradicts nothing it signed before."""
@@ -152,6 +186,14 @@ class Streams:
             published = await self._publisher.serve(stream)
             if published:
                 self._post(Served(stream.peer, published.round))
+        except RemoteError as error:
+            await self._rejected(stream, error)
+
+    async def serve_masks(self, stream: Stream) -> None:
+        """Answer a question about our masks."""
+        assert self._masks
+        try:
+            await self._masks.serve(stream, self._membership.standing.is_welcome, self._traffic)
         except RemoteError as error:
             await self._rejected(stream, error)
 

@@ -109,6 +109,7 @@ def round_done(
         peers=membership.up_count,
         bytes_in=traffic.bytes_in,
         bytes_out=traffic.bytes_out,
+        mask_bytes=traffic.mask_bytes,
         fetches_ok=traffic.fetches_ok,
         fetches_failed=traffic.fetches_failed,
         rejected=dict(traffic.rejected),

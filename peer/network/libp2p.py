@@ -209,6 +209,11 @@ class Libp2pTransport:
         """Full multiaddrs for others to dial, loopback last."""
         return self._addresses
 
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Reason -> how often others were refused for it; see ``Transport.refused``."""
+        return self._connections.refused
+
     def is_connected(self, peer: str) -> bool:
         """Whether a connection is open as far as we know."""
         return self._connections.is_connected(peer)

@@ -51,7 +51,7 @@ class Connections:
         self.on_member: ConnectionChanged = lambda peer, present: None
         """Told when a connected peer becomes a member, a member connects, or is no longer both."""
         self.refused: Counter[str] = Counter()
-        """How often peers broke a rule or flooded us, by reason."""
+        """How often connections were not let in or ended, and peers broke a rule or flooded us, by reason."""
         self._limits = limits
         self._on_connection = on_connection
         self._by_peer: dict[str, list[MuxedConnection]] = {}  # oldest first
@@ -69,7 +69,7 @@ class Connections:
             while True:
                 await trio.sleep(_SWEEP_S)
                 for connection in self._admission.overdue(trio.current_time()):
-                    connection.session.abort("no member in time")
+                    self._end(connection, "no member in time")
 
     # -- who is there
 
@@ -152,6 +152,7 @@ class Connections:
         try:
             await self._accept(upgrade, raw, listened)
         except Exception as error:  # noqa: BLE001 - a handshake that failed, for whatever the other side did
+            self.refused["the handshake failed"] += 1
             log.debug("incoming connection: %r", error)
         finally:
             with trio.CancelScope(shield=True):
@@ -159,7 +160,10 @@ class Connections:
 
     async def _accept(self, upgrade: Upgrade, raw: RawConnection, listened: Multiaddr) -> None:
         socket = _socket_of(raw)
-        if self.is_full() or self._stopping or socket.fileno() >= self._descriptors_max():
+        if self._stopping:
+            return
+        if self.is_full() or socket.fileno() >= self._descriptors_max():
+            self.refused["no room for another connection"] += 1
             return
         remote = raw.get_remote_address()
         handshake = self._handshakes.begin(remote[0] if remote else "")
@@ -169,8 +173,9 @@ class Connections:
                 connection = await self._upgraded(handshake, socket, upgrade, raw, listened)
         finally:
             self._handshakes.end(handshake)
-        if connection is None:
-            return  # silent, or dropped in favor of others
+        if connection is None:  # silent, or dropped in favor of others
+            self.refused["no handshake in time"] += 1
+            return
         session = muxed(connection).session
         await session.ended.wait()
         if session.is_flood and remote:
@@ -219,7 +224,7 @@ class Connections:
             is_incoming=not connection.is_initiator,
         )
         for other, reason in going:
-            other.session.abort(reason)
+            self._end(other, reason)
         if connection.session.ended.is_set():
             return
         connections = self._by_peer.setdefault(peer, [])
@@ -227,7 +232,11 @@ class Connections:
         if len(connections) == 1:
             self._tell(peer, True)
         elif len(connections) > self._limits.connections_per_peer_max:
-            connections[0].session.abort("too many connections of one peer: the oldest goes")
+            self._end(connections[0], "too many connections of one peer: the oldest goes")
+
+    def _end(self, connection: MuxedConnection, reason: str) -> None:
+        self.refused[reason] += 1
+        connection.session.abort(reason)
 
     def on_unregistered(self, conn: INetConn) -> None:
         """Take note that the library has let a connection go."""

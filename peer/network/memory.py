@@ -288,6 +288,11 @@ class MemoryTransport:
             self._serving[opener] -= 1
             connection.pipes -= {request, answer}  # what was sent can still be read at the other end
 
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Nobody is refused in one process."""
+        return {}
+
     def is_connected(self, peer: str) -> bool:
         """Whether a connection to ``peer`` is open."""
         return peer in self.connections

@@ -109,6 +109,11 @@ class Transport(Protocol):
         """Full multiaddrs under which others can dial us, ``/p2p/<peer id>`` included; known after entering."""
         ...
 
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Reason -> how often others were not let in, cut off, or broke a rule of the transport for it, so far."""
+        ...
+
     async def dial(self, address: str) -> str:
         """Connect to a multiaddr ending in ``/p2p/<peer id>``; return that peer id. At once if connected already.
 

@@ -8,9 +8,17 @@ Between the processes:
 
 Our trainer:
 - ``local_trainer``: optimizer steps on the adapter of a frozen base, held-out losses, what resumes.
-- ``local_steps``: optimizers, and what is added to a step besides the gradient.
+- ``local_steps``: what all steps have in common: optimizers, what is added to a step besides the gradient.
+- ``step_kinds``: the catalogue of ways to make a gradient; ``plain_steps``: of a batch in seeded order.
 - ``memory``: what running out of memory looks like.
 - ``shard``: the sequences that a peer learns and measures.
+
+Differential privacy:
+- ``private_steps``: steps that keep a promise; ``privacy_budget``: their noise, and leave to take them.
+- ``units``: whose data are protected as one; ``per_sample``: the gradient of each sequence by itself.
+- ``secret_noise``: numbers that nobody can guess.
+
+The model:
 - ``adapted_model``: a frozen base model with one adapter on it.
 
 What is learned:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -36,6 +36,7 @@ class Row:
         content: what is learned.
         prompt: what stands before it and is not learned; of the same type; empty but for prompt/completion rows.
         label: the class of ``content``; empty but for labeled text.
+        owner: whose row it is, where a field says so; empty if nobody asked, or it does not say.
     """
 
     file: Path
@@ -44,6 +45,7 @@ class Row:
     content: Content
     prompt: Content = ""
     label: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,17 @@ class Loaded:
 
 
 def load(
-    paths: Sequence[Path], *, bad_rows: Literal["skip", "refuse"] = "skip", labels: Sequence[str] = ()
+    paths: Sequence[Path],
+    *,
+    bad_rows: Literal["skip", "refuse"] = "skip",
+    labels: Sequence[str] = (),
+    owner_field: str = "",
 ) -> Loaded:
     """Read all rows of ``paths``: files of a kind in ``READERS``, or folders written by datasets' save_to_disk.
 
     Args:
         labels: the classes of a classification, if it is one: each row must then be a text with one of them.
+        owner_field: the field that says whose a row is; empty if nobody wants to know.
 
     Raises:
         DataError: a path is missing, unreadable or of unknown kind, a file has no usable row, or a row is bad
@@ -83,7 +90,7 @@ def load(
     rows: list[Row] = []
     bad: list[BadRow] = []
     for path in paths:
-        own_rows, own_bad = _load_file(path, labels)
+        own_rows, own_bad = _load_file(path, labels, owner_field)
         if not own_rows:
             expected = _EXPECTED_LABEL if labels else _EXPECTED
             shown = map(str, own_bad[:SHOWN_MAX])
@@ -98,7 +105,7 @@ def load(
     return Loaded(tuple(rows), tuple(bad))
 
 
-def _load_file(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[BadRow]]:
+def _load_file(path: Path, labels: Sequence[str], owner_field: str) -> tuple[list[Row], list[BadRow]]:
     """Return the usable rows of one file, and the bad ones."""
     rows: list[Row] = []
     bad: list[BadRow] = []
@@ -108,7 +115,7 @@ def _load_file(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[BadRo
             if isinstance(row, BadRow):
                 bad.append(row)
             else:
-                rows.append(row)
+                rows.append(replace(row, owner=_owner(value.get(owner_field))) if owner_field else row)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"cannot read data {path}: {reason}. Check the path and its permissions.") from error
@@ -117,6 +124,9 @@ def _load_file(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[BadRo
 
 def split(rows: Sequence[Row], held_out: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Return (training rows, held-out rows), file by file: the same rows for the same file and seed everywhere.
+
+    All rows of an owner stay together: an owner whose rows stand in several files may be held out in one of them and
+    learned from in another.
 
     Args:
         held_out: share to hold out, 0 < x < 1; at least one row of each file that has two.
@@ -128,12 +138,13 @@ def split(rows: Sequence[Row], held_out: float, seed: int) -> tuple[list[Row], l
     held: list[Row] = []
     for file in dict.fromkeys(row.file for row in rows):
         own = [row for row in rows if row.file == file]
-        order = list(range(len(own)))
+        owners: list[str | int] = [row.owner or index for index, row in enumerate(own)]
+        order = list(dict.fromkeys(owners))
         random.Random(f"held-out {seed}").shuffle(order)
-        count = min(len(own) - 1, max(1, round(len(own) * held_out)))
+        count = min(len(order) - 1, max(1, round(len(order) * held_out)))
         drawn = set(order[:count])
-        for index, row in enumerate(own):
-            (held if index in drawn else kept).append(row)
+        for owner, row in zip(owners, own, strict=True):
+            (held if owner in drawn else kept).append(row)
     if not kept or not held:
         files = ", ".join(sorted({str(row.file) for row in rows})) or "the data"
         raise DataError(
@@ -174,6 +185,11 @@ def _row(file: Path, line: int, value: Any, labels: Sequence[str]) -> Row | BadR
         raise ValueError(f"none of text, messages, prompt and completion (found {keys})")
     except ValueError as error:
         return BadRow(file, line, str(error))
+
+
+def _owner(value: Any) -> str:
+    """Return whose a row is, as text; empty for what names nobody."""
+    return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 def _text(value: Any, key: str) -> str:

@@ -61,6 +61,7 @@ class Trained:
         seconds: wall time of the steps.
         dropped: steps dropped because they did not fit into memory; later batches have half as many sequences.
         unsaved: why the training process could not save its own state; empty if it could, or was not asked to.
+        stopped: why no step was taken (``state`` is then what it was); empty if steps were.
     """
 
     state: AdapterState
@@ -71,6 +72,7 @@ class Trained:
     seconds: float
     dropped: int = 0
     unsaved: str = ""
+    stopped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class Ready:
         seconds: from the start of the process until now.
         export: how the adapter is written for others to load.
         label_rows: rows to learn from of each label, in the run's order of labels; empty but for a classification.
+        notes: what the user should know before the first step, sentence by sentence.
     """
 
     initial: AdapterState
@@ -143,6 +146,7 @@ class Ready:
     seconds: float
     export: Export
     label_rows: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def encode(header: Mapping[str, Any], payload_bytes: int = 0) -> bytes:

@@ -36,6 +36,10 @@ class Tokenizer(Protocol):
         """Token that fills up a batch."""
 
     @property
+    def vocab_size(self) -> int:
+        """How many tokens there are, added ones aside."""
+
+    @property
     def special_tokens_map(self) -> Mapping[str, Any]:
         """Special tokens by their role."""
 

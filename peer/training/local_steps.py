@@ -1,21 +1,104 @@
 """What a local step is made of besides the gradient of the loss: the optimizer, a pull and a correction.
 
-It knows nothing of models, data or files. What can take the steps stands in a catalogue at the foot.
+Also what every way of taking steps has in common (``Steps``); how a gradient is made, ``plain_steps.py`` and
+``private_steps.py`` say. It knows nothing of data or files. What can take the steps stands in a catalogue at the foot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from gossip.adapter import AdapterState
-from peer.config import TrainingOptions
+from peer.config import PeerConfig, TrainingOptions
+from peer.training.libraries import BaseModel
+from peer.training.sequences import Batch, Tokens
+from peer.training.shard import Shard
+from peer.training.task import Task
 
 Parameters = Mapping[str, torch.nn.Parameter]
 """Trained parameters by the names that files and peers use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """What a peer's steps are taken with.
+
+    Attributes:
+        config: settings of the peer.
+        module: the model with its adapter.
+        parameters: all of the adapter.
+        task, shard: what is learned, and from what.
+        optimizer: of ``parameters``.
+        batch: sequences -> (the model's inputs on its device, how many targets they have).
+        draw: gives the sequences of the next step, where rows are no secret.
+        vocabulary: how many tokens there are.
+    """
+
+    config: PeerConfig
+    module: BaseModel
+    parameters: Parameters
+    task: Task
+    shard: Shard
+    optimizer: torch.optim.Optimizer
+    batch: Callable[[Sequence[Tokens]], tuple[Batch, int]]
+    draw: Callable[[], list[Tokens]]
+    vocabulary: int
+
+
+class StepOutcome(NamedTuple):
+    """What a step was.
+
+    Attributes:
+        loss: mean over its targets, nats, perhaps not finite.
+        counts: whether its loss does; one that was left out, or drew nobody, has none.
+        targets, sequences: on how much it was taken.
+        dropped: it did not fit into memory.
+    """
+
+    loss: float
+    counts: bool
+    targets: int
+    sequences: int
+    dropped: bool = False
+
+
+class Steps(Protocol):
+    """A way of taking local steps: of making a gradient, that is, and of choosing its rows."""
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the user should know before the first step, sentence by sentence."""
+
+    def begin(self) -> str:
+        """Begin a round; return why no step may be taken in it, empty if they may.
+
+        Raises:
+            LocalError: they may not, and the run cannot go on.
+        """
+
+    def take(self, shift: Shift) -> StepOutcome:
+        """Take one step on ``shift.trained``; their gradients are gone afterwards.
+
+        Raises:
+            Diverged: too many steps in a row had no finite loss or gradient.
+            OutOfMemory: the smallest batch does not fit.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``restore`` needs, JSON-able."""
+
+    def restore(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Continue where ``state`` was taken; ``path``: where it was kept.
+
+        Raises:
+            LocalError: these steps may not go on from there.
+        """
 
 
 class Shift:

@@ -20,23 +20,21 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from gossip.adapter import AdapterState
-from gossip.errors import Diverged, LocalError
+from gossip.errors import LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.durable import told, write_atomically
 from peer.training import data, tasks
 from peer.training.adapted_model import AdaptedModel, generators, set_generators
 from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step, Trained
-from peer.training.local_steps import OPTIMIZERS, Parameters, Shift, frozen_but
-from peer.training.memory import is_out_of_memory, out_of_memory, release_cache
+from peer.training.local_steps import OPTIMIZERS, Learner, Parameters, Shift, frozen_but
 from peer.training.readers import DataError
 from peer.training.sequences import Batch, BatchSampler, Tokens
 from peer.training.shard import make_shard
+from peer.training.step_kinds import steps_of
 from peer.training.task import Measured, measure
 from peer.training.trainers import Trainer, selects
-
-NON_FINITE_MAX = 3
-"""So many steps in a row without a finite loss or gradient end the run. Source: guess; one can be a bad batch."""
+from peer.training.units import owner_field
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of a parameter, as torch calls it."""
@@ -57,7 +55,7 @@ class LocalTrainer:
         model: the model to train on; without one, its own is built from ``config``.
         progress: told of stages while a model is built.
         draw: gives the sequences of each step (``draw_batch`` of other trainers, say), in place of our own; ``save``
-            then keeps nothing of where it is.
+            then keeps nothing of where it is. Not with differential privacy, which draws in secret.
 
     Attributes:
         model: the model with the adapter.
@@ -82,7 +80,12 @@ class LocalTrainer:
         if not config.data.data:
             raise DataError("no data to train on: give at least one file")
         self.task = tasks.TASKS[config.model.task]
-        loaded = data.load(config.data.data, bad_rows=config.data.bad_rows, labels=config.model.labels)
+        loaded = data.load(
+            config.data.data,
+            bad_rows=config.data.bad_rows,
+            labels=config.model.labels,
+            owner_field=owner_field(config),
+        )
         if model is not None:
             model.check(config)
         self.model = model or AdaptedModel(config, progress)
@@ -95,9 +98,19 @@ class LocalTrainer:
         self._generators = dict(self.model.generators)
         self._pad = self.model.tokenizer.pad_token_id or 0
         self._sampler = BatchSampler(len(self.shard.train), config.training.batch_size, config.run.seed)
-        self._draw = draw or self.draw_batch
-        self._non_finite = 0
-        self._halved = False  # a batch did not fit into memory
+        self._steps = steps_of(
+            Learner(
+                config,
+                self.model.module,
+                self._parameters,
+                self.task,
+                self.shard,
+                self._optimizer,
+                self._batch,
+                draw or self.draw_batch,
+                self.model.tokenizer.vocab_size,
+            )
+        )
 
     def ready(self, seconds: float) -> Ready:
         """Return what the network process is told of us; see ``Trainer``."""
@@ -114,6 +127,7 @@ class LocalTrainer:
             seconds=seconds,
             export=self.model.export,
             label_rows=self.shard.label_rows,
+            notes=self._steps.notes(),
         )
 
     def draw_batch(self) -> list[Tokens]:
@@ -130,26 +144,28 @@ class LocalTrainer:
         """Take ``local_steps`` steps from ``state``; see ``Trainer``.
 
         Raises:
-            Diverged: ``NON_FINITE_MAX`` steps in a row had no finite loss or gradient (each was left out).
+            Diverged, OutOfMemory: as said by ``Steps.take``.
             LocalError: the adapter has nothing of that part.
-            OutOfMemory: not even half a batch fits.
         """
         self.model.put(state)
         self.model.module.train()
         start, steps = time.monotonic(), self.config.training.local_steps
-        loss_sum, tokens, sequences, had_fitted = 0.0, 0, 0, not self._halved
+        loss_sum, tokens, sequences, dropped = 0.0, 0, 0, 0
         trained = self._selected(trainable)
+        if stopped := self._steps.begin():
+            return Trained(state, math.nan, 0, 0, 0, time.monotonic() - start, stopped=stopped)
         with self._own_generators(), frozen_but(trained, self._parameters):
             shift = Shift(trained, state, correction, self.config.training.proximal)
             for step in range(1, steps + 1):
-                loss, taken, targets, count = self._step_if_it_fits(self._draw(), shift)
-                if taken:
-                    loss_sum, tokens = loss_sum + loss * targets, tokens + targets
-                    sequences += count
+                took = self._steps.take(shift)
+                if took.counts:
+                    loss_sum, tokens = loss_sum + took.loss * took.targets, tokens + took.targets
+                    sequences += took.sequences
+                dropped += took.dropped
                 if on_step is not None:
-                    on_step(Step(step, steps, loss, targets))
+                    on_step(Step(step, steps, took.loss, took.targets))
         mean = loss_sum / tokens if tokens else math.nan
-        seconds, dropped = time.monotonic() - start, int(had_fitted and self._halved)
+        seconds = time.monotonic() - start
         return Trained(self.model.state(), mean, steps, sequences, tokens, seconds, dropped)
 
     def _selected(self, trainable: TrainableFactors) -> Parameters:
@@ -163,55 +179,6 @@ class LocalTrainer:
                 "use lora"
             )
         return selected
-
-    def _step_if_it_fits(self, drawn: Sequence[Tokens], shift: Shift) -> tuple[float, bool, int, int]:
-        """Take one step; return loss, whether it was taken, targets and sequences.
-
-        The first that does not fit into memory is dropped, and all after it have half as many sequences.
-
-        Raises:
-            OutOfMemory: nor did half of them fit, or there is only one.
-        """
-        if self._halved:
-            drawn = drawn[: max(1, len(drawn) // 2)]
-        try:
-            batch, targets = self._batch(drawn)
-            loss, taken = self._step(batch, shift)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._optimizer.zero_grad(set_to_none=True)
-            if self._halved or len(drawn) < 2:
-                raise out_of_memory(error) from error
-            self._halved = True
-        else:
-            return loss, taken, targets, len(batch["labels"])
-        release_cache()  # here, because the exception holds what did not fit
-        return math.nan, False, 0, 0
-
-    def _step(self, batch: Batch, shift: Shift) -> tuple[float, bool]:
-        """Take one step; return its loss, and whether it was taken (else loss or gradient were not finite)."""
-        loss = self.task.forward(self.model.module, batch).loss
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-        shift.pull_back()
-        norm = torch.nn.utils.clip_grad_norm_(
-            shift.trained.values(), self.config.training.max_grad_norm
-        ).item()
-        value = loss.item()
-        taken = math.isfinite(value) and math.isfinite(norm)
-        if taken:
-            self._optimizer.step()
-            shift.add_correction()
-            self._non_finite = 0
-        else:
-            self._non_finite += 1
-        self._optimizer.zero_grad(set_to_none=True)
-        if self._non_finite == NON_FINITE_MAX:
-            raise Diverged(
-                f"loss {value}, gradient norm {norm}: not finite for {NON_FINITE_MAX} steps in a row. Lower "
-                f"learning_rate (now {self.config.training.learning_rate:g}), or train in float32."
-            )
-        return value, taken
 
     @contextmanager
     def _own_generators(self) -> Iterator[None]:
@@ -282,7 +249,7 @@ class LocalTrainer:
         written = {
             "adapter_spec": self.spec.fingerprint,
             "sampler": self._sampler.state(),
-            "non_finite": self._non_finite,
+            **self._steps.state(),
         }
         try:
             write_atomically(path, safetensors_bytes(tensors, {"trainer": json.dumps(written)}))
@@ -309,7 +276,7 @@ class LocalTrainer:
             )
         self._check_moments(path, tensors)
         self._sampler.restore(written["sampler"])
-        self._non_finite = written["non_finite"]
+        self._steps.restore(path, written)
         for device in self._generators:
             self._generators[device] = tensors.get(f"generator.{device}", self._generators[device])
         for name, parameter in self._parameters.items():

@@ -113,8 +113,8 @@ class TrainerProcess:
         own_bytes = 4 * trainer._spec.size
         initial = _state(trainer._spec, payload[:own_bytes])
         export = _export(header.pop("export"), payload[own_bytes:])
-        label_rows = tuple(header.pop("label_rows"))
-        return trainer, Ready(initial=initial, export=export, label_rows=label_rows, **header)
+        label_rows, notes = tuple(header.pop("label_rows")), tuple(header.pop("notes"))
+        return trainer, Ready(initial=initial, export=export, label_rows=label_rows, notes=notes, **header)
 
     async def train(
         self,

@@ -16,6 +16,7 @@ from peer.training.libraries import Tokenizer
 from peer.training.readers import DataError
 from peer.training.sequences import Tokens
 from peer.training.task import Task
+from peer.training.units import Unit, check_owners, owner_field, units_of, without_owners_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Shard:
         rows_held_out: rows held out of ``data``.
         report: what was read, as text for a human.
         label_rows: rows behind ``train`` of each label, in the run's order; empty without labels.
+        units: what ``train`` consists of, where units are protected; else empty.
     """
 
     train: Sequence[Tokens]
@@ -37,6 +39,7 @@ class Shard:
     rows_held_out: int
     report: str
     label_rows: tuple[int, ...]
+    units: Sequence[Unit] = ()
 
 
 def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: Tokenizer) -> Shard:
@@ -48,8 +51,15 @@ def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: T
     Raises:
         DataError: nothing is left to learn from or to measure, or a file of ``eval_data`` cannot be used.
     """
+    check_owners(loaded.rows, config)
     train, held = data.split(loaded.rows, config.data.held_out, config.run.seed)
-    tokenized, refused = task.tokenize(train, tokenizer, config)
+    units: list[Unit] = []
+    if config.privacy.dp_epsilon:
+        held = without_owners_of(held, train)  # who is measured is not protected
+        units, refused = units_of(train, task, tokenizer, config)
+        tokenized = [one for unit in units for one in unit.sequences]
+    else:
+        tokenized, refused = task.tokenize(train, tokenizer, config)
     bad = (*loaded.bad, *refused)
     if not tokenized:
         shown = map(str, bad[: data.SHOWN_MAX])
@@ -71,10 +81,15 @@ def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: T
     report = data.Loaded(loaded.rows, bad).report(sequences.render(train[0], tokenizer))
     labels = Counter(row.label for row in train)
     label_rows = tuple(labels[label] for label in config.model.labels)
-    return Shard(tokenized, held_out, len(train), len(held), report, label_rows)
+    return Shard(tokenized, held_out, len(train), len(held), report, label_rows, units)
 
 
 def _held_out_rows(config: PeerConfig, file: Path) -> list[data.Row]:
     """Return the rows of another peer's file that it holds out, too."""
-    rows = data.load([file], bad_rows=config.data.bad_rows, labels=config.model.labels).rows
+    rows = data.load(
+        [file],
+        bad_rows=config.data.bad_rows,
+        labels=config.model.labels,
+        owner_field=owner_field(config),
+    ).rows
     return data.split(rows, config.data.held_out, config.run.seed)[1]

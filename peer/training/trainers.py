@@ -27,7 +27,7 @@ class Trainer(Protocol):
 
     Adapters come and go as values: a trainer writes into none that it is given, and hands out none that it changes
     later. It is deterministic: two trainers with equal configurations that are given the same calls return the same
-    adapters, on a CPU to the bit.
+    adapters, on a CPU to the bit; but for ours with differential privacy, whose noise nobody may repeat.
 
     Raises (every method): ``LocalError`` for what the user or this machine did; it ends the training process, and
     reaches the user with its message and exit code, but for ``Diverged``: after that the peer goes on from an adapter
@@ -48,7 +48,7 @@ class Trainer(Protocol):
         correction: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Trained:
-        """Take ``config.training.local_steps`` optimizer steps from ``state`` on the own data.
+        """Take ``config.training.local_steps`` optimizer steps from ``state`` on the own data; or none, and say why.
 
         The optimizer's memory and the order of the data go on from the last call.
 

@@ -9,6 +9,7 @@
     topology      consensus and spectra of 10,000 peers
     rounds        whole rounds without training, before and after a kill -9
     methods       a round of every kind of method beside local steps
+    dp            a local step with differential privacy beside a plain one
     memory        what a peer shares with nobody
     learning      the default demo, as a figure
 

@@ -39,11 +39,12 @@ SECTIONS = (
     "topology",
     "rounds",
     "methods",
+    "dp",
     "memory",
     "learning",
 )
 """Names of sections, each a file of this room with a function ``rows``."""
-SLOW = frozenset({"floods", "topology", "methods", "memory", "learning"})
+SLOW = frozenset({"floods", "topology", "methods", "dp", "memory", "learning"})
 """Sections that run only when they are asked for: half a minute to ten minutes each."""
 PACKAGES = ("torch", "libp2p", "trio", "transformers", "peft")
 

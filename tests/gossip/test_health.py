@@ -206,6 +206,13 @@ def test_an_attack_through_the_final_merge_does_not_undo_what_was_learned(merge:
     assert all(torch.isfinite(flat).all() for flat in after)
 
 
+@pytest.mark.parametrize("merge", ["clipped", "trimmed", "median"])
+def test_a_robust_merge_bears_the_same_attack_without_bound_and_check(merge: str) -> None:
+    network = dataclasses.replace(NETWORK, methods=MethodNames(merge=merge), step_cap=math.inf, check_every=0)
+    simulation = attacked(network, honest_until_the_merge)
+    assert worst_loss(network, simulation) < 1.5
+
+
 def test_who_is_left_out_is_neither_asked_nor_waited_for_and_comes_back_later() -> None:
     reports: list[RoundReport] = []
     simulation = NETWORK.simulation(lambda now, peer, report: peer == "p0000" and reports.append(report))

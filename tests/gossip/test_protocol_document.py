@@ -8,15 +8,17 @@ from typing import get_args
 import pytest
 import torch
 
-from gossip import wire
+from gossip import fixed_point, wire
 from gossip.adapter import AdapterSpec
 from gossip.claims import claim_in, statement
 from gossip.manifest import RunManifest
-from gossip.messages import Claim, Kind, Message, Ping, Pull, Reason, Refusal
+from gossip.masked_sums import Sum, keys_digest
+from gossip.messages import Claim, Kind, MaskKey, Message, Ping, Pull, Reason, Refusal
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS, Codec
 from gossip.methods.feedback import FEEDBACKS
 from gossip.published import PublishedAdapter
+from peer.mask_keys import MaskSecrets
 from peer.network.identity import peer_id
 from peer.signing import Signer, is_signed
 
@@ -108,3 +110,22 @@ def test_every_type_field_codec_and_limit_is_documented() -> None:
         assert f"| `{name}` |" in DOCUMENT
     for limit in (wire.FRAME_BYTES_MAX, wire.TEXT_BYTES_MAX):
         assert f"{limit:,}" in DOCUMENT
+
+
+def test_sums_under_masks_are_byte_exact() -> None:
+    peers = (peer_id(bytes(range(32))), peer_id(bytes([2]) * 32))
+    keys = [MaskKey(peer, bytes([number]) * 32, bytes(64)) for number, peer in enumerate(peers, 1)]
+    assert all(peer in DOCUMENT for peer in peers)
+    assert keys_digest(keys) == EXAMPLES["keys"]
+    which = Sum(bytes(range(16)), bytes([10]) * 32, 3, "round", peers[0], EXAMPLES["keys"])
+    assert which.statement == EXAMPLES["sum"]
+    words = fixed_point.to_words(TWO_VALUES.numpy().tobytes(), 0.25)
+    MaskSecrets(bytes(range(32)), b"", b"").add_mask(bytes(range(32)), words, 1)
+    assert fixed_point.to_bytes(words) == EXAMPLES["masked"]
+
+
+def test_every_message_is_documented() -> None:
+    for name, (_, fields) in wire.SCHEMA.items():
+        (row,) = re.findall(rf"^\| `{name}` \|.*$", DOCUMENT, flags=re.MULTILINE)
+        for field in (*fields, *wire.OPTIONAL.get(name, ())):
+            assert f"`{field}`" in row, (name, field)

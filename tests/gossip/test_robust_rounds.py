@@ -94,6 +94,41 @@ def test_a_ring_is_mixed_as_it_came_by_default() -> None:
     assert torch.equal(positions(by_default, ring.names), positions(as_it_came, ring.names))
 
 
+# -- the final merge
+
+
+@pytest.mark.parametrize("merge", ["clipped", "trimmed", "median"])
+@pytest.mark.parametrize(("peers", "apart"), [(10, 1e-6), (20, 1e-6), (19, 0.15)])
+def test_a_robust_merge_ends_in_one_adapter_or_near_it_where_groups_are_uneven(
+    merge: str, peers: int, apart: float
+) -> None:
+    network = Quadratic(peers=peers, rounds=2, dimension=40, methods=MethodNames(merge=merge))
+    before: dict[str, torch.Tensor] = {}
+
+    def note(at: float, peer: str, report: RoundReport) -> None:
+        if not report.merging:
+            before[peer] = report.state.flat
+
+    simulation = network.simulation(on_report=note)
+    simulation.run()
+    start, end = torch.stack([before[name] for name in network.names]), positions(simulation, network.names)
+    spread = (start - start.mean(dim=0)).norm(dim=1).mean()
+    assert float((end - end.mean(dim=0)).norm(dim=1).mean()) <= apart * float(spread)
+
+
+def test_every_peer_of_a_small_group_ends_with_the_same_bytes() -> None:
+    network = Quadratic(peers=9, rounds=2, dimension=40, methods=MethodNames(merge="clipped", codec="int8"))
+    simulation = network.simulation()
+    simulation.run()
+    assert len({simulation.node(name).state.flat.numpy().tobytes() for name in network.names}) == 1
+
+
+def test_two_liars_of_ten_do_not_undo_in_the_merge_what_rounds_have_saved() -> None:
+    plain = dataclasses.replace(NETWORK, methods=MethodNames(merge="product"))
+    clipped = dataclasses.replace(NETWORK, methods=MethodNames(merge="clipped"))
+    assert error(clipped, lying(clipped)[0]) < 0.5 * error(plain, lying(plain)[0])
+
+
 # -- what a check costs
 
 

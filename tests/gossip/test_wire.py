@@ -15,13 +15,21 @@ from gossip.messages import (
     Evidence,
     Hello,
     Kind,
+    MaskKey,
+    MaskKeyQuery,
+    MaskSeeds,
     Message,
     Offer,
+    PairSeed,
     Ping,
     Presence,
     Pull,
     Reason,
     Refusal,
+    SumAgreed,
+    Summand,
+    SumProposal,
+    SumSigned,
 )
 
 text = st.text(st.characters(codec="utf-8"), max_size=40).filter(str.isprintable)
@@ -34,6 +42,10 @@ digests = st.binary(min_size=32, max_size=32)
 bases = st.sampled_from([b"", bytes(8)])
 claims = st.builds(Claim, text, lives, rounds, kinds, bases, digests, st.binary(min_size=64, max_size=64))
 evidence = st.builds(Evidence, claims, claims)
+runs, signatures = st.binary(min_size=16, max_size=16), st.binary(min_size=64, max_size=64)
+mask_keys = st.builds(MaskKey, text, digests, signatures)
+summands = st.lists(st.builds(Summand, text, digests), max_size=3).map(tuple)
+pair_seeds = st.lists(st.builds(PairSeed, text, digests), max_size=3).map(tuple)
 messages = st.one_of(
     st.builds(
         Hello,
@@ -58,7 +70,14 @@ messages = st.one_of(
         st.sampled_from([b"", bytes(32)]),
         bases,
         kinds,
+        st.none() | st.lists(mask_keys, max_size=3).map(tuple),
     ),
+    st.builds(MaskKeyQuery, runs),
+    mask_keys,
+    st.builds(SumProposal, runs, rounds, kinds, digests, summands),
+    st.builds(SumAgreed, signatures),
+    st.builds(SumSigned, runs, rounds, kinds, digests, st.lists(signatures, max_size=3).map(tuple)),
+    st.builds(MaskSeeds, digests, pair_seeds),
     st.builds(
         Offer,
         rounds,

@@ -63,6 +63,7 @@ ROUND = RoundDone(
     peers=2,
     bytes_in=100,
     bytes_out=2_500_000,
+    mask_bytes=0,
     fetches_ok=2,
     fetches_failed=1,
     rejected={"malformed": 2},
@@ -95,8 +96,10 @@ TOLD: tuple[JournalEvent, ...] = (
     Measured(round=5, own=1.25, all=None, per_file={}, accuracy=None, accuracy_all=None),
     Measured(round=5, own=1.25, all=1.5, per_file={"b": 1.75}, accuracy=1.0, accuracy_all=0.75),
     Personalized(own_share=0.25, loss=1.0, common_loss=1.25, own_loss=1.5, adapter=Path("anna/personal")),
-    Finished(complete=True, round=3, adapter=Path("anna/adapter"), load="model = x"),
-    Finished(complete=False, round=0, adapter=Path("anna/adapter"), load=None),
+    Finished(complete=True, round=3, adapter=Path("anna/adapter"), load="model = x", refused={}),
+    Finished(
+        complete=False, round=0, adapter=Path("anna/adapter"), load=None, refused={"too many newcomers": 12}
+    ),
 )
 
 
@@ -137,7 +140,7 @@ def test_the_line_of_a_round_is_what_programs_have_always_read() -> None:
         '"objections": [["dora", "norm"]], "neighbors": ["anna", "böd"], "distances": [2.0, 1.0], '
         '"distance_ratios": [2.0, 1.0], "cosines": [0.5, null], "drifts": [null, 0.25], "trimmed": [[1, 4], [0, 1]], '
         '"objected": [0, 0], "measurements": 1, "drift": 0.125, "cross_term": null, "collect_s": 0.25, '
-        '"deadline_s": 60.0, "peers": 2, "bytes_in": 100, "bytes_out": 2500000, "fetches_ok": 2, '
+        '"deadline_s": 60.0, "peers": 2, "bytes_in": 100, "bytes_out": 2500000, "mask_bytes": 0, "fetches_ok": 2, '
         '"fetches_failed": 1, "rejected": {"malformed": 2}, "saved": true}'
     )
     assert ROUND.sentence() == (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -193,7 +193,7 @@ def test_a_death_is_noticed_at_once_and_a_return_too() -> None:
             await a.membership.wait_for(0, 1.0)
             with trio.fail_after(2.0):
                 while a.up:
-                    await a.membership._changed.wait()
+                    await a.membership.standing.change()
             assert PeerDown("b") in a.events
             again = Node("b")
             async with group(network, again):
@@ -210,7 +210,7 @@ def test_a_goodbye_is_believed_at_once() -> None:
             await b.membership.say_goodbye()
             with trio.fail_after(1.0):
                 while a.up:
-                    await a.membership._changed.wait()
+                    await a.membership.standing.change()
             assert any("left" in line for line in a.told)
 
     run(body)
@@ -237,7 +237,7 @@ def test_a_silent_peer_misses_two_heartbeats_and_is_down() -> None:
             await join(a, b)
             started = trio.current_time()
             while a.up:
-                await a.membership._changed.wait()
+                await a.membership.standing.change()
             assert trio.current_time() - started < 65.0
             assert any("heartbeats missed" in line for line in a.told)
 
@@ -353,6 +353,7 @@ class CountingTransport:
 
     peer_id = "a"
     addresses = ("/memory/a/p2p/a",)
+    refused: Mapping[str, int] = {}
 
     def __init__(self) -> None:
         self.now, self.most = 0, 0

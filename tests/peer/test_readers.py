@@ -19,6 +19,7 @@ from gossip.messages import Message, Offer, Pull, Refusal
 from gossip.node import GossipNode
 from gossip.published import PublishedAdapter
 from gossip.readers import everybody, row_readers
+from gossip.roster import rows_of
 from gossip.settings import NodeSettings
 from peer.checkpoints import open_home
 from peer.config import PeerConfig
@@ -144,7 +145,7 @@ def test_readers_are_those_whose_row_of_the_whole_roster_names_us() -> None:
     for name in ("ring", "random-regular:3", "exponential", "one-peer-exponential", "epidemic-oracle:2"):
         topology = parse_topology(name, seed=3)
         for me in roster:
-            may_read = row_readers(topology, me, roster)
+            may_read = row_readers(rows_of(topology, roster), me)
             for round in range(6):
                 named = {
                     peer

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,38 @@ def test_a_peer_whose_training_diverges_goes_back_by_itself_and_on(homes: Any) -
         assert error.exit_code == 9
         assert "lower the learning rate" in str(error)
         assert float(never.home.newest()[0].state.flat[0]) > 0.9
+
+    limited(body)
+
+
+async def politely(running: Running) -> None:
+    """Let a peer end as after one signal, once it has begun its rounds."""
+    await running.heard.first(lambda event: isinstance(event, RoundDone))
+
+    async def signals() -> AsyncIterator[int]:
+        yield signal.SIGTERM
+
+    await running.leaving.watch(signals())
+
+
+def test_the_end_tells_how_many_connections_were_refused_and_why(homes: Any) -> None:
+    async def body() -> None:
+        make = libp2p()
+        running = Running(1, homes("a"), 1.0, rounds=10**6)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.run, make(running.key))
+            _, _, host, _, port, *_ = (await running.addresses())[0].split("/")
+            for _ in range(2):
+                stranger = await trio.open_tcp_stream(host, int(port))
+                async with stranger:
+                    await stranger.send_all(b"GET / HTTP/1.1\r\n\r\n" * 8)
+                    with suppress(trio.BrokenResourceError):  # it is closed with our bytes unread
+                        while await stranger.receive_some():
+                            pass
+            await politely(running)
+        (finished,) = running.events(Finished)
+        assert finished.refused == {"the handshake failed": 2}
+        assert "(connections refused: 2 x the handshake failed)" in (finished.sentence() or "")
 
     limited(body)
 

@@ -226,7 +226,7 @@ def test_gossip_beats_training_alone_and_comes_near_to_pooled_data(
 
 def short_of_memory(trainer: LocalTrainer, largest: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let steps of more than so many sequences fail as torch's allocator does; return the sizes of those tried."""
-    step, tried = trainer._step, []
+    step, tried = trainer._steps._step, []
 
     def limited(batch: Any, shift: Any) -> tuple[float, bool]:
         tried.append(len(batch["labels"]))
@@ -236,7 +236,7 @@ def short_of_memory(trainer: LocalTrainer, largest: int, monkeypatch: pytest.Mon
             )
         return step(batch, shift)
 
-    monkeypatch.setattr(trainer, "_step", limited)
+    monkeypatch.setattr(trainer._steps, "_step", limited)
     return tried
 
 
@@ -271,7 +271,7 @@ def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     trainer = LocalTrainer(quick())
-    monkeypatch.setattr(trainer, "_step", broken)
+    monkeypatch.setattr(trainer._steps, "_step", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         trainer.train(trainer.initial)
 

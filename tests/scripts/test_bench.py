@@ -21,7 +21,7 @@ from scripts.benchmarks.rows import Row, at_least, at_most, row, seconds
 
 UNITS = {"s", "ms", "x", "%", "MB", "MB/s", "nats", ""}
 FIGURES = {
-    "mixing": ("mixing / copies", 3),
+    "mixing": ("mixing / copies", 8),
     "codecs": ("codec int8: encode", 24),
     "simulation": ("simulation: memory of 2,000 / 500 nodes", 2),
     "transport": ("transport: 64 MB, ours / TLS", 11),
@@ -29,6 +29,7 @@ FIGURES = {
     "topology": ("topology: consensus / plain loop", 10),
     "rounds": ("rounds: the one in which a neighbor was killed", 4),
     "methods": ("methods: factors tsvd, share of the local steps", 16),
+    "dp": ("dp: a million values of noise", 2),
     "memory": ("memory: a whole peer, private", 4),
     "learning": ("demo: gossip below local only", 7),
 }

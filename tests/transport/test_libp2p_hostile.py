@@ -170,6 +170,7 @@ def test_connections_beyond_the_limit_are_refused() -> None:
             with pytest.raises(Unreachable):
                 await second.dial(server.addresses[0])
             assert first.is_connected(server.peer_id)
+            assert server.refused == {"no room for another connection": 1}
 
     run(main)
 

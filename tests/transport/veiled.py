@@ -62,6 +62,7 @@ class VeiledTransport:
         self._inner = inner
         self.peer_id = inner.peer_id
         self.addresses = tuple(from_memory(address) for address in inner.addresses)
+        self.refused = inner.refused
         self.is_connected, self.trust, self.drop = inner.is_connected, inner.trust, inner.drop
 
     async def dial(self, address: str) -> str:

@@ -9,6 +9,7 @@ run         runs one trial, a baseline or real nodes on a virtual clock
 peers       the peers of a trial in memory
 judge       measures adapters on held-out text
 record      the tables and the outcome of a trial, filled in round by round
+private     learning with differential privacy, alone, with gossip and centrally; cached_model: its model, cheaply
 step_time   how long an optimizer step takes here
 statistics  what a comparison came to: paired differences, gaps closed, losses at equal bytes
 tables      the tables of the report

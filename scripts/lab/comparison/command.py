@@ -4,6 +4,7 @@
     python scripts/compare.py run --spec comparison.toml --out runs/b
     python scripts/compare.py report --out runs/a
     python scripts/compare.py robustness --out runs/c
+    python scripts/compare.py privacy --out runs/private
 
 A method is a topology and settings of a peer: "epidemic:3 codec=int4 optimizer=noloco local_steps=5 overlap". The
 baselines local, centralized and fedavg always run. Every method's learning rate is tuned on the same grid.
@@ -85,6 +86,28 @@ def report(*, out: OutOption) -> None:
 
 
 app.command(robustness)
+
+
+@app.command
+def privacy(
+    *,
+    out: OutOption,
+    seeds: Annotated[int, Parameter(help="Paired repetitions.")] = 5,
+) -> None:
+    """Compare learning alone, with gossip and centrally under differential privacy, on a fixed task; it resumes.
+
+    Prints a table of accuracies (docs/differential-privacy.md). Broken off, the same command goes on where it stopped.
+    """
+    import torch
+
+    from scripts.lab.comparison.private import compare, table
+
+    torch.set_num_threads(1)
+    for trial, accuracy in compare(out, seeds):
+        note(
+            f"{trial.way}, epsilon {trial.epsilon:g}, rate {trial.rate:g}, seed {trial.seed}: {accuracy:.1%}"
+        )
+    print("\n".join(table(out)))
 
 
 def _compare(comparison: Comparison, out: Path, jobs: int) -> None:

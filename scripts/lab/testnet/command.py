@@ -72,7 +72,7 @@ def print_summary(summary: Summary, load: str, console: Console) -> None:
     Args:
         load: a line of Python that loads one of the adapters.
     """
-    from peer.journal_events import megabytes
+    from peer.journal_words import megabytes
 
     _print_table(summary, console)
     console.print(f"peers differ by {summary.consensus_distance:.2%} of their adapters' norm")

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from peer.journal_events import megabytes
+from peer.journal_words import megabytes
 from scripts.lab.testnet.config import Regime
 from scripts.lab.testnet.view import Evaluation, PeerView, RoundReport, Watch
 

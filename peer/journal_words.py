@@ -1,0 +1,15 @@
+"""How numbers of the journal are said to people."""
+
+from __future__ import annotations
+
+import math
+
+
+def megabytes(count: float) -> str:
+    """Return a byte count as people read it, e.g. ``"4.4 MB"``."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def loss_in_words(value: float) -> str:
+    """Return a loss, or that it is no number."""
+    return f"{value:.3f}" if math.isfinite(value) else "not finite"

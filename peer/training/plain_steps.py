@@ -1,0 +1,92 @@
+"""Steps on batches in seeded order, with the gradient of the batch's mean loss: the usual way of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gossip.errors import Diverged, LocalError
+from peer.training.local_steps import Learner, Shift, StepOutcome
+from peer.training.memory import is_out_of_memory, out_of_memory, release_cache
+from peer.training.sequences import Batch, Tokens
+
+NON_FINITE_MAX = 3
+"""So many steps in a row without a finite loss or gradient end the run. Source: guess; one can be a bad batch."""
+
+
+class PlainSteps:
+    """See ``Steps``. Steps whose loss or gradient is not finite are left out."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._non_finite = 0
+        self._halved = False  # a batch did not fit into memory
+
+    def notes(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    def begin(self) -> str:
+        """Every round may be trained in."""
+        return ""
+
+    def take(self, shift: Shift) -> StepOutcome:
+        """See ``Steps.take``. The first that does not fit into memory is dropped, and all after it have half as many
+        sequences."""
+        drawn: Sequence[Tokens] = self._learner.draw()
+        if self._halved:
+            drawn = drawn[: max(1, len(drawn) // 2)]
+        try:
+            batch, targets = self._learner.batch(drawn)
+            loss, taken = self._step(batch, shift)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._learner.optimizer.zero_grad(set_to_none=True)
+            if self._halved or len(drawn) < 2:
+                raise out_of_memory(error) from error
+            self._halved = True
+        else:
+            return StepOutcome(loss, taken, targets, len(batch["labels"]))
+        release_cache()  # here, because the exception holds what did not fit
+        return StepOutcome(math.nan, False, 0, 0, dropped=True)
+
+    def _step(self, batch: Batch, shift: Shift) -> tuple[float, bool]:
+        """Take one step; return its loss, and whether it was taken (else loss or gradient were not finite)."""
+        learner, training = self._learner, self._learner.config.training
+        loss = learner.task.forward(learner.module, batch).loss
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        shift.pull_back()
+        norm = torch.nn.utils.clip_grad_norm_(shift.trained.values(), training.max_grad_norm).item()
+        value = loss.item()
+        taken = math.isfinite(value) and math.isfinite(norm)
+        if taken:
+            learner.optimizer.step()
+            shift.add_correction()
+            self._non_finite = 0
+        else:
+            self._non_finite += 1
+        learner.optimizer.zero_grad(set_to_none=True)
+        if self._non_finite == NON_FINITE_MAX:
+            raise Diverged(
+                f"loss {value}, gradient norm {norm}: not finite for {NON_FINITE_MAX} steps in a row. Lower "
+                f"learning_rate (now {training.learning_rate:g}), or train in float32."
+            )
+        return value, taken
+
+    def state(self) -> dict[str, Any]:
+        """How many steps in a row were left out."""
+        return {"non_finite": self._non_finite}
+
+    def restore(self, path: Path, state: Mapping[str, Any]) -> None:
+        """See ``Steps.restore``; what was promised so far would end here."""
+        if "non_finite" not in state:
+            raise LocalError(
+                f"cannot resume from {path}: it was trained with differential privacy, which steps without would undo. "
+                "Give --dp-epsilon again, or start anew with another --home."
+            )
+        self._non_finite = state["non_finite"]
