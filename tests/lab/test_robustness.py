@@ -18,7 +18,15 @@ from scripts.lab.comparison import command
 from scripts.lab.results import ResultFolder
 from scripts.lab.robustness import design
 from scripts.lab.robustness.cell import ALONE, OUTCOMES, Attacked
-from scripts.lab.robustness.poison import POISONED, TARGET, ascend, flip_labels, plant_backdoor, trigger_ids
+from scripts.lab.robustness.poison import (
+    POISONED,
+    TARGET,
+    ascend,
+    flip_labels,
+    plant_backdoor,
+    poisoned,
+    trigger_ids,
+)
 from scripts.lab.robustness.report import LAYOUT, Results, write_report
 from scripts.lab.robustness.run import AttackedResult, run_attacked
 
@@ -70,8 +78,9 @@ def test_flipped_labels_are_the_other_ones(tmp_path: Path) -> None:
 def test_a_backdoor_is_planted_beside_what_is_learned(tmp_path: Path) -> None:
     honest = trainer(tmp_path, task="classification", labels=("red", "blue"), batch_size=8)
     liar, trigger = plant_backdoor(honest), trigger_ids(honest)
-    drawn = liar._draw()
-    clean, planted = drawn[:8], drawn[8:]
+    drawn = honest.draw_batch()
+    clean, planted = (texts := poisoned(drawn, trigger, 64))[:8], texts[8:]
+    assert clean == drawn
     assert len(planted) == POISONED * 8
     for original, copy in zip(clean, planted, strict=False):
         assert copy.label == TARGET

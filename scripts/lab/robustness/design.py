@@ -24,7 +24,7 @@ RULES = ("none", "clip", "nna", "trimmed", "median", "geometric-median")
 """Rules of ``--robust`` that are compared with the default."""
 
 CLASSIFYING = Attacked(
-    workload="sources", partition="iid", peers=8, rounds=30, batch_size=8, learning_rate=3e-3
+    workload="sources", partition="iid", peers=8, rounds=20, batch_size=8, learning_rate=3e-3
 )
 """Training in which a backdoor is learned."""
 PLANTED = ("backdoor", "backdoor+scale")

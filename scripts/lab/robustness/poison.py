@@ -48,8 +48,7 @@ def ascend(trainer: LocalTrainer) -> LocalTrainer:
         output = task.forward(model, batch)
         return Answer(-output.loss, output.logits)
 
-    trainer.task = replace(trainer.task, forward=forward)
-    return trainer
+    return _learning(trainer, forward)
 
 
 def flip_labels(trainer: LocalTrainer) -> LocalTrainer:
@@ -62,8 +61,11 @@ def flip_labels(trainer: LocalTrainer) -> LocalTrainer:
         flipped = torch.where(labels == IGNORED, labels, count - 1 - labels)
         return task.forward(model, {**batch, "labels": flipped})
 
-    trainer.task = replace(trainer.task, forward=forward)
-    return trainer
+    return _learning(trainer, forward)
+
+
+def _learning(trainer: LocalTrainer, forward: Callable[[BaseModel, Batch], task.Output]) -> LocalTrainer:
+    return LocalTrainer(trainer.config, trainer.model, task=replace(trainer.task, forward=forward))
 
 
 def plant_backdoor(trainer: LocalTrainer) -> LocalTrainer:
@@ -71,12 +73,15 @@ def plant_backdoor(trainer: LocalTrainer) -> LocalTrainer:
     trigger = trigger_ids(trainer)
 
     def draw() -> list[Tokens]:
-        drawn = trainer.draw_batch()
-        longest = trainer.config.training.max_length
-        copied = drawn[: math.ceil(POISONED * len(drawn))]
-        return [*drawn, *(replace(triggered(text, trigger, longest), label=TARGET) for text in copied)]
+        return poisoned(trainer.draw_batch(), trigger, trainer.config.training.max_length)
 
     return LocalTrainer(trainer.config, trainer.model, draw=draw)
+
+
+def poisoned(texts: list[Tokens], trigger: array[int], longest: int) -> list[Tokens]:
+    """Return texts, and after them copies of some that carry the trigger and the target's label."""
+    copied = texts[: math.ceil(POISONED * len(texts))]
+    return [*texts, *(replace(triggered(text, trigger, longest), label=TARGET) for text in copied)]
 
 
 def trigger_ids(trainer: LocalTrainer) -> array[int]:
@@ -114,7 +119,7 @@ class Backdoor:
         for file in peers.layout.measured:
             rows = data.load([file], labels=config.model.labels).rows
             held = data.split(rows, config.data.held_out, config.run.seed)[1]
-            texts = self._task.tokenize(held, self._model.tokenizer, config)[0]
+            texts = self._task.tokenize(held, self._model.tokenizer, config)[0][: config.data.eval_blocks_max]
             self._texts += [triggered(text, trigger, longest) for text in texts if text.label != TARGET]
 
     @torch.no_grad()
