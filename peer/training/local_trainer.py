@@ -32,7 +32,7 @@ from peer.training.readers import DataError
 from peer.training.sequences import Batch, BatchSampler, Tokens
 from peer.training.shard import make_shard
 from peer.training.step_kinds import steps_of
-from peer.training.task import Measured, measure
+from peer.training.task import Measured, Task, measure
 from peer.training.trainers import Trainer, selects
 from peer.training.units import owner_field
 
@@ -56,6 +56,7 @@ class LocalTrainer:
         progress: told of stages while a model is built.
         draw: gives the sequences of each step (``draw_batch`` of other trainers, say), in place of our own; ``save``
             then keeps nothing of where it is. Not with differential privacy, which draws in secret.
+        task: what is learned in place of what ``config`` names; experiments train attackers so.
 
     Attributes:
         model: the model with the adapter.
@@ -75,11 +76,12 @@ class LocalTrainer:
         model: AdaptedModel | None = None,
         progress: Progress | None = None,
         draw: Callable[[], list[Tokens]] | None = None,
+        task: Task | None = None,
     ):
         self.config = config
         if not config.data.data:
             raise DataError("no data to train on: give at least one file")
-        self.task = tasks.TASKS[config.model.task]
+        self.task = task or tasks.TASKS[config.model.task]
         loaded = data.load(
             config.data.data,
             bad_rows=config.data.bad_rows,
