@@ -44,7 +44,7 @@ reading order:
     simulated_pulls        requests and transfers of adapters in it
     simulated_liveness     how its nodes know who is up, if their memberships do not find out
     simulated_membership   connections, questions and rumors of a simulation whose peers find each other
-    byzantine              how members cheat in it
+    attacks, byzantine     what members who lie send in place of their adapters; how they serve it
     simulated_faults       faults in it
     invariants             what must hold whatever happens
     quadratic              a network whose end point theory knows

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+from gossip.attacks import ATTACKS
 from gossip.errors import LocalError
 from topology.errors import unknown
 
-Behavior = Literal["scale", "sign", "noise", "replay", "equivocate", "silent"]
-"""What a Byzantine member does with its adapters (gossip/byzantine.py)."""
-BEHAVIORS: tuple[Behavior, ...] = get_args(Behavior)
+BEHAVIORS = (*ATTACKS, "replay", "silent")
+"""What a Byzantine member does with its adapters: an attack on their values (gossip/attacks.py); always the first one
+as it was; nothing."""
 
 Conduct = Literal["flood", "silent", "liar"]
 """What strangers do: open streams at full rate, open connections and say nothing, send what is no message."""
@@ -161,16 +162,19 @@ class BitFlips:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Byzantine:
-    """Be a member who cheats: others get adapters multiplied by ``factor`` (scale), by -``factor`` (sign), with noise
-    of ``factor`` times their norm (noise), always the first one (replay), another one each (equivocate), or nothing
-    (silent)."""
+    """Be a member who cheats.
 
-    behavior: Behavior = "scale"
-    factor: float = 10.0
+    Args:
+        behavior: how, one of ``BEHAVIORS``.
+        factor: how hard, as the attack takes it; 0 = as usual for it.
+    """
+
+    behavior: str = "scale"
+    factor: float = 0.0
 
     def __post_init__(self) -> None:
         one_of("behavior", self.behavior, BEHAVIORS)
-        require(self.factor > 0, "factor is above 0")
+        require(self.factor >= 0, "factor is at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

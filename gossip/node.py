@@ -55,6 +55,7 @@ from gossip.pipelines import Pipelines
 from gossip.round import Phase, Round
 from gossip.round_end import Settled
 from gossip.settings import NodeSettings, NodeSnapshot, random_state, restore_random
+from topology.links import Links
 
 HOLD_SHARE = 0.9
 """A neighbor is asked to hold our request for this share of the deadline: its answer must still reach us in time."""
@@ -116,6 +117,16 @@ class GossipNode:
     def rounds(self) -> int:
         """All rounds, with those of the final merge as they would be with the present members."""
         return self._company.rounds
+
+    @property
+    def links(self) -> Links:
+        """Our row of W in the present round; all our own before it is drawn."""
+        return self._current.links
+
+    @property
+    def initial(self) -> AdapterState:
+        """The adapter that all peers began with."""
+        return self._health.initial
 
     def snapshot(self) -> NodeSnapshot:
         """Return what a restart needs besides the adapter; meant for round boundaries (after a ``Report``)."""

@@ -72,6 +72,11 @@ class RecentPublications:
         """Add the newest adapter of its kind; the oldest of that kind beyond ``kept`` falls off."""
         self._shelves.setdefault(published.kind, deque(maxlen=self._kept)).append(published)
 
+    def newest(self, kind: Kind) -> PublishedAdapter | None:
+        """Return the newest adapter of a kind, if there is one."""
+        shelf = self._shelves.get(kind)
+        return shelf[-1] if shelf else None
+
     def find(
         self, pull: Pull, *, waited: bool, may_read: Callable[[PublishedAdapter], bool] = lambda _: True
     ) -> PublishedAdapter | None:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple, assert_never
 
 from gossip.adapter import AdapterState
-from gossip.byzantine import Cheater
+from gossip.byzantine import Cheater, Surroundings, look_at
 from gossip.errors import LocalError
 from gossip.events import Action, Event, Report
 from gossip.fault_kinds import (
@@ -35,6 +35,7 @@ from gossip.fault_kinds import (
 from gossip.faults import Injection, name_of
 from gossip.membership import Membership
 from gossip.node import GossipNode
+from gossip.published import PublishedAdapter
 from gossip.settings import NodeSnapshot
 from gossip.simulation import Simulation
 
@@ -175,7 +176,10 @@ class SimulatedFaults:
             case Clock() as clock:
                 network.clocks.set(peer, clock, network.now)
             case Byzantine() as kind:
-                host.cheat = self._cheaters[peer] = Cheater(kind, f"{injection.seed}/{peer}")
+                host.cheat = self._cheaters[peer] = Cheater(kind, f"{injection.seed}/{peer}", self._look)
+
+    def _look(self, reader: str, published: PublishedAdapter) -> Surroundings:
+        return look_at(self._simulation, self._cheaters, reader, published)
 
     def _relieve(self, peer: str, injection: Injection) -> None:
         network, host = self._simulation.network, self._simulation.hosts[peer]

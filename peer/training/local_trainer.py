@@ -26,13 +26,13 @@ from peer.config import PeerConfig
 from peer.durable import told, write_atomically
 from peer.training import data, tasks
 from peer.training.adapted_model import AdaptedModel, generators, set_generators
-from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step, Trained
+from peer.training.frames import Evaluated, OnStep, Progress, Ready, RowLosses, Step, Trained
 from peer.training.local_steps import OPTIMIZERS, Learner, Parameters, Shift, frozen_but
 from peer.training.readers import DataError
 from peer.training.sequences import Batch, BatchSampler, Tokens
 from peer.training.shard import make_shard
 from peer.training.step_kinds import steps_of
-from peer.training.task import Measured, measure
+from peer.training.task import Measured, Task, measure
 from peer.training.trainers import Trainer, selects
 from peer.training.units import owner_field
 
@@ -56,6 +56,7 @@ class LocalTrainer:
         progress: told of stages while a model is built.
         draw: gives the sequences of each step (``draw_batch`` of other trainers, say), in place of our own; ``save``
             then keeps nothing of where it is. Not with differential privacy, which draws in secret.
+        task: what is learned in place of what ``config`` names; experiments train attackers so.
 
     Attributes:
         model: the model with the adapter.
@@ -75,11 +76,12 @@ class LocalTrainer:
         model: AdaptedModel | None = None,
         progress: Progress | None = None,
         draw: Callable[[], list[Tokens]] | None = None,
+        task: Task | None = None,
     ):
         self.config = config
         if not config.data.data:
             raise DataError("no data to train on: give at least one file")
-        self.task = tasks.TASKS[config.model.task]
+        self.task = task or tasks.TASKS[config.model.task]
         loaded = data.load(
             config.data.data,
             bad_rows=config.data.bad_rows,
@@ -127,6 +129,7 @@ class LocalTrainer:
             seconds=seconds,
             export=self.model.export,
             label_rows=self.shard.label_rows,
+            canaries=self.shard.canaries,
             notes=self._steps.notes(),
         )
 
@@ -221,6 +224,14 @@ class LocalTrainer:
             self.task, self.model.module, own[:rows], self.config.training.batch_size, self._pad
         )
         return measured.loss / measured.targets
+
+    def row_losses(self, state: AdapterState) -> RowLosses:
+        """Return the loss of ``state`` on single rows; see ``MeasuresRows``."""
+        if self.shard.audited is None:
+            raise LocalError("single rows are measured only in a run with --audit")
+        self.model.put(state)
+        self.model.module.eval()
+        return self.shard.audited.losses(self.task, self.model.module, self._pad)
 
     def _means(
         self, sums: Mapping[Path, Measured], total: Callable[[Measured], float]

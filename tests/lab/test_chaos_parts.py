@@ -6,17 +6,22 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gossip.byzantine import Surroundings, values_of
 from gossip.errors import LocalError
-from gossip.fault_kinds import BitFlips, Kill, Link, OneWay, Partition, Restart
+from gossip.fault_kinds import BitFlips, Byzantine, Kill, Link, OneWay, Partition, Restart
 from gossip.faults import Fault, schedule
+from gossip.node import GossipNode
+from gossip.published import PublishedAdapter
+from gossip.quadratic import Quadratic
 from peer.config import PeerConfig
 from peer.training.trainers import maker_at
-from scripts.lab.chaos import light_trainer
+from scripts.lab.chaos import hostile, light_trainer
 from scripts.lab.chaos.emulator import LONGEST_QUEUE_S, Emulator, told
 from scripts.lab.chaos.faults import flip_bits
 from scripts.lab.chaos.judge import Figure, judge, rejoins
@@ -185,6 +190,23 @@ def test_the_light_trainer_walks_to_its_optimum(tmp_path: Path) -> None:
         maker_at("nowhere:x")
 
 
+def test_a_member_that_lies_sees_what_its_node_began_with_and_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GossipNode, "handle", GossipNode.handle)  # put back afterwards
+    look, network = hostile.watch_node(), Quadratic(peers=3, dimension=2, rounds=4, topology="complete")
+    shown = PublishedAdapter(0, 1, "float32", bytes(8))
+    assert look("p0001", shown) == Surroundings()
+    simulation = network.simulation()
+    simulation.run()
+    seen = look("p0001", shown)
+    assert seen.start is not None
+    assert seen.start.tolist() == [0.0, 0.0]
+    assert set(seen.honest) == set(network.names)  # of all nodes of this process, which is one in life
+    for name, values in seen.honest.items():
+        newest = simulation.hosts[name].publications.newest("round")
+        assert newest is not None
+        assert values.tolist() == values_of(newest).tolist()
+
+
 # -- verdicts
 
 
@@ -262,6 +284,19 @@ def test_each_thing_that_goes_wrong_is_said() -> None:
         "consensus distance at the end / without faults", "held-out loss after 2 rounds / without faults",
     }  # fmt: skip
     assert figures["peers that ended by themselves"].value == "p00: 1"
+
+
+def test_where_members_lie_the_honest_loss_has_the_bar_that_the_spec_says() -> None:
+    name = "held-out loss after 2 rounds / without faults"
+    liar = Fault(kind=Byzantine(behavior="sign"), who="p01")
+    worse = life()
+    worse.events[-1] = (3.0, eval_event(2, 1.2))
+    reference = record_of(peer_of("p00", life()), peer_of("p01", life()))
+    for loss_times, holds in ((0.0, None), (1.1, False), (1.3, True)):
+        record = record_of(peer_of("p00", worse), peer_of("p01", life()), faults=(liar,))
+        record.spec = replace(record.spec, loss_times=loss_times)
+        record.peers["p01"].cheats_by = "sign"
+        assert by_name(judge(record, reference))[name].holds is holds
 
 
 def test_a_peer_killed_for_good_is_no_survivor_and_no_failure() -> None:

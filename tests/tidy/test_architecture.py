@@ -39,9 +39,12 @@ MAY_NOT_IMPORT = {
     r"peer\.training\..*": rf"(?!{GROUND}$)peer\.(?!training\.|privacy\.).*",
     r"peer\.privacy\..*": rf"(?!{GROUND}$)peer\.(?!privacy\.).*|gossip\.(?!errors$).*",
     r"scripts\.lab\..*": r"scripts\.benchmarks\..*",
-    r"scripts\.lab\.(?!convergence\.|comparison\.).*": r"scripts\.lab\.(convergence|comparison)\..*",
+    r"scripts\.lab\.(?!convergence\.|comparison\.|robustness\.).*": (
+        r"scripts\.lab\.(convergence|comparison|robustness)\..*"
+    ),
     r"scripts\.lab\.convergence\..*": r"scripts\.lab\.comparison\..*",
-    r"scripts\.lab\.comparison\..*": r"scripts\.lab\.convergence\..*",
+    r"scripts\.lab\.comparison\..*": r"scripts\.lab\.(convergence\..*|robustness\.(?!command$).*)",
+    r"scripts\.lab\.robustness\..*": r"scripts\.lab\.convergence\..*",
 }
 """Who lives above whom."""
 HEAVY = {

@@ -16,7 +16,7 @@
     run            a whole network from start to end
     judge          figures of what was recorded, and whether they hold
     report         the page
-    specs/         churn, partition and a lossy network
+    specs/         churn, partition, a lossy network, liars
 
 Faults are written in the language of ``gossip/faults.py``, which simulations share.
 """

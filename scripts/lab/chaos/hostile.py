@@ -21,7 +21,10 @@ import trio
 from gossip.fault_kinds import Byzantine
 
 if TYPE_CHECKING:
-    from gossip.byzantine import Cheater
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gossip.byzantine import Cheater, Look
 
 PAUSE_S = 0.05
 """Between two connections of one of the ``count``. Source: ours; 200 of them are 4,000 attempts a second."""
@@ -73,8 +76,35 @@ def be_member(kind: str, *words: str) -> None:
     from gossip.byzantine import Cheater
     from peer.cli import main
 
-    cheat_readers(Cheater(Byzantine(**json.loads(kind)), "hostile"))
+    cheat_readers(Cheater(Byzantine(**json.loads(kind)), "hostile", watch_node()))
     main(["run", *words])
+
+
+def watch_node() -> Look:
+    """Look over the shoulder of this process's node from now on: what it began with, and what it reads of others."""
+    import numpy as np
+
+    from gossip.byzantine import Surroundings, values_of
+    from gossip.events import Action, Event, Fetched
+    from gossip.node import GossipNode
+    from gossip.published import PublishedAdapter
+
+    begun: list[NDArray[np.float64]] = []
+    seen: dict[str, NDArray[np.float64]] = {}
+    handle = GossipNode.handle
+
+    def watched(self: GossipNode, event: Event, now: float) -> list[Action]:
+        if not begun:
+            begun.append(self.initial.flat.numpy().astype(np.float64))
+        if isinstance(event, Fetched) and event.published.codec == "float32":
+            seen[event.peer] = values_of(event.published)
+        return handle(self, event, now)
+
+    def look(reader: str, published: PublishedAdapter) -> Surroundings:
+        return Surroundings(begun[0] if begun else None, dict(seen))
+
+    GossipNode.handle = watched  # type: ignore[method-assign] # as below
+    return look
 
 
 def cheat_readers(cheater: Cheater) -> None:

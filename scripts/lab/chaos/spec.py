@@ -33,6 +33,8 @@ class ChaosSpec:
         light: peers train in their own process (light_peer.py); otherwise each has a training process, as in life.
         patience_s: after ``seconds``, wait for so long at most until every peer that was started again has exchanged.
         reference: also run the same network without faults, to compare with.
+        loss_times: so many times the held-out loss of that run the honest peers' may be; 0 = as ``judge.py`` says, and
+            anything where members lie.
         options: more flags of every ``peer run``.
         faults: what befalls it; times count from the moment when all peers are there.
     """
@@ -46,6 +48,7 @@ class ChaosSpec:
     light: bool = True
     patience_s: float = 60.0
     reference: bool = True
+    loss_times: float = 0.0
     options: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
 
@@ -55,6 +58,7 @@ class ChaosSpec:
             (0 < self.seconds <= 86_400, "seconds is above 0, at most a day"),
             (self.values >= 1 and self.step_s >= 0, "values is at least 1, step_s at least 0"),
             (self.heterogeneity >= 0 and self.patience_s >= 0, "heterogeneity and patience_s are at least 0"),
+            (self.loss_times >= 0, "loss_times is at least 0"),
         ):
             if not holds:
                 raise LocalError(f"a chaos run needs: {rule}")

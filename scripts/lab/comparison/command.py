@@ -3,6 +3,7 @@
     python scripts/compare.py run --workload languages-tiny --method ring --method "epidemic:3 codec=int8" --out runs/a
     python scripts/compare.py run --spec comparison.toml --out runs/b
     python scripts/compare.py report --out runs/a
+    python scripts/compare.py robustness --out runs/c
     python scripts/compare.py privacy --out runs/private
 
 A method is a topology and settings of a peer: "epidemic:3 codec=int4 optimizer=noloco local_steps=5 overlap". The
@@ -21,6 +22,7 @@ from cyclopts import App, Parameter
 from scripts.lab.command import note
 from scripts.lab.comparison.design import Comparison, read_comparison
 from scripts.lab.program import program, run_program
+from scripts.lab.robustness.command import robustness
 
 app = App(
     name="python scripts/compare.py",
@@ -81,6 +83,9 @@ def report(*, out: OutOption) -> None:
     target, table = write_report(out)
     print("\n".join(table))
     note(f"written to {target}")
+
+
+app.command(robustness)
 
 
 @app.command
