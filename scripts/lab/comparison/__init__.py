@@ -10,6 +10,7 @@ peers       the peers of a trial in memory
 judge       measures adapters on held-out text
 record      the tables and the outcome of a trial, filled in round by round
 private     learning with differential privacy, alone, with gossip and centrally; cached_model: its model, cheaply
+private_text  SmolLM2 with differential privacy on thousands of rows
 step_time   how long an optimizer step takes here
 statistics  what a comparison came to: paired differences, gaps closed, losses at equal bytes
 tables      the tables of the report

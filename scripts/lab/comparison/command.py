@@ -110,6 +110,21 @@ def privacy(
     print("\n".join(table(out)))
 
 
+@app.command
+def privacy_text(*, out: OutOption) -> None:
+    """Compare SmolLM2 with and without differential privacy on thousands of rows of text; it resumes."""
+    import torch
+
+    from scripts.lab.comparison.private_text import compare, table
+
+    torch.set_num_threads(1)
+    for outcome in compare(out):
+        note(
+            f"epsilon {outcome.epsilon:g}, rate {outcome.rate:g}: {outcome.before:.3f} to {outcome.after:.3f}"
+        )
+    print("\n".join(table(out)))
+
+
 def _compare(comparison: Comparison, out: Path, jobs: int) -> None:
     from scripts.lab.comparison.tuning import run_comparison
     from scripts.lab.progress import progress
