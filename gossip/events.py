@@ -272,6 +272,7 @@ class RoundReport:
         measurements: how many mixes were tried on these rows before one was kept.
         went_back: ``state`` is the last adapter whose loss was in order, as that of this round was not.
         state: the adapter after mixing.
+        received: ``(peer, its adapter)`` of all that came and could be mixed, as it came.
     """
 
     round: int
@@ -291,6 +292,7 @@ class RoundReport:
     measurements: int
     went_back: bool
     state: AdapterState = field(repr=False)
+    received: tuple[tuple[str, AdapterState], ...] = field(repr=False, default=())
 
     @property
     def is_healthy(self) -> bool:

@@ -64,5 +64,7 @@ def to_bytes(words: Words) -> bytes:
 
 def mean_of(total: Words, weight: float) -> bytes:
     """Return the sum that words stand for, over a weight > 0, as float32 little-endian."""
-    numbers = total.view(np.int32) * (2.0**-FRACTION_BITS / weight)
-    return numbers.astype("<f4").tobytes()
+    numbers, scale = np.empty(total.size, dtype="<f4"), 2.0**-FRACTION_BITS / weight
+    for start in range(0, total.size, CHUNK):
+        numbers[start : start + CHUNK] = total[start : start + CHUNK].view(np.int32) * scale
+    return numbers.tobytes()

@@ -5,7 +5,8 @@ For a reader r whose row of W is {j: w_rj}, publisher j sends, modulo 2^32,
     w_rj x_j  +  own mask of j  +  sum over j < k of mask(j, k)  -  sum over k < j of mask(k, j)
 
 over the publishers k of the row whose keys the reader has shown it. Then the reader names the set U of those whose
-payloads it has. Each of U signs that, once for a reader and round; with the signatures of all of U, each of U reveals
+payloads it has. Each of U signs that, once for a reader and round, and never that somebody is gone who is in another
+reader's sum of that round, nor the reverse; with the signatures of all of U, each of U reveals
 the seed of its own mask, and those of its masks with publishers that are not in U. So no publisher's own mask and pair
 masks are ever revealed together, and whoever has fewer than ``minimum(row) - 1`` of U on its side learns the sum of at
 least two others at best. The argument is in docs/masks.md. Sources: Bonawitz et al. (CCS 2017) for the masks; a
@@ -178,6 +179,23 @@ class _Promise:
     signed: tuple[Sum, tuple[Summand, ...]] | None = None
 
 
+@dataclass(slots=True)
+class _Publication:
+    """What a publisher has done about one of its adapters.
+
+    Args:
+        digest: of the adapter.
+        promises: by reader.
+        here, gone: peers that are in the sums signed, and those of their rows that are not. They have nobody in common:
+            or two readers on one side would learn a single adapter, as the difference of two sums.
+    """
+
+    digest: bytes
+    promises: dict[str, _Promise] = field(default_factory=dict)
+    here: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
+
+
 class MaskingPublisher:
     """One peer as a publisher of masked payloads.
 
@@ -191,11 +209,10 @@ class MaskingPublisher:
         self._run, self._roster = run, roster
         self._rows = rows
         self._secrets = secrets
-        self._promises: OrderedDict[tuple[Kind, int], dict[str, _Promise]] = OrderedDict()
-        self._published: dict[tuple[Kind, int], bytes] = {}
+        self._publications: OrderedDict[tuple[Kind, int], _Publication] = OrderedDict()
 
-    def begin(self, kind: Kind, round: int, digest: bytes) -> None:
-        """Take note of what we publish for a round; what is long past is forgotten.
+    def _begin(self, kind: Kind, round: int, digest: bytes) -> _Publication:
+        """Return what was done about an adapter of ours; what is long past is forgotten.
 
         Args:
             digest: of our adapter. Never are two of them masked for one round and life: their difference would show.
@@ -203,13 +220,12 @@ class MaskingPublisher:
         Raises:
             RemoteError: ``"mask"``: it is another one than before; nothing of it may be served.
         """
-        subject = (kind, round)
-        if self._published.setdefault(subject, digest) != digest:
+        publication = self._publications.setdefault((kind, round), _Publication(digest))
+        if publication.digest != digest:
             raise RemoteError("mask", f"round {round} was published twice in one life")
-        self._promises.setdefault(subject, {})
-        while len(self._promises) > KEPT:
-            forgotten, _ = self._promises.popitem(last=False)
-            del self._published[forgotten]
+        while len(self._publications) > KEPT:
+            self._publications.popitem(last=False)
+        return publication
 
     def sum_of(self, reader: str, kind: Kind, round: int, keys: bytes) -> Sum:
         """Return which sum a reader speaks of."""
@@ -234,8 +250,7 @@ class MaskingPublisher:
         check_keys(sum, keys, row, secrets)
         if secrets.key not in keys:
             raise RemoteError("mask", "the key shown of this peer is not that of its present life")
-        self.begin(kind, round, published.digest)
-        promise = self._promises[kind, round].setdefault(reader, _Promise())
+        promise = self._begin(kind, round, published.digest).promises.setdefault(reader, _Promise())
         if len(promise.lists) >= LISTS_MAX and sum.keys not in promise.lists:
             raise RemoteError("mask", f"more than {LISTS_MAX} lists of keys for one sum")
         words = fixed_point.to_words(published.payload, row[me])
@@ -254,7 +269,7 @@ class MaskingPublisher:
         Raises:
             RemoteError: ``"mask"``: not of a payload that we gave it, too few, or another one was signed before.
         """
-        promise, peers, digest = self._promise(reader, said.kind, said.round, said.keys)
+        publication, promise, peers, digest = self._promise(reader, said.kind, said.round, said.keys)
         summands = said.summands
         names = [one.peer for one in summands]
         if any(one >= following for one, following in pairwise(names)) or not peers.keys() >= set(names):
@@ -265,10 +280,14 @@ class MaskingPublisher:
         if Summand(self._secrets.peer, digest) not in summands:
             raise RemoteError("mask", "our own payload is not in the sum, or another one")
         wanted = (self.sum_of(reader, said.kind, said.round, said.keys), summands)
-        if promise.signed is None:
-            promise.signed = wanted
-        if promise.signed != wanted:
+        if promise.signed not in (None, wanted):
             raise RemoteError("mask", "another sum was signed for this round")
+        here, gone = set(names), row.keys() - set(names)
+        if here & publication.gone or gone & publication.here:
+            raise RemoteError("mask", "sums of others in this round have it otherwise who is gone")
+        promise.signed = wanted
+        publication.here |= here
+        publication.gone |= gone
         return self._secrets.sign(wanted[0].signed_of(summands))
 
     def reveal(self, reader: str, said: SumSigned) -> MaskSeeds:
@@ -277,7 +296,7 @@ class MaskingPublisher:
         Raises:
             RemoteError: ``"mask"``: we have not signed it, or somebody else has not.
         """
-        promise, peers, _ = self._promise(reader, said.kind, said.round, said.keys)
+        _, promise, peers, _ = self._promise(reader, said.kind, said.round, said.keys)
         if promise.signed is None or promise.signed[0].keys != said.keys:
             raise RemoteError("mask", "this sum was not signed by us")
         sum, summands = promise.signed
@@ -296,11 +315,12 @@ class MaskingPublisher:
 
     def _promise(
         self, reader: str, kind: Kind, round: int, keys: bytes
-    ) -> tuple[_Promise, dict[str, bytes], bytes]:
-        promise = self._promises.get((kind, round), {}).get(reader)
-        if promise is None or keys not in promise.lists:
+    ) -> tuple[_Publication, _Promise, dict[str, bytes], bytes]:
+        publication = self._publications.get((kind, round))
+        promise = publication.promises.get(reader) if publication else None
+        if publication is None or promise is None or keys not in promise.lists:
             raise RemoteError("mask", "no payload was given for this sum")
-        return (promise, *promise.lists[keys])
+        return (publication, promise, *promise.lists[keys])
 
 
 def sign_of(me: str, other: str) -> int:

@@ -28,12 +28,18 @@ def rows_of(topology: Topology, roster: tuple[str, ...]) -> Rows:
     )  # with a cache of its own: the node asks in another thread
     nobody_draws = random.Random(0)  # asked for, and not used where all agree
 
+    def drawn(reader: str, round: int) -> Mapping[str, float]:
+        return dict(topology(reader, roster, round, nobody_draws).read_from)
+
+    # Found once where they stay: then several threads may look.
+    static = {reader: drawn(reader, 0) for reader in roster} if topology.is_static else {}
+
     def row(reader: str, kind: Kind, round: int) -> Mapping[str, float]:
         if reader not in roster:
             return {}
         if kind == "merge":
             return {peer: 1.0 / len(roster) for peer in roster if peer != reader}
-        return dict(topology(reader, roster, round, nobody_draws).read_from)
+        return static[reader] if static else drawn(reader, round)
 
     return row
 

@@ -3,6 +3,7 @@
 What is told, and to whom:
 
 - ``journal_events``: one class per event, with its documentation and its sentence.
+- ``audit_event``: the one of an audit.
 - ``journal_lines``: events as lines of JSON, and back.
 - ``journal``: takes events to their readers: file, terminal, live views.
 - ``journal_file``: the file among them, bounded.
@@ -13,7 +14,7 @@ What is told, and to whom:
 
 From the command line to a run:
 
-- ``__main__``, ``cli``, ``privacy_cli``, ``topology_cli``: the commands.
+- ``__main__``, ``cli``, ``audit_cli``, ``privacy_cli``, ``topology_cli``: the commands.
 - ``options``, ``config``: what an option is, and all of them, declared once.
 - ``run_plan``: reads every name of a configuration, once.
 - ``run_manifest``: what makes a run the same run, and the line with which a friend joins it.
@@ -32,6 +33,8 @@ Taking part:
 - ``saving``: its checkpoint, on a disk that may refuse it.
 - ``leaving``: how a user ends a run.
 - ``personal``: the mix of the own and the common adapter, after a run.
+- ``auditing``: what adapters of the run tell of our rows, at its end.
+- ``model_card``: what whoever has the adapter should know of it.
 
 On this machine:
 

@@ -1,4 +1,5 @@
-"""The command line: ``peer init``, ``id``, ``run``, ``methods``, ``eval``, ``chat``, ``privacy``, ``topology``.
+"""The command line: ``peer init``, ``id``, ``run``, ``methods``, ``eval``, ``chat``, ``audit``, ``privacy`` and
+``topology``.
 
 More come with what is installed (``installed_commands.py``): ``peer testnet``, ``convergence`` and ``compare``.
 Flags beat ``PEER_*`` environment variables, which beat the TOML file of ``--config``, which beats the defaults of
@@ -22,6 +23,7 @@ from cyclopts.config import Env, Toml
 from platformdirs import user_state_path
 
 from gossip.errors import LocalError
+from peer.audit_cli import audit
 from peer.config import OPTIONS, PeerConfig
 from peer.installed_commands import find_installed_command, list_installed_commands
 from peer.topology_cli import topology
@@ -51,6 +53,7 @@ def home_path(home: Path | None) -> Path:
 
 
 app.command(topology)
+app.command(audit)
 
 
 @app.command

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from peer.audit_event import Audited
 from peer.journal_words import loss_in_words, megabytes
 from peer.odd_neighbors import odd_neighbors
 
@@ -389,6 +390,7 @@ JournalEvent = (
     | LeftOut
     | Measured
     | Personalized
+    | Audited
     | Finished
 )
 """``kind`` is its name in JSON; transient events are for live views and are not kept in the file."""

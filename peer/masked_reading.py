@@ -16,7 +16,7 @@ import trio
 from gossip import fixed_point
 from gossip.errors import RemoteError
 from gossip.events import FetchSum
-from gossip.masked_sums import CODEC, Sum, check_keys, keys_digest, minimum, unmasked
+from gossip.masked_sums import CODEC, Sum, key_statement, keys_digest, minimum, unmasked
 from gossip.messages import (
     MaskKey,
     MaskKeyQuery,
@@ -114,20 +114,28 @@ class MaskedReading:
             for peer in unknown:
                 nursery.start_soon(self._ask_for_key, peer, question)
         keys = tuple(self._keys[peer] for peer in sorted(row) if peer in self._keys)
-        sum_ = Sum(self._masks.run, self._masks.roster, 0, "round", self._me, bytes(32))
         if len(keys) < minimum(len(row)):
             raise RemoteError("few", f"{len(keys)} publishers can be reached, {minimum(len(row))} are needed")
-        check_keys(sum_, keys, row, self._masks.secrets)
         return keys
 
     async def _ask_for_key(self, peer: str, question: MaskKeyQuery) -> None:
         try:
             key = await self._ask(peer, question, MaskKey)
-            if key.peer != peer:
-                raise RemoteError("malformed", "the key of another peer")
+            self._check_key(peer, key)
             self._keys[peer] = key
         except RemoteError as error:
             self._failed(peer, error)
+
+    def _check_key(self, peer: str, key: MaskKey) -> None:
+        """Refuse a key with which other publishers would not mask: one bad key must not close the row."""
+        masks = self._masks
+        statement = key_statement(masks.run, masks.roster, peer, key.key)
+        if key.peer != peer or not masks.secrets.has_signed(peer, key.signature, statement):
+            raise RemoteError("malformed", "the key is not signed by its peer for this run and roster")
+        try:
+            masks.secrets.pair_seed(key.key, b"")
+        except RemoteError as error:
+            raise RemoteError("malformed", error.detail) from error
 
     # -- payloads
 

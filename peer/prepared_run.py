@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from functools import partial
 
+from gossip.errors import LocalError
 from gossip.manifest import RunManifest
 from gossip.methods.method_set import MethodSet
 from gossip.node import GossipNode
@@ -90,9 +91,16 @@ def prepare_run(
         key: the identity's 32 private key bytes.
 
     Raises:
-        LocalError: a method does not fit the adapter, or the roster lacks us.
+        LocalError: a method does not fit the adapter, the roster lacks us, or the trainer plants no canaries and
+            should.
         HomeError: the checkpoint is of another run; the manifest field that differs is named.
     """
+    wanted = plan.config.privacy.canaries
+    if ready.canaries != wanted:
+        raise LocalError(
+            f"--canaries {wanted}: this --trainer has planted {ready.canaries}. Leave the option out, or use "
+            "local-steps"
+        )
     methods = plan.methods(ready.initial.spec)
     manifest = manifest_of(plan.config, ready, methods, plan.mask)
     if checkpoint:

@@ -213,6 +213,11 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             f"--topology {mixing.topology} goes by how many rows of each label peers have, and only a classification "
             "has labels: use --task classification --labels ..., or another topology"
         )
+    if config.privacy.canaries and config.model.task == "classification":
+        raise LocalError(
+            "--canaries are random rows whose continuation is learned, and a classification continues nothing: leave "
+            "them out; --audit measures its rows"
+        )
     _check_privacy(config, topology)
     expected = peers or _members_said(config) or MEMBERS_GUESSED
     robust = written("robust rule", mixing.robust, ROBUST)

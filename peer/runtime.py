@@ -41,12 +41,15 @@ from gossip.events import (
     TrainingFailed,
 )
 from gossip.node import GossipNode
+from peer.audit_event import Audited
+from peer.auditing import NoAudit, SeenAdapters, audit, warnings
 from peer.checkpoints import Home
 from peer.exchange import Traffic
 from peer.journal import Journal
 from peer.journal_events import Finished, Listening, Note, Resumed, Started
 from peer.leaving import Leaving
 from peer.membership import Membership
+from peer.model_card import write_card
 from peer.network.identity import peer_id
 from peer.network.transport import TransportFactory
 from peer.personal import personalize
@@ -164,6 +167,7 @@ async def take_part(
             membership=membership,
             streams=streams,
             records=RoundRecords(run, membership, traffic, journal),
+            seen=SeenAdapters(run.ready.initial, is_wanted=run.plan.config.privacy.audit),
             journal=journal,
         )
         await peer.records.saving.export()
@@ -187,6 +191,7 @@ class Peer:
         membership: who is there.
         streams: what comes and goes over the transport.
         records: what stays of a round.
+        seen: the adapters that are audited at the end.
         journal: where everything is told.
     """
 
@@ -199,6 +204,7 @@ class Peer:
     membership: Membership
     streams: Streams
     records: RoundRecords
+    seen: SeenAdapters
     journal: Journal
     is_done: bool = False
     has_stopped: bool = False  # training has; the user knows
@@ -236,15 +242,19 @@ class Peer:
     async def finish(self) -> None:
         """Measure the result, serve the last adapter to those who are not done yet, and say goodbye."""
         complete = self.node.round >= self.node.rounds
+        audits: list[Audited] = []
         if complete:
             self.journal.emit(measured(self.node.round, await self.training.evaluate(self.node.state)))
             if self.run.plan.config.mixing.personalize:
                 await self._personalize()
+            if self.run.plan.config.privacy.audit:
+                audits = await self._audit()
             with trio.move_on_after(LINGER_S):
                 while not self.membership.all_reached(self.node.rounds):
                     await trio.sleep(0.2)  # no event says that the last of the others is done
         await self.membership.say_goodbye()
         await self.records.saving.finish()
+        await write_card(self.run, self.node.round, audits)
         adapter = self.run.home.adapter
         load = load_line_of(adapter, self.run.plan.config.model) if self.records.saving.checkpoint else None
         refused = dict(self.streams.refused)
@@ -313,6 +323,7 @@ class Peer:
         if action.report.went_back:
             text = f"round {action.report.round + 1} did us no good: going on from the last adapter that was in order"
             self._note(text)
+        self.seen.completed(action.report, self.membership.display_name)
         checkpoint = await self.records.write(action.report, self.node.snapshot(), self.node.rounds)
         if checkpoint:
             self.training.restart_from(checkpoint.round, checkpoint.trainer_state)
@@ -325,6 +336,24 @@ class Peer:
             return
         home, export = self.run.home, self.run.ready.export
         self.journal.emit(await personalize(self.training, own, self.node.state, home, export))
+
+    async def _audit(self) -> list[Audited]:
+        """Measure what adapters of this run tell of our rows; return what was found."""
+        found: list[Audited] = []
+
+        def tell(outcome: Audited) -> None:
+            found.append(outcome)
+            self.journal.emit(outcome)
+
+        adapters = self.seen.all(self.node.own, self.node.state)
+        self._note(f"auditing {len(adapters)} adapters on our own rows")
+        try:
+            await audit(self.training, self.run.ready.initial, adapters, tell)
+        except NoAudit as error:
+            self._note(str(error))
+        if text := warnings(found):
+            self._note(text)
+        return found
 
     def _note(self, text: str) -> None:
         self.journal.emit(Note(text=text))

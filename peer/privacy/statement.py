@@ -84,8 +84,10 @@ class Statement:
         one = self.unit
         what = f"{self.units:,} rows" if one == ROW else f"{self.units:,} {one}s with {self.rows:,} rows"
         runs = "1 run" if self.runs == 1 else f"{self.runs:,} runs"
+        total = sum(charge.steps for charge in self.charges)
+        others = "" if total == self.steps else f"; with steps on the same {one}s in other files, {total:,}"
         yield f"{self.data}: {what}, each {one} protected"
-        yield f"  spent: epsilon {self.spent:.2f} at delta {self.delta:g}, by {self.steps:,} steps in {runs}"
+        yield f"  spent: epsilon {self.spent:.2f} at delta {self.delta:g}, by {self.steps:,} steps in {runs}{others}"
         if self.promised is not None:
             yield f"  promised: epsilon {self.promised:g}; left: {self.left:.2f}"
         yield f"  Who must say of one {one} whether it is among these data, and knows all that was published:"
@@ -119,7 +121,7 @@ def warnings_of(unit: str, units: int, delta: float) -> Iterator[str]:
 
 
 def statements(home: Path) -> list[Statement]:
-    """Return a statement on each data set that a home's ledger knows.
+    """Return a statement on each data set for which a home's ledger holds a charge or a promise.
 
     Raises:
         LedgerError: the ledger is not as it was written.
@@ -127,9 +129,8 @@ def statements(home: Path) -> list[Statement]:
     content = read_ledger(home)
     if content is None:
         return []
-    return [
-        _statement(content, home / FOLDER, one) for one in content.sets.values() if _charged(content, one)
-    ]
+    known = [one for one in content.sets.values() if one.epsilon or _charged(content, one)]
+    return [_statement(content, home / FOLDER, one) for one in known]
 
 
 def promise_in_words(found: Sequence[Statement]) -> str:

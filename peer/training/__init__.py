@@ -35,4 +35,9 @@ Base models:
 - ``base_models``: where a base model comes from; ``tiny_model``: one made on the spot.
 - ``packages``: files out of package indexes; ``libraries``: what we use of transformers and peft.
 - ``inference``: measuring a finished adapter, and talking to it.
+
+What adapters give away:
+- ``audit``: auditing finished adapters; ``audited_rows``: the rows on which, as they were learned.
+- ``canaries``: random rows planted to be looked for.
+- ``leakage``: the statistics.
 """

@@ -96,6 +96,24 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
+class RowLosses:
+    """Mean losses of single rows over their targets, nats, perhaps not finite; always of the same rows in the same
+    order.
+
+    Attributes:
+        members: rows of ours that are learned, or a sample of them.
+        held_out: rows held out of the same files, or a sample.
+        canaries: all that were planted.
+        references: rows of the same make as canaries, never planted; none without canaries.
+    """
+
+    members: tuple[float, ...]
+    held_out: tuple[float, ...]
+    canaries: tuple[float, ...] = ()
+    references: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Export:
     """How a run's values become a folder that plain peft or transformers loads; see ``lora_xs.export_tensors``.
 
@@ -131,6 +149,7 @@ class Ready:
         seconds: from the start of the process until now.
         export: how the adapter is written for others to load.
         label_rows: rows to learn from of each label, in the run's order of labels; empty but for a classification.
+        canaries: how many of ``rows`` are canaries.
         notes: what the user should know before the first step, sentence by sentence.
     """
 
@@ -146,6 +165,7 @@ class Ready:
     seconds: float
     export: Export
     label_rows: tuple[int, ...] = ()
+    canaries: int = 0
     notes: tuple[str, ...] = ()
 
 

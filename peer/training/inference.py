@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ def load_adapter(folder: Path) -> tuple[BaseModel, Tokenizer]:
     labels = labels_of(folder)
     if _is_whole(folder):
         return _load_model(folder, labels)
-    source = base_models.resolve(_base_name(folder, "adapter_config.json"))
+    source = base_models.resolve(base_name(folder))
     base, tokenizer = _load_model(source.folder, labels)
     try:
         model = PeftModel.from_pretrained(base, folder)
@@ -102,7 +102,13 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     return written
 
 
-def _base_name(folder: Path, name: str) -> str:
+def base_name(folder: Path) -> str:
+    """Return what an exported folder calls its base model.
+
+    Raises:
+        LocalError: not an export.
+    """
+    name = "config.json" if _is_whole(folder) else "adapter_config.json"
     try:
         return str(_read(folder, name)["base_model_name_or_path"])
     except KeyError:
@@ -154,13 +160,11 @@ def measure(adapter: Path, files: Sequence[Path], max_length: int) -> Iterator[M
         LocalError: the adapter or a file cannot be used.
     """
     labels = labels_of(adapter)
-    config, task = _config(labels, max_length=max_length), _task(labels)
+    config, task = config_of(labels, max_length=max_length), _task(labels)
     loaded = [(file, data.load([file], labels=labels).rows) for file in files]
     model, tokenizer = load_adapter(adapter)
     task.check_base(config, model, ())
-    base = None
-    if _is_whole(adapter) and not labels:
-        base, _ = _load_model(base_models.resolve(_base_name(adapter, "config.json")).folder, ())
+    base = base_of(adapter)
     pad = tokenizer.pad_token_id or 0
     for file, rows in loaded:
         sequences, bad = task.tokenize(rows, tokenizer, config)
@@ -171,6 +175,24 @@ def measure(adapter: Path, files: Sequence[Path], max_length: int) -> Iterator[M
             yield _measured_labels(file, task, model, sequences, pad)
         else:
             yield _measured_text(file, task, model, base, sequences, pad)
+
+
+def base_of(adapter: Path) -> BaseModel | None:
+    """Return the base model that a folder with a whole model began as; None of an adapter, which can be switched
+    off."""
+    if not _is_whole(adapter) or labels_of(adapter):
+        return None
+    return _load_model(base_models.resolve(base_name(adapter)).folder, ())[0]
+
+
+@contextmanager
+def without_adapter(model: BaseModel, base: BaseModel | None) -> Iterator[BaseModel]:
+    """Yield the base model alone: ``base``, or without it ``model`` with its adapter switched off."""
+    if base is not None:
+        yield base
+        return
+    with model.disable_adapter():
+        yield model
 
 
 def _measured_labels(
@@ -186,19 +208,20 @@ def _measured_labels(
 def _measured_text(
     file: Path, task: Task, model: BaseModel, base: BaseModel | None, sequences: Sequence[Tokens], pad: int
 ) -> Measurement:
-    """Measure the model, and the base alone: ``base``, or without it the model with its adapter switched off."""
+    """Measure the model, and the base alone (see ``without_adapter``)."""
     sums = measure_sequences(task, model, sequences, BATCH, pad)
-    with model.disable_adapter() if base is None else nullcontext():
-        before = measure_sequences(task, base or model, sequences, BATCH, pad)
+    with without_adapter(model, base) as alone:
+        before = measure_sequences(task, alone, sequences, BATCH, pad)
     return Measurement(file, sums.loss / sums.targets, before.loss / before.targets)
 
 
-def _config(labels: tuple[str, ...], **options: Any) -> PeerConfig:
+def config_of(labels: tuple[str, ...], **options: Any) -> PeerConfig:
+    """Return the settings with which an adapter that gives these labels, or none, is measured."""
     return PeerConfig.of(task="classification" if labels else "causal-lm", labels=labels, **options)
 
 
 def _task(labels: tuple[str, ...]) -> Task:
-    return tasks.TASKS[_config(labels).model.task]
+    return tasks.TASKS[config_of(labels).model.task]
 
 
 class Conversation:
@@ -217,7 +240,7 @@ class Conversation:
             raise LocalError(
                 f"{adapter} gives texts a label ({', '.join(labels)}) and cannot chat. Measure it with peer eval "
                 f"--adapter {adapter} --data FILE, or load it in Python with\n"
-                f"    {load_line_of(adapter, _config(labels).model)}"
+                f"    {load_line_of(adapter, config_of(labels).model)}"
             )
         self._model, self._tokenizer = load_adapter(adapter)
         self._max_new_tokens = max_new_tokens

@@ -26,7 +26,7 @@ from peer.config import PeerConfig
 from peer.durable import told, write_atomically
 from peer.training import data, tasks
 from peer.training.adapted_model import AdaptedModel, generators, set_generators
-from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step, Trained
+from peer.training.frames import Evaluated, OnStep, Progress, Ready, RowLosses, Step, Trained
 from peer.training.local_steps import OPTIMIZERS, Learner, Parameters, Shift, frozen_but
 from peer.training.readers import DataError
 from peer.training.sequences import Batch, BatchSampler, Tokens
@@ -129,6 +129,7 @@ class LocalTrainer:
             seconds=seconds,
             export=self.model.export,
             label_rows=self.shard.label_rows,
+            canaries=self.shard.canaries,
             notes=self._steps.notes(),
         )
 
@@ -223,6 +224,14 @@ class LocalTrainer:
             self.task, self.model.module, own[:rows], self.config.training.batch_size, self._pad
         )
         return measured.loss / measured.targets
+
+    def row_losses(self, state: AdapterState) -> RowLosses:
+        """Return the loss of ``state`` on single rows; see ``MeasuresRows``."""
+        if self.shard.audited is None:
+            raise LocalError("single rows are measured only in a run with --audit")
+        self.model.put(state)
+        self.model.module.eval()
+        return self.shard.audited.losses(self.task, self.model.module, self._pad)
 
     def _means(
         self, sums: Mapping[Path, Measured], total: Callable[[Measured], float]

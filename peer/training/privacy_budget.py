@@ -20,8 +20,6 @@ from peer.training.units import ROW, Unit
 NOISE_MAX = 50.0
 """With more noise than this over the clip nothing is learned any more, and what was learned is lost: the budget counts
 as spent. Source: ours; a step on 64 rows then moves the adapter by its noise alone."""
-SPENT_SHARE = 0.999
-"""From this share of epsilon on, the budget counts as spent. Source: ours; the noise is solved for within 1e-4."""
 ROWS_FEW = 300
 """Fewer units than this learn little under a promise. Source: our measurements (docs/differential-privacy.md)."""
 RATE_FACTOR = 10.0
@@ -64,12 +62,18 @@ class Budget:
             ledger.promise(digests, options.dp_epsilon, options.dp_delta)
         self._spent_before = epsilon(spent, options.dp_delta)
         self._rounds_left = 0
-        if rounds <= 0 or self._spent_before >= SPENT_SHARE * options.dp_epsilon:
-            return
         steps = rounds * self._config.training.local_steps
-        noise = noise_multiplier_for(options.dp_epsilon, options.dp_delta, self.sampling_rate, steps, spent)
-        if noise <= NOISE_MAX:
-            self.noise_multiplier, self._rounds_left = noise, rounds
+        if rounds <= 0 or (spent and not self._affords(spent, steps)):
+            return
+        self.noise_multiplier = noise_multiplier_for(
+            options.dp_epsilon, options.dp_delta, self.sampling_rate, steps, spent
+        )
+        self._rounds_left = rounds
+
+    def _affords(self, spent: list[Charge], steps: int) -> bool:
+        """Tell whether so many steps after what is spent can be taken with noise that leaves something to learn."""
+        options, most = self._config.privacy, Charge(NOISE_MAX, self.sampling_rate, steps)
+        return epsilon([*spent, most], options.dp_delta) <= options.dp_epsilon
 
     def charge_round(self) -> str:
         """Charge a round's steps; return why none may be taken, empty if they may."""

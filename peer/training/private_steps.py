@@ -97,7 +97,7 @@ class PrivateSteps:
         clip = learner.config.privacy.dp_clip
         total = self._sum_that_fits(self._draw(), shift.trained)
         noise = torch.from_numpy(self._noise.normal(total.gradient.numel()))
-        noisy = total.gradient.double().cpu() + noise * (budget.noise_multiplier * clip)
+        noisy = total.gradient.cpu().double() + noise * (budget.noise_multiplier * clip)
         _set_gradients(shift.trained, noisy / (budget.sampling_rate * len(self._units)))
         shift.pull_back()
         learner.optimizer.step()

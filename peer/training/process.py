@@ -33,6 +33,7 @@ from peer.training.frames import (
     OnStep,
     Progress,
     Ready,
+    RowLosses,
     Step,
     Trained,
     decode_header,
@@ -149,6 +150,14 @@ class TrainerProcess:
         header, _ = await self._exchange({"kind": "probe", "rows": rows}, [state.flat], {"probed"})
         loss: float = header["loss"]
         return loss
+
+    async def row_losses(self, state: AdapterState) -> RowLosses | None:
+        """Return the loss of ``state`` on single rows; None if the trainer cannot measure them."""
+        header, _ = await self._exchange({"kind": "row_losses"}, [state.flat], {"row_losses"})
+        losses: dict[str, list[float]] | None = header["losses"]
+        if losses is None:
+            return None
+        return RowLosses(**{rows: tuple(values) for rows, values in losses.items()})
 
     async def stop(self) -> None:
         """End the child: ask, wait ``STOP_S`` seconds, kill.

@@ -76,6 +76,12 @@ def tokenize(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> tupl
     return sequences, bad
 
 
+def text_ids(rows: Sequence[Row], tokenizer: Tokenizer) -> list[list[int]]:
+    """Return the tokens of each row of text, with the marks that part it from the next."""
+    begin, end = _marks(tokenizer)
+    return [begin + _encode(tokenizer, _text(row.content)) + end for row in rows]
+
+
 def render(row: Row, tokenizer: Tokenizer) -> str:
     """Return the text that a row becomes, for a human to look at."""
     if row.label:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gossip.errors import LocalError
 from peer.config import PeerConfig
-from peer.training import data, sequences
+from peer.training import audited_rows, canaries, data, sequences
+from peer.training.audited_rows import AuditedRows
 from peer.training.libraries import Tokenizer
 from peer.training.readers import DataError
 from peer.training.sequences import Tokens
@@ -31,6 +33,8 @@ class Shard:
         report: what was read, as text for a human.
         label_rows: rows behind ``train`` of each label, in the run's order; empty without labels.
         units: what ``train`` consists of, where units are protected; else empty.
+        canaries: how many of ``rows`` are canaries.
+        audited: what adapters are audited on; None without ``--audit``.
     """
 
     train: Sequence[Tokens]
@@ -40,6 +44,8 @@ class Shard:
     report: str
     label_rows: tuple[int, ...]
     units: Sequence[Unit] = ()
+    canaries: int = 0
+    audited: AuditedRows | None = None
 
 
 def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: Tokenizer) -> Shard:
@@ -52,7 +58,9 @@ def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: T
         DataError: nothing is left to learn from or to measure, or a file of ``eval_data`` cannot be used.
     """
     check_owners(loaded.rows, config)
-    train, held = data.split(loaded.rows, config.data.held_out, config.run.seed)
+    own, held = data.split(loaded.rows, config.data.held_out, config.run.seed)
+    planted = _canaries(config, own)
+    train = canaries.planted(own, planted)
     units: list[Unit] = []
     if config.privacy.dp_epsilon:
         held = without_owners_of(held, train)  # who is measured is not protected
@@ -78,10 +86,25 @@ def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: T
             held_out[file.resolve()] = measured(_held_out_rows(config, file))
             if not held_out[file.resolve()]:
                 raise DataError(f"eval_data {file}: no held-out sequence is left after tokenizing")
-    report = data.Loaded(loaded.rows, bad).report(sequences.render(train[0], tokenizer))
+    report = data.Loaded(loaded.rows, bad).report(sequences.render(own[0], tokenizer))
     labels = Counter(row.label for row in train)
     label_rows = tuple(labels[label] for label in config.model.labels)
-    return Shard(tokenized, held_out, len(train), len(held), report, label_rows, units)
+    audited = None
+    if config.privacy.audit:
+        audited = audited_rows.choose(own, held, planted, task, tokenizer, config)
+    counts = len(train), len(held)
+    return Shard(tokenized, held_out, *counts, report, label_rows, units, len(planted), audited)
+
+
+def _canaries(config: PeerConfig, rows: Sequence[data.Row]) -> list[data.Row]:
+    """Return the canaries that are planted among ``rows``: those kept in the home folder, the same ones each time."""
+    if not config.privacy.canaries:
+        return []
+    if config.run.home is None:
+        raise LocalError("--canaries need a --home, where they are kept")
+    kept = canaries.keep(config.run.home / canaries.FILE, config.privacy.canaries, rows)
+    # Where all rows of an owner are protected as one, each canary is an owner's.
+    return [replace(row, owner=f"canary {row.content}") for row in kept] if owner_field(config) else kept
 
 
 def _held_out_rows(config: PeerConfig, file: Path) -> list[data.Row]:

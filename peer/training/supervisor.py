@@ -20,7 +20,7 @@ from gossip.adapter import AdapterState
 from gossip.errors import Diverged, LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
-from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step, Trained
+from peer.training.frames import Evaluated, OnStep, Progress, Ready, RowLosses, Step, Trained
 from peer.training.process import TrainerDied
 
 STEP_EVENT_S = 0.5
@@ -59,6 +59,8 @@ class RemoteTrainer(Protocol):
     async def evaluate(self, state: AdapterState) -> Evaluated: ...
 
     async def probe(self, state: AdapterState, rows: int) -> float: ...
+
+    async def row_losses(self, state: AdapterState) -> RowLosses | None: ...
 
     async def stop(self) -> None: ...
 
@@ -193,6 +195,10 @@ class TrainingSupervisor:
     async def probe(self, state: AdapterState, rows: int) -> float:
         """Return the loss of an adapter on so many of the held-out rows, perhaps not finite."""
         return await self._surviving(lambda trainer: trainer.probe(state, rows))
+
+    async def row_losses(self, state: AdapterState) -> RowLosses | None:
+        """Return the loss of an adapter on single rows; None if the trainer cannot measure them."""
+        return await self._surviving(lambda trainer: trainer.row_losses(state))
 
     async def stop(self) -> None:
         """End the process, if there is one; never raises for one that is gone already."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
-from peer.training.frames import Evaluated, OnStep, Progress, Ready, Trained
+from peer.training.frames import Evaluated, OnStep, Progress, Ready, RowLosses, Trained
 
 
 class Trainer(Protocol):
@@ -86,6 +86,18 @@ class Trainer(Protocol):
 
         Raises:
             LocalError: no such file, or it is not of this trainer, adapter and data.
+        """
+
+
+@runtime_checkable
+class MeasuresRows(Protocol):
+    """What a trainer may do besides: without it, a run cannot be audited (``--audit``)."""
+
+    def row_losses(self, state: AdapterState) -> RowLosses:
+        """Return the loss of ``state`` on single rows; neither optimizer nor order of data nor generators notice.
+
+        Raises:
+            LocalError: the configuration asks for no audit.
         """
 
 

@@ -1,9 +1,9 @@
 """The training process: ``python -m peer.training.worker`` serves framed commands on its stdin and stdout.
 
-Commands: start, train, evaluate, probe, stop; answers: ready, progress, step, trained, evaluated, probed, error. It
-ends when its parent closes the pipe or dies, whatever it is doing. Heavy imports happen after the pipes are safe,
-because a library that prints would corrupt them. It knows nothing of training itself: the parent names who trains
-(``trainers.py``).
+Commands: start, train, evaluate, probe, row_losses, stop; answers: ready, progress, step, trained, evaluated, probed,
+row_losses, error. It ends when its parent closes the pipe or dies, whatever it is doing. Heavy imports happen after
+the pipes are safe, because a library that prints would corrupt them. It knows nothing of training itself: the parent
+names who trains (``trainers.py``).
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ class Server:
                 self._send(
                     {"kind": "probed", "loss": self._running().probe(self._vectors(payload, 1)[0], rows)}
                 )
+            case {"kind": "row_losses"}:
+                self._send({"kind": "row_losses", "losses": self._row_losses(payload)})
+                give_back_memory()
             case _:
                 raise AssertionError(f"unknown command {command['kind']!r}")
 
@@ -101,6 +104,15 @@ class Server:
         self._spec = ready.initial.spec
         frozen = ready.export.frozen
         self._send(_ready_header(ready), ready.initial, *([frozen] if frozen is not None else []))
+
+    def _row_losses(self, payload: bytearray) -> dict[str, tuple[float, ...]] | None:
+        """Return the fields of ``RowLosses``; None if this trainer cannot measure single rows."""
+        from peer.training.trainers import MeasuresRows
+
+        trainer = self._running()
+        if not isinstance(trainer, MeasuresRows):
+            return None
+        return dataclasses.asdict(trainer.row_losses(self._vectors(payload, 1)[0]))
 
     def _running(self) -> Trainer:
         assert self._trainer is not None, "the first command must be start"

@@ -4,6 +4,7 @@
     rows          a figure with its target; a stopwatch
     mixing        mixing adapters beside copying memory
     codecs        encoding and decoding
+    masks         masking a payload, unmasking a sum
     simulation    a thousand nodes on the virtual clock
     transport     the network beside TLS and the library's default path; certificate: for that TLS
     topology      consensus and spectra of 10,000 peers

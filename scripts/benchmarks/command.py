@@ -33,6 +33,7 @@ from scripts.lab.program import run_program
 SECTIONS = (
     "mixing",
     "codecs",
+    "masks",
     "simulation",
     "transport",
     "floods",

@@ -70,6 +70,9 @@ class IdleTrainer:
         """Find every adapter in order."""
         return 0.0
 
+    async def row_losses(self, state: AdapterState) -> None:
+        """Measure no single rows."""
+
     async def stop(self) -> None:
         """There is nothing to stop."""
 

@@ -21,6 +21,9 @@ What is learned from:
   partition        how rows are shared out among peers
   corpus           texts out of packages
 
+On its own:
+  correlated_noise what noise that cancels between pairs of peers would gain
+
 A network of real processes:
   testnet/         starts peers, watches them, and measures what they came to
 

@@ -271,6 +271,42 @@ def test_a_publisher_signs_one_sum_for_a_reader_and_round() -> None:
     assert refused(publisher.agree, READER, replace(whole, kind="merge"))
 
 
+def test_two_readers_on_one_side_cannot_leave_one_publisher_out_of_the_second_sum() -> None:
+    """Where all read all, the difference of two sums would be one adapter."""
+    everybody = PEERS
+    rows = {
+        reader: dict.fromkeys((peer for peer in everybody if peer != reader), 1 / 7) for reader in everybody
+    }
+    secrets = {peer: secrets_of(peer) for peer in everybody}
+    publishers = {
+        peer: MaskingPublisher(RUN, ROSTER, lambda reader, kind, round: rows[reader], secrets[peer])
+        for peer in everybody
+    }
+    victim, liar, *others = PEERS[0], PEERS[1], *PEERS[3:]
+    adapter = PublishedAdapter(3, 1, "float32", bytes(4 * SIZE))
+
+    def proposal(reader: str, without: str = "") -> SumProposal:
+        peers = [peer for peer in everybody if peer != reader]
+        keys = tuple(secrets[peer].key for peer in peers)
+        digests = {peer: publishers[peer].masked(reader, adapter, keys).digest for peer in peers}
+        summands = tuple(Summand(peer, digests[peer]) for peer in peers if peer != without)
+        return SumProposal(RUN, 3, "round", keys_digest(keys), summands)
+
+    first, second = proposal(liar), proposal(PEERS[2], without=victim)
+    for peer in others:
+        publishers[peer].agree(liar, first)
+        assert "who is gone" in refused(publishers[peer].agree, PEERS[2], second)
+        publishers[peer].agree(PEERS[2], proposal(PEERS[2]))  # nothing was signed when it was refused
+    # and the other way round: whoever was left out once, is left out by all
+    for peer in others:
+        publishers[peer]._publications.clear()
+    first, second = proposal(liar, without=victim), proposal(PEERS[2])
+    for peer in others:
+        publishers[peer].agree(liar, first)
+        assert "who is gone" in refused(publishers[peer].agree, PEERS[2], second)
+        publishers[peer].agree(PEERS[2], proposal(PEERS[2], without=victim))
+
+
 def test_seeds_are_revealed_to_whoever_has_all_signatures_of_the_very_sum_and_to_nobody_else() -> None:
     row = Row(4)
     said = row.proposal(row.payloads())

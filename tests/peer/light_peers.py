@@ -24,7 +24,7 @@ from peer.network.memory import MemoryNetwork
 from peer.network.transport import TransportFactory
 from peer.run_plan import plan_run
 from peer.runtime import live
-from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Trained
+from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, RowLosses, Trained
 from peer.training.process import TrainerDied
 
 SPEC = AdapterSpec((("x", (4,)),))
@@ -88,6 +88,10 @@ class Quadratic:
     async def probe(self, state: AdapterState, rows: int) -> float:
         await trio.lowlevel.checkpoint()
         return 100.0 + float((state.flat - self.optimum).square().mean())
+
+    async def row_losses(self, state: AdapterState) -> RowLosses | None:
+        await trio.lowlevel.checkpoint()
+        return None
 
     async def stop(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -17,6 +17,7 @@ import pytest
 from faulty_disk import FaultyDisk, installed
 
 from peer import journal
+from peer.audit_event import Audited
 from peer.journal import Journal, JsonPrinter, SentencePrinter
 from peer.journal_events import (
     EVENTS,
@@ -96,6 +97,23 @@ TOLD: tuple[JournalEvent, ...] = (
     Measured(round=5, own=1.25, all=None, per_file={}, accuracy=None, accuracy_all=None),
     Measured(round=5, own=1.25, all=1.5, per_file={"b": 1.75}, accuracy=1.0, accuracy_all=0.75),
     Personalized(own_share=0.25, loss=1.0, common_loss=1.25, own_loss=1.5, adapter=Path("anna/personal")),
+    Audited(
+        adapter="received from ana",
+        members=30,
+        held_out=12,
+        auc=0.75,
+        auc_interval=(0.6, 0.85),
+        tpr_1=0.0,
+        tpr_1_interval=(0.0, 0.1),
+        tpr_5=0.2,
+        tpr_5_interval=(0.1, 0.4),
+        canaries=0,
+        exposure_mean=None,
+        exposure_highest=None,
+        exposure_chance=None,
+        exposure_limit=None,
+        seconds=3.5,
+    ),
     Finished(complete=True, round=3, adapter=Path("anna/adapter"), load="model = x", refused={}),
     Finished(
         complete=False, round=0, adapter=Path("anna/adapter"), load=None, refused={"too many newcomers": 12}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import trio
 from light_peers import Running, libp2p, limited, memory
 
 from gossip.events import FetchSum
-from gossip.messages import Message, Pull, SumSigned
+from gossip.masked_sums import key_statement
+from gossip.messages import MaskKey, Message, Pull, SumSigned
 from peer.checkpoints import open_home
 from peer.exchange import ADAPTER, Traffic, receive_message, send_message
 from peer.journal_events import Finished, JournalEvent, Measured, RoundDone
@@ -160,3 +162,35 @@ def test_a_member_that_asks_for_an_adapter_without_a_mask_gets_nothing_and_a_str
         limited(body)
         assert len(asked) == 1
         assert peers[0].events(RoundDone)[-1].rejected["malformed"] == 1
+
+
+@pytest.mark.parametrize("lie", ["signature", "small order"])
+def test_a_bad_key_is_its_peer_s_fault_and_closes_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str
+) -> None:
+    answer, liar = Masks._answer, peer_id(bytes([5]) * 32)
+
+    async def lying(self: Masks, reader: str, question: Message) -> Message:
+        key = await answer(self, reader, question)
+        if self.secrets.peer != liar or not isinstance(key, MaskKey):
+            return key
+        if lie == "signature":
+            return replace(key, key=bytes([1] * 32))
+        public = bytes(32)
+        statement = key_statement(self.run, self.roster, liar, public)
+        return MaskKey(liar, public, self.secrets.sign(statement))
+
+    monkeypatch.setattr(Masks, "_answer", lying)
+    with ExitStack() as stack:
+        peers: list[Running] = []
+
+        async def body() -> None:
+            peers.extend(masked_peers(stack, tmp_path, 5, rounds=3, merge="none"))
+            async with trio.open_nursery() as nursery:
+                await start(nursery, memory(), peers)
+
+        limited(body)
+        for running in peers[:4]:
+            rounds = running.events(RoundDone)
+            assert [event.mixed for event in rounds] == [("row",)] * 3
+            assert rounds[-1].rejected["malformed"] == 3

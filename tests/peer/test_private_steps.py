@@ -335,6 +335,17 @@ def test_the_noise_of_a_run_spends_the_budget_and_then_training_stops(
     assert more.train(state).steps == 2
 
 
+def test_what_affords_noise_alone_is_not_spent(private: Quick, model: AdaptedModel) -> None:
+    trainer = LocalTrainer(private(rounds=3, local_steps=2), model)
+    assert trainer.config.run.home is not None
+    with Ledger.open(trainer.config.run.home) as ledger:
+        ledger.charge(digests(ledger, trainer), Charge(0.678, 4 / len(trainer.shard.units), 6), "before")
+    assert 7.0 < epsilon(spent(trainer), 1e-5) < 8.0
+    longer = LocalTrainer(private(rounds=5000, local_steps=2), model)
+    assert "goes on mixing" in longer.train(longer.initial).stopped
+    assert trainer.train(trainer.initial).steps == 2, "a few more steps are affordable"
+
+
 def test_a_restart_goes_on_with_what_is_left(private: Quick, model: AdaptedModel, tmp_path: Path) -> None:
     trainer = LocalTrainer(private(rounds=4, local_steps=2), model)
     state = trainer.train(trainer.train(trainer.initial).state).state

@@ -16,7 +16,7 @@ from gossip.errors import Diverged, LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.training import supervisor
-from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Step, Trained
+from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, RowLosses, Step, Trained
 from peer.training.memory import OutOfMemory
 from peer.training.process import TrainerDied
 from peer.training.supervisor import Callbacks, TrainerFailed, TrainingSupervisor, supervised_training
@@ -76,6 +76,11 @@ class World:
         await trio.lowlevel.checkpoint()
         self._do(f"probe {rows}")
         return 2.0
+
+    async def row_losses(self, state: AdapterState) -> RowLosses | None:
+        await trio.lowlevel.checkpoint()
+        self._do("row_losses")
+        return None
 
     async def stop(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -23,9 +24,10 @@ from peer.options import Role
 from peer.run_manifest import join_line, manifest_of
 from peer.run_plan import plan_run
 from peer.training import trainers
-from peer.training.frames import Step, Trained
+from peer.training.frames import PREFIX_BYTES, RowLosses, Step, Trained, decode_header
 from peer.training.process import TrainerDied, TrainerProcess
-from peer.training.trainers import TRAINERS, MakeTrainer, Trainer
+from peer.training.trainers import TRAINERS, MakeTrainer, MeasuresRows, Trainer
+from peer.training.worker import Server
 
 HERE = Path(__file__).parent
 PLUG_IN = "least-squares"
@@ -159,6 +161,33 @@ def test_measuring_leaves_no_trace(configure: Configure) -> None:
     assert first.digest() == kept
     assert first.digest() == other.train(start).state.digest()
     assert measured.train(first).state.digest() == other.train(first).state.digest()
+
+
+def test_single_rows_are_measured_or_it_says_that_it_cannot(configure: Configure) -> None:
+    """Answered by the training process's server, here without a process."""
+    config = configure(audit=True)
+    trainer = trainer_of(config)
+    start = trainer.ready(0.0).initial
+    answers = io.BytesIO()
+    server = Server(answers, 0.0)
+    named = trainers.entry_point(config.training.trainer)
+    server.handle(
+        {"kind": "start", "trainer": named, "config": config.to_json(), "resume": None}, bytearray()
+    )
+    answers.truncate(0)
+    answers.seek(0)
+    server.handle({"kind": "row_losses"}, bytearray(start.flat.numpy().tobytes()))
+    answer = decode_header(answers.getvalue()[PREFIX_BYTES:])
+    if config.training.trainer == PLUG_IN:
+        assert not isinstance(trainer, MeasuresRows)
+        assert answer["losses"] is None
+        return
+    assert isinstance(trainer, MeasuresRows)
+    losses = RowLosses(**{rows: tuple(values) for rows, values in answer["losses"].items()})
+    assert losses == trainer.row_losses(start)
+    assert losses.members
+    assert losses.held_out
+    assert not losses.canaries
 
 
 def test_what_the_user_can_mend_reaches_the_parent(configure: Configure, tmp_path: Path) -> None:

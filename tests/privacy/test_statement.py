@@ -45,26 +45,29 @@ def said(home: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_spent_is_of_the_unit_that_spent_most_over_all_data_sets(home: Path) -> None:
-    notes, newer = statements(home)
+    notes, newer, untouched = statements(home)
     for statement in (notes, newer):  # 50 rows stand in both
         assert statement.charges == (STEPS._replace(steps=100),)
         assert statement.spent == epsilon(statement.charges, 1e-5)
     assert (notes.runs, notes.steps, newer.runs, newer.steps) == (2, 90, 1, 10)
     assert notes.left == pytest.approx(8 - notes.spent)
     assert newer.left is None
+    assert (untouched.spent, untouched.left, untouched.runs) == (0, 1, 0)
+    assert untouched.true_positives == pytest.approx((0.01, 0.05), abs=1e-6)
 
 
 def test_people_are_told_numbers_bounds_and_to_whom_they_hold(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = said(home, capsys)
-    notes, _ = statements(home)
-    assert f"spent: epsilon {notes.spent:.2f} at delta 1e-05, by 90 steps in 2 runs" in text
+    notes, *_ = statements(home)
+    assert f"spent: epsilon {notes.spent:.2f} at delta 1e-05, by 90 steps in 2 runs; with steps on" in text
     assert f"promised: epsilon 8; left: {8 - notes.spent:.2f}" in text
     assert "with 1% false alarms, finds at most" in text
     assert "warning: 100 rows are fewer than 300" in text
     assert "warning: 450" not in text
-    assert "never trained on" not in text
+    assert "in other files, 100" in text
+    assert "never trained on: 5 rows" in text
     for word in (
         "neighbors",
         "members",
@@ -78,7 +81,7 @@ def test_people_are_told_numbers_bounds_and_to_whom_they_hold(
 
 
 def test_programs_are_told_the_same(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    notes, newer = json.loads(said(home, capsys, "--json"))
+    notes, newer, _ = json.loads(said(home, capsys, "--json"))
     assert notes["data"] == "notes.jsonl"
     assert notes["charges"] == [STEPS._replace(steps=100)._asdict()]
     assert 0 < notes["left"] < 8
@@ -116,7 +119,7 @@ def test_it_can_be_asked_while_a_peer_trains(home: Path) -> None:
             check=True,
             env=environment,
         )
-    assert len(json.loads(asked.stdout)) == 2
+    assert len(json.loads(asked.stdout)) == 3
 
 
 @pytest.mark.parametrize(

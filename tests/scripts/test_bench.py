@@ -23,6 +23,7 @@ UNITS = {"s", "ms", "x", "%", "MB", "MB/s", "nats", ""}
 FIGURES = {
     "mixing": ("mixing / copies", 8),
     "codecs": ("codec int8: encode", 24),
+    "masks": ("masks: payload / float32", 6),
     "simulation": ("simulation: memory of 2,000 / 500 nodes", 2),
     "transport": ("transport: 64 MB, ours / TLS", 11),
     "floods": ("floods: requests of 10, memory", 10),

@@ -53,6 +53,9 @@ class TrainerInside:
         await trio.lowlevel.checkpoint()
         return self._trainer.probe(state, rows)
 
+    async def row_losses(self, state: AdapterState) -> None:
+        """Measure no single rows."""
+
     async def stop(self) -> None:
         """There is nothing to stop."""
 

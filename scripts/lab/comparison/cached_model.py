@@ -28,6 +28,8 @@ from peer.training.task import Output
 
 TEXTS_AT_ONCE = 64
 """Texts that the frozen layers read together. Source: guess."""
+LAST = "5"
+"""MiniLM's last layer, as ``lora_layers`` names it."""
 DIFFERENCE_MAX = 1e-3
 """How far logits may lie from those of the whole model. Source: ours; rounding gives 1e-5."""
 
@@ -162,4 +164,4 @@ def accuracy(model: AdaptedModel, state: AdapterState, features: Features, numbe
 
 def config_of(settings: Mapping[str, Any], seed: int, **options: Any) -> PeerConfig:
     """Return the configuration of a peer of the comparison."""
-    return PeerConfig.of(**{**settings, "seed": seed, "lora_layers": "5", **options})
+    return PeerConfig.of(**{**settings, "seed": seed, "lora_layers": LAST, **options})
