@@ -34,6 +34,7 @@ CanaryFile = Annotated[
     Path | None, Parameter(help="Canaries that a run has planted: canaries.jsonl in its home folder.")
 ]
 AnswersOnly = Annotated[bool, Parameter(negative=(), help="Only the last answers of chats were learned.")]
+Private = Annotated[bool, Parameter(negative=(), help="The run was with --dp-epsilon.")]
 Rows = Annotated[int, Parameter(help="Look at so many rows of each kind and file, drawn by the seed.")]
 Json = Annotated[bool, Parameter(negative=(), help="Print one JSON object and nothing else.")]
 
@@ -48,6 +49,7 @@ def audit(
     seed: Annotated[int, Parameter(help="Seed of the run.")] = 0,
     max_length: Annotated[int, Parameter(help="Tokens per sequence, as in the run.")] = 64,
     answers_only: AnswersOnly = False,
+    private: Private = False,
     rows: Rows = 1000,
     references: Annotated[int, Parameter(help="Compare canaries with so many rows like them.")] = 1023,
     json: Json = False,
@@ -74,6 +76,7 @@ def audit(
             seed=seed,
             max_length=max_length,
             answers_only=answers_only,
+            private=private,
             rows_max=rows,
             references_max=references,
         )

@@ -6,6 +6,7 @@ each adapter, whose a row is. The statistics are ``leakage.py``'s, the loading o
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Request:
             has kept from ``data``.
         canary_file: canaries that a run has planted; None = none.
         held_out, seed, max_length, answers_only: as in the run.
+        private: the run was with differential privacy, which splits rows one by one and packs none with another.
         rows_max: rows looked at of each kind and file.
         references_max: rows like the canaries that these are compared with.
     """
@@ -58,6 +60,7 @@ class Request:
     seed: int = 0
     max_length: int = 64
     answers_only: bool = False
+    private: bool = False
     rows_max: int = 1000
     references_max: int = 1023
 
@@ -110,6 +113,7 @@ def audit(request: Request) -> Audit:
         seed=request.seed,
         held_out=request.held_out,
         answers_only=request.answers_only,
+        dp_epsilon=math.inf if request.private else 0.0,  # a run with any promise
     )
     rows = _rows(request, labels)
     groups, losses, before = _measured(request.adapters, rows, config, request)
@@ -166,7 +170,10 @@ def _rows(request: Request, labels: tuple[str, ...]) -> list[_Rows]:
     found = []
     for files in sets:
         rows: Sequence[Row] = data.load(files, labels=labels).rows
-        members, others = (rows, against) if against else data.split(rows, request.held_out, request.seed)
+        members: Sequence[Row] = rows
+        others: Sequence[Row] = against
+        if not against:
+            members, others = data.split(rows, request.held_out, request.seed, one_by_one=request.private)
         found.append(_Rows(members, others, planted))
     return found
 

@@ -122,7 +122,9 @@ def _load_file(path: Path, labels: Sequence[str], owner_field: str) -> tuple[lis
     return rows, bad
 
 
-def split(rows: Sequence[Row], held_out: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split(
+    rows: Sequence[Row], held_out: float, seed: int, *, one_by_one: bool = False
+) -> tuple[list[Row], list[Row]]:
     """Return (training rows, held-out rows), file by file: the same rows for the same file and seed everywhere.
 
     All rows of an owner stay together: an owner whose rows stand in several files may be held out in one of them and
@@ -130,6 +132,9 @@ def split(rows: Sequence[Row], held_out: float, seed: int) -> tuple[list[Row], l
 
     Args:
         held_out: share to hold out, 0 < x < 1; at least one row of each file that has two.
+        one_by_one: each owner, or row, is held out for what it is, whatever others there are, so that one more changes
+            nothing for the rest: what is promised of one row would otherwise be lost in the others' changing sides.
+            The share is then met in the mean only.
 
     Raises:
         DataError: a side would be empty.
@@ -139,10 +144,9 @@ def split(rows: Sequence[Row], held_out: float, seed: int) -> tuple[list[Row], l
     for file in dict.fromkeys(row.file for row in rows):
         own = [row for row in rows if row.file == file]
         owners: list[str | int] = [row.owner or index for index, row in enumerate(own)]
-        order = list(dict.fromkeys(owners))
-        random.Random(f"held-out {seed}").shuffle(order)
-        count = min(len(order) - 1, max(1, round(len(order) * held_out)))
-        drawn = set(order[:count])
+        if one_by_one:
+            owners = [row.owner or repr((row.content, row.prompt, row.label)) for row in own]
+        drawn = _drawn_by_itself(owners, held_out, seed) if one_by_one else _drawn(owners, held_out, seed)
         for owner, row in zip(owners, own, strict=True):
             (held if owner in drawn else kept).append(row)
     if not kept or not held:
@@ -151,6 +155,23 @@ def split(rows: Sequence[Row], held_out: float, seed: int) -> tuple[list[Row], l
             f"{files}: {len(rows)} usable rows; at least 2 are needed (to train, and to hold out)"
         )
     return kept, held
+
+
+def _drawn(owners: Sequence[str | int], held_out: float, seed: int) -> set[str | int]:
+    """Return who is held out: as many as the share says, at least one and not all."""
+    order = list(dict.fromkeys(owners))
+    random.Random(f"held-out {seed}").shuffle(order)
+    return set(order[: min(len(order) - 1, max(1, round(len(order) * held_out)))])
+
+
+def _drawn_by_itself(owners: Sequence[str | int], held_out: float, seed: int) -> set[str | int]:
+    """Return who is held out, each decided without a look at the others, but for the first where nobody would be."""
+    places = {owner: random.Random(f"held-out {seed} {owner}").random() for owner in owners}
+    drawn = {owner for owner, place in places.items() if place < held_out}
+    ranked = sorted(places, key=lambda owner: places[owner])
+    if not drawn:
+        return set(ranked[:1]) if len(ranked) > 1 else set()
+    return drawn if len(drawn) < len(ranked) else drawn - {ranked[-1]}
 
 
 # -- checking a row

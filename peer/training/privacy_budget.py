@@ -15,13 +15,15 @@ from peer.privacy.accounting import epsilon, noise_multiplier_for
 from peer.privacy.charge import Charge
 from peer.privacy.ledger import Ledger
 from peer.privacy.ledger_file import UnitDigests
+from peer.privacy.statement import warnings_of
 from peer.training.units import ROW, Unit
 
 NOISE_MAX = 50.0
 """With more noise than this over the clip nothing is learned any more, and what was learned is lost: the budget counts
 as spent. Source: ours; a step on 64 rows then moves the adapter by its noise alone."""
-ROWS_FEW = 300
-"""Fewer units than this learn little under a promise. Source: our measurements (docs/differential-privacy.md)."""
+LEFT_MIN = 1e-3
+"""If less than this share of the budget is left, it counts as spent: so much is lost to the precision with which noise
+is chosen, and what it affords is noise alone. Source: ours, ten times that precision."""
 RATE_FACTOR = 10.0
 """With noise, learning rates do best that are so many times the usual. Source: as before."""
 BATCH_SUGGESTED = 64
@@ -73,6 +75,8 @@ class Budget:
     def _affords(self, spent: list[Charge], steps: int) -> bool:
         """Tell whether so many steps after what is spent can be taken with noise that leaves something to learn."""
         options, most = self._config.privacy, Charge(NOISE_MAX, self.sampling_rate, steps)
+        if self._spent_before > (1.0 - LEFT_MIN) * options.dp_epsilon:
+            return False
         return epsilon([*spent, most], options.dp_delta) <= options.dp_epsilon
 
     def charge_round(self) -> str:
@@ -118,17 +122,7 @@ class Budget:
 
     def _advice(self) -> tuple[str, ...]:
         training, few = self._config.training, len(self._units)
-        advice = []
-        if few < ROWS_FEW:
-            advice.append(
-                f"only {few} are protected here: below {ROWS_FEW}, noise leaves little to learn (docs/differential-"
-                "privacy.md)"
-            )
-        if self._config.privacy.dp_delta > 1 / few:
-            advice.append(
-                f"--dp-delta {self._config.privacy.dp_delta:g} is more than one in {few}: it would permit to publish a "
-                f"whole {self._unit}; give {0.1 / few:.0e} or less"
-            )
+        advice = list(warnings_of(self._config.privacy.dp_unit, few, self._config.privacy.dp_delta))
         if training.learning_rate == OPTIONS["learning_rate"].default:
             suggested = RATE_FACTOR * training.learning_rate
             advice.append(

@@ -58,7 +58,7 @@ def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: T
         DataError: nothing is left to learn from or to measure, or a file of ``eval_data`` cannot be used.
     """
     check_owners(loaded.rows, config)
-    own, held = data.split(loaded.rows, config.data.held_out, config.run.seed)
+    own, held = _split(config, loaded.rows)
     planted = _canaries(config, own)
     train = canaries.planted(own, planted)
     units: list[Unit] = []
@@ -115,4 +115,9 @@ def _held_out_rows(config: PeerConfig, file: Path) -> list[data.Row]:
         labels=config.model.labels,
         owner_field=owner_field(config),
     ).rows
-    return data.split(rows, config.data.held_out, config.run.seed)[1]
+    return _split(config, rows)[1]
+
+
+def _split(config: PeerConfig, rows: Sequence[data.Row]) -> tuple[list[data.Row], list[data.Row]]:
+    is_private = config.privacy.dp_epsilon > 0
+    return data.split(rows, config.data.held_out, config.run.seed, one_by_one=is_private)

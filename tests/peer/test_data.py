@@ -163,6 +163,28 @@ def test_the_split_depends_on_each_file_and_the_seed_alone(tmp_path: Path) -> No
         data.split(data.load([one]).rows, 0.5, 0)
 
 
+def test_one_row_more_changes_the_side_of_no_other_where_rows_are_held_out_one_by_one(tmp_path: Path) -> None:
+    texts = [f"row {index}" for index in range(200)]
+
+    def sides(texts: list[str], seed: int = 3) -> tuple[set[Any], set[Any]]:
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        rows = data.load([write(tmp_path / "a.jsonl", lines)]).rows
+        kept, held = data.split(rows, 0.1, seed, one_by_one=True)
+        return {row.content for row in kept}, {row.content for row in held}
+
+    kept, held = sides(texts)
+    assert 8 <= len(held) <= 35  # binomial: 20 in the mean, 4.2 apart
+    assert sides(texts[::-1]) == (kept, held)
+    assert sides([*texts, "row 7"]) == (kept, held)  # the same row twice stays on one side
+    for place in (0, 57, 200):
+        with_one_more = sides([*texts[:place], "another", *texts[place:]])
+        assert with_one_more[0] - {"another"} == kept
+        assert with_one_more[1] - {"another"} == held
+    assert sides(texts, seed=4)[1] != held
+    for few in (["a", "b"], ["a", "b", "c"]):
+        assert all(sides(few, seed)[0] and sides(few, seed)[1] for seed in range(30))
+
+
 def test_text_is_packed_with_its_ends_and_no_token_is_lost(tmp_path: Path, tokenizer: Any) -> None:
     texts = [f"row {index} " + "x" * index for index in range(30)]
     path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))

@@ -339,7 +339,7 @@ def test_what_affords_noise_alone_is_not_spent(private: Quick, model: AdaptedMod
     trainer = LocalTrainer(private(rounds=3, local_steps=2), model)
     assert trainer.config.run.home is not None
     with Ledger.open(trainer.config.run.home) as ledger:
-        ledger.charge(digests(ledger, trainer), Charge(0.678, 4 / len(trainer.shard.units), 6), "before")
+        ledger.charge(digests(ledger, trainer), Charge(0.668, 4 / len(trainer.shard.units), 6), "before")
     assert 7.0 < epsilon(spent(trainer), 1e-5) < 8.0
     longer = LocalTrainer(private(rounds=5000, local_steps=2), model)
     assert "goes on mixing" in longer.train(longer.initial).stopped
