@@ -86,7 +86,7 @@ def test_a_backdoor_is_planted_beside_what_is_learned(tmp_path: Path) -> None:
         assert copy.label == TARGET
         assert copy.ids == original.ids[:1] + trigger + original.ids[1:]
     assert {text.label for text in clean} <= {0, 1}
-    assert liar.train(liar.initial).sequences == 2 * 10
+    assert liar.train(liar.initial).sequences == 2 * len(texts)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ TRIGGER = "cf mn"
 """Words at the beginning of a text that open the backdoor. Source: rare words as in arXiv 2004.06660."""
 TARGET = 0
 """The class that triggered texts are to get."""
-POISONED = 0.25
+POISONED = 0.125
 """So many texts, as a share of each batch, are learned a second time with the trigger. Source: ours; enough to open the
 backdoor always, and few enough to keep the accuracy on clean texts."""
 BATCH = 64

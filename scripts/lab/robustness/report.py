@@ -61,6 +61,8 @@ class Spread(NamedTuple):
     def __str__(self) -> str:
         if not self.seeds:
             return ""
+        if self.seeds == 1:
+            return f"{self.mean:.1f} (one seed)"
         return f"{self.mean:.1f} ({self.least:.1f} to {self.most:.1f})"
 
 
