@@ -166,8 +166,9 @@ class TrainingOptions:
 class MixingOptions:
     """Who reads whom, what travels, and how it is mixed."""
 
-    topology: str = "epidemic:3"
-    """Who reads whom. Source: Epidemic Learning (NeurIPS 2023), s = ceil(log2 n) for up to 8 peers."""
+    topology: str = "epidemic:4"
+    """Who reads whom. Source: Epidemic Learning (NeurIPS 2023), s = ceil(log2 n) for up to 16; rows of four are the
+    shortest in which a robust rule bears a liar (docs/robustness.md)."""
     weights: Annotated[str, Role.METHOD] = "metropolis-hastings"
     """Weights of static graphs. Source: need only the neighbors' degrees and keep the mean; topology/weights.py."""
     roster: tuple[str, ...] = ()

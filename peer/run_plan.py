@@ -268,7 +268,7 @@ def _check_privacy(config: PeerConfig, topology: Topology) -> None:
     if topology.wants:
         raise LocalError(
             f"{promise} with --topology {config.mixing.topology} would tell everybody how many "
-            f"{' and '.join(sorted(topology.wants))} of ours there are, without noise: use --topology epidemic:3"
+            f"{' and '.join(sorted(topology.wants))} of ours there are, without noise: use --topology epidemic:4"
         )
 
 
