@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gossip.adapter import AdapterState
 from gossip.events import RoundReport, Trained
 from gossip.health import Health
 from gossip.methods.contribution import Contribution
@@ -45,7 +44,6 @@ class Round:
         payload_bytes: bytes of what came.
         has_diverged: our local steps came to nothing, and not for the first time.
         end: its end, once that has begun.
-        received: ``(peer, its adapter)`` of what is mixed at its end, as it came.
     """
 
     since_s: float = 0.0
@@ -61,7 +59,6 @@ class Round:
     payload_bytes: int = 0
     has_diverged: bool = False
     end: RoundEnd | None = None
-    received: tuple[tuple[str, AdapterState], ...] = ()
 
     @property
     def half_are_here(self) -> bool:
@@ -83,7 +80,6 @@ class Round:
     ) -> RoundEnd:
         """Return the round's end; ``contributions``: what can be mixed, in sorted order of senders."""
         said = [one._replace(confirmed=one.sender in self.served) for one in contributions]
-        self.received = tuple((one.sender, one.state) for one in contributions)
         row = Row(context, said, 1.0 - self.links.self_weight, len(self.links.read_from))
         self.end = RoundEnd(pipelines, health, row, has_diverged=self.has_diverged)
         return self.end
@@ -122,5 +118,5 @@ class Round:
             measurements=settled.measurements,
             went_back=settled.went_back,
             state=mixed.state,
-            received=self.received,
+            received=tuple((one.sender, one.state) for one in mixed.came),
         )

@@ -15,7 +15,7 @@ import torch
 
 from peer.config import PeerConfig
 from peer.training.canaries import planted, references
-from peer.training.data import Row
+from peer.training.data import Row, said
 from peer.training.frames import RowLosses
 from peer.training.libraries import BaseModel, Tokenizer
 from peer.training.sequences import Tokens, text_ids
@@ -82,9 +82,9 @@ def choose(
         references_max: rows like the canaries, if there are any.
     """
     seed = config.run.seed
-    learned = {_said(row) for row in members}
+    learned = {said(row) for row in members}
     drawn = _drawn(members, rows_max, seed)
-    unseen = _drawn([row for row in held_out if _said(row) not in learned], rows_max, seed)
+    unseen = _drawn([row for row in held_out if said(row) not in learned], rows_max, seed)
     alike = references(canaries[0], references_max) if canaries else []
     places = _places(planted(members, canaries), [*drawn, *canaries], tokenizer, config)
     own, theirs = places[: len(drawn)], places[len(drawn) :]
@@ -129,10 +129,6 @@ def _at(place: Place, row: Row, task: Task, tokenizer: Tokenizer, config: PeerCo
     rest = ids[length - len(place) :]
     later = (Tokens(array("i", rest[start : start + length])) for start in range(0, len(rest), length))
     return [one for one in (first, *later) if len(one.ids) > max(one.prompt, 1)]
-
-
-def _said(row: Row) -> str:
-    return f"{row.prompt}\0{row.content}\0{row.label}"
 
 
 def _drawn(rows: Sequence[Row], count: int, seed: int) -> list[Row]:

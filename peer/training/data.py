@@ -7,6 +7,7 @@ rows become tokens in ``sequences.py``. This file knows nothing of models or tra
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -145,7 +146,7 @@ def split(
         own = [row for row in rows if row.file == file]
         owners: list[str | int] = [row.owner or index for index, row in enumerate(own)]
         if one_by_one:
-            owners = [row.owner or repr((row.content, row.prompt, row.label)) for row in own]
+            owners = [row.owner or said(row) for row in own]
         drawn = _drawn_by_itself(owners, held_out, seed) if one_by_one else _drawn(owners, held_out, seed)
         for owner, row in zip(owners, own, strict=True):
             (held if owner in drawn else kept).append(row)
@@ -155,6 +156,11 @@ def split(
             f"{files}: {len(rows)} usable rows; at least 2 are needed (to train, and to hold out)"
         )
     return kept, held
+
+
+def said(row: Row) -> str:
+    """Return what is learned of a row, the same for equal rows in whatever file."""
+    return json.dumps([row.content, row.prompt, row.label], ensure_ascii=False, sort_keys=True)
 
 
 def _drawn(owners: Sequence[str | int], held_out: float, seed: int) -> set[str | int]:

@@ -14,9 +14,9 @@ from peer.config import OPTIONS, PeerConfig
 from peer.privacy.accounting import epsilon, noise_multiplier_for
 from peer.privacy.charge import Charge
 from peer.privacy.ledger import Ledger
-from peer.privacy.ledger_file import UnitDigests
+from peer.privacy.ledger_file import ROW, UnitDigests
 from peer.privacy.statement import warnings_of
-from peer.training.units import ROW, Unit
+from peer.training.units import Unit
 
 NOISE_MAX = 50.0
 """With more noise than this over the clip nothing is learned any more, and what was learned is lost: the budget counts

@@ -7,19 +7,16 @@ gives several sequences, all of the same unit. It knows nothing of gradients, no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from peer.config import PeerConfig
-from peer.training.data import SHOWN_MAX, Row
+from peer.privacy.ledger_file import ROW
+from peer.training.data import SHOWN_MAX, Row, said
 from peer.training.libraries import Tokenizer
 from peer.training.readers import BadRow, DataError
 from peer.training.sequences import Tokens
 from peer.training.task import Task
-
-ROW = "row"
-"""The unit that is a row; any other is the name of a field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ def units_of(
     field = owner_field(config)
     groups: dict[bytes, dict[bytes, Row]] = {}
     for row in rows:
-        content = row_bytes(row)
+        content = said(row).encode()
         groups.setdefault(row.owner.encode() if field else content, {})[content] = row
     units: list[Unit] = []
     bad: list[BadRow] = []
@@ -87,11 +84,6 @@ def _unit(owner: bytes, tokenized: Mapping[bytes, Sequence[Tokens]], task: Task)
     targets = tuple(task.collate([one], 0)[1] for one in sequences)
     rows = tuple(content for content, made in tokenized.items() if made)
     return Unit(rows, owner, sequences, targets) if sum(targets) else None
-
-
-def row_bytes(row: Row) -> bytes:
-    """Return what is learned of a row as bytes, the same for equal rows in whatever file."""
-    return json.dumps([row.content, row.prompt, row.label], ensure_ascii=False, sort_keys=True).encode()
 
 
 def without_owners_of(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:

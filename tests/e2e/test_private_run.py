@@ -12,7 +12,6 @@ from peer.privacy.accounting import epsilon
 from peer.privacy.charge import Charge
 from peer.privacy.ledger import Ledger
 from peer.training import data
-from peer.training.units import row_bytes
 from scripts.lab import corpus
 
 FLAGS = [
@@ -32,7 +31,7 @@ FLAGS = [
 def spend(home: Path, file: Path, charge: Charge) -> list[Charge]:
     """Charge all rows of a file, of which training takes some, and return what they have been charged for."""
     with Ledger.open(home) as ledger:
-        units = ledger.digests(map(row_bytes, data.load([file]).rows), file.name)
+        units = ledger.digests((data.said(row).encode() for row in data.load([file]).rows), file.name)
         if charge.steps:
             ledger.charge(units, charge, "an earlier run")
         return ledger.spent(units)

@@ -16,7 +16,7 @@ from torch import Tensor
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from peer.config import PeerConfig
-from peer.privacy.accounting import epsilon
+from peer.privacy.accounting import epsilon, noise_multiplier_for
 from peer.privacy.charge import Charge
 from peer.privacy.ledger import Ledger
 from peer.privacy.ledger_file import UnitDigests
@@ -338,9 +338,11 @@ def test_the_noise_of_a_run_spends_the_budget_and_then_training_stops(
 def test_what_affords_noise_alone_is_not_spent(private: Quick, model: AdaptedModel) -> None:
     trainer = LocalTrainer(private(rounds=3, local_steps=2), model)
     assert trainer.config.run.home is not None
+    rate = 4 / len(trainer.shard.units)
+    noise = noise_multiplier_for(7.95, 1e-5, rate, 6)
     with Ledger.open(trainer.config.run.home) as ledger:
-        ledger.charge(digests(ledger, trainer), Charge(0.668, 4 / len(trainer.shard.units), 6), "before")
-    assert 7.0 < epsilon(spent(trainer), 1e-5) < 8.0
+        ledger.charge(digests(ledger, trainer), Charge(noise, rate, 6), "before")
+    assert 7.9 < epsilon(spent(trainer), 1e-5) < 8.0
     longer = LocalTrainer(private(rounds=5000, local_steps=2), model)
     assert "goes on mixing" in longer.train(longer.initial).stopped
     assert trainer.train(trainer.initial).steps == 2, "a few more steps are affordable"

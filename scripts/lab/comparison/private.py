@@ -30,7 +30,7 @@ from peer.training.local_steps import OPTIMIZERS, Learner, Shift
 from peer.training.sequences import BatchSampler, Tokens
 from peer.training.shard import Shard
 from peer.training.step_kinds import steps_of
-from peer.training.units import Unit, row_bytes
+from peer.training.units import Unit
 from scripts.lab.comparison.cached_model import (
     Features,
     LastLayer,
@@ -101,17 +101,17 @@ def prepared(seed: int) -> tuple[Texts, AdaptedModel, Features]:
     """Return a seed's rows, its model, and what the frozen layers make of the rows; the last one is remembered."""
     texts = Texts(seed)
     place, features = frozen()
-    order = [place[row_bytes(row)] for row in texts.rows]
+    order = [place[data.said(row)] for row in texts.rows]
     model = AdaptedModel(config_of(texts.settings, seed))
     return texts, model, Features(*(getattr(features, name)[order] for name in Features.__slots__))
 
 
 @lru_cache(maxsize=1)
-def frozen() -> tuple[dict[bytes, int], Features]:
+def frozen() -> tuple[dict[str, int], Features]:
     """Return what the frozen layers make of all rows, which no seed changes, and where each row stands in it."""
     texts = Texts(TUNING_SEED)
     model = AdaptedModel(config_of(texts.settings, TUNING_SEED))
-    return {row_bytes(row): index for index, row in enumerate(texts.rows)}, features_of(model, texts.rows)
+    return {data.said(row): index for index, row in enumerate(texts.rows)}, features_of(model, texts.rows)
 
 
 class LocalPeer:
@@ -139,7 +139,7 @@ class LocalPeer:
         module = LastLayer(self._model).eval()
         sequences = [Tokens(array("i", [number])) for number in numbers]
         units = [
-            Unit((row_bytes(texts.rows[number]),), b"", (one,), (1,))
+            Unit((data.said(texts.rows[number]).encode(),), b"", (one,), (1,))
             for number, one in zip(numbers, sequences, strict=True)
         ]
         sampler = BatchSampler(len(sequences), at_once, trial.seed)
