@@ -83,7 +83,7 @@ class Record:
         row = dict.fromkeys(COLUMNS, math.nan) | {
             "round": now.round,
             "merging": float(now.merging),
-            "steps": min(now.round, trial.rounds) * trial.local_steps,
+            "tokens_per_peer": self._tokens(now.round),
             "bytes_per_peer": self._bytes,
             "seconds": now.seconds,
             "train_loss": now.train_loss,
@@ -98,16 +98,23 @@ class Record:
                 self._milestone("final" if now.last else "unmerged", now, row, scores)
         self._rounds.append(row)
 
+    def _tokens(self, rounds: int) -> float:
+        """Return the targets that all peers together have trained on in so many rounds, over their number."""
+        trained = (tokens for round, tokens in self._peers.tokens.items() if round < rounds)
+        return sum(trained) / self._trial.peers
+
     def _milestone(self, name: str, now: Moment, row: dict[str, float], scores: dict[str, Score]) -> None:
-        central = (
-            self._trial.what.regime == "centralized"
-        )  # one adapter, equal everywhere, so is its own loss
+        is_one = (
+            self._trial.what.is_central
+        )  # one adapter, equal everywhere: there is nothing to see of peers
         own = {peer: self._judge.own(peer, state) for peer, state in now.states.items()}
-        for index, peer in enumerate([] if central else sorted(now.states)):
+        for index, peer in enumerate([] if is_one else sorted(now.states)):
             score = scores[peer]
             values = (now.round, index, score.loss, own[peer], score.accuracy)
             self._peer_rows.append(dict(zip(PEER_COLUMNS, values, strict=True)))
-        self._milestones[name] = {**row, "own": average(list(own.values()))}
+        validation = [self._judge.validation(state).loss for state in now.states.values()]
+        found = {"own": average(list(own.values())), "validation": average(validation)}
+        self._milestones[name] = {**row, **found}
 
     def _distance(self, states: Mapping[str, AdapterState], mean: AdapterState) -> float:
         """Return the root mean square distance to the mean, over that of the mean from the start."""
@@ -122,7 +129,7 @@ class Record:
         known = {
             "start_loss": self._rounds[0]["loss"],
             **self._losses(rounds["cross_term"]),
-            "tokens_per_peer": sum(self._peers.tokens.values()) / self._trial.peers,
+            "tokens_per_peer": self._tokens(self._trial.rounds),
             "total_variation": uneven.total_variation,
             "jensen_shannon": uneven.jensen_shannon,
             "rows_least": min(uneven.sizes),
@@ -136,7 +143,12 @@ class Record:
         """Return the outcomes of a trial that came to its end with finite losses; of another, that it diverged."""
         unmerged = self._milestones.get("unmerged")
         final = self._milestones.get("final", unmerged)
-        if self.diverged or not unmerged or not final or not math.isfinite(unmerged["loss"] + final["loss"]):
+        if (
+            self.diverged
+            or not unmerged
+            or not final
+            or not math.isfinite(unmerged["loss"] + final["loss"] + final["validation"])
+        ):
             return {"diverged": 1}
         losses: dict[str, Any] = {"diverged": 0}
         for name, milestone in (("unmerged", unmerged), ("final", final)):
@@ -147,6 +159,7 @@ class Record:
         finite = cross_terms[np.isfinite(cross_terms)]
         return losses | {
             "final_mean_adapter": final["loss_mean_adapter"],
+            "validation_loss": final["validation"],
             "bytes_per_peer": final["bytes_per_peer"],
             "seconds": final["seconds"],
             "consensus_distance": unmerged["consensus_distance"],
