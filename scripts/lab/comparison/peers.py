@@ -20,6 +20,7 @@ from gossip.simulation import LocalSteps
 from peer.config import PeerConfig
 from peer.training.adapted_model import SHAPING, AdaptedModel
 from peer.training.local_trainer import LocalTrainer
+from peer.training.schedules import Position
 from scripts.lab.comparison.trial import Trial
 from scripts.lab.workloads import Layout, lay_out, parse_workload
 
@@ -62,8 +63,10 @@ class Peers:
             action: what a node asks for besides; None = all tensors are trained, and nothing is added.
             round: where in the run these steps stand, from 0, where no node says it.
         """
+        trainer = self.trainers[name]
         asked = action or Train(state, round)
-        trained = self.trainers[name].train(state, asked.trainable, asked.correction)
+        position = Position(asked.round, trainer.config.run.rounds)
+        trained = trainer.train(state, asked.trainable, asked.correction, position=position)
         self.tokens[asked.round] += trained.tokens
         return LocalSteps(trained.state, trained.steps, trained.loss, 0.0)
 
