@@ -20,7 +20,7 @@ from scipy import stats
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from scripts.lab.comparison import command
-from scripts.lab.comparison.design import TUNING_SEED, Comparison, read_comparison
+from scripts.lab.comparison.design import Comparison, read_comparison
 from scripts.lab.comparison.judge import Judge
 from scripts.lab.comparison.method import Method
 from scripts.lab.comparison.peers import prepare_peers
@@ -36,7 +36,7 @@ from scripts.lab.comparison.statistics import (
     share_of_gain,
 )
 from scripts.lab.comparison.tables import tables
-from scripts.lab.comparison.trial import Trial
+from scripts.lab.comparison.trial import TUNING_SEED, Trial
 from scripts.lab.comparison.tuning import Tuned, choose_rates, grid_of, run_comparison, wider_grids
 
 WORDS = {
@@ -187,7 +187,8 @@ def test_trials_differ_in_nothing_but_the_method(small: Comparison) -> None:
     assert {trial.seed for trial in trials} == {0, 1}
     tuning = small.tuning(dict.fromkeys(small.all_methods(), small.learning_rates))
     assert {trial.seed for trial in tuning} == {TUNING_SEED}
-    assert all(trial.evaluate_every == trial.rounds for trial in tuning)
+    assert all(trial.tunes for trial in tuning)
+    assert not any(trial.tunes for trial in trials)
     assert not dataclasses.replace(small, learning_rates=(1e-2,)).tuning({})
     same = (
         "workload",
@@ -239,6 +240,9 @@ def test_validation_rows_are_no_test_rows_and_decide_the_rate(small: Comparison)
     assert test != validation
     assert judge(state).loss == test
     assert whole(state).loss not in (test, validation)
+    tuned = run_trial(dataclasses.replace(trial, seed=TUNING_SEED)).outcome
+    assert tuned["validation_loss"] > 0
+    assert tuned["final_loss"] is tuned["start_loss"] is None  # nothing that could be looked at
     few = dataclasses.replace(trial, settings=trial.settings + " held_out=0.025")
     with pytest.raises(LocalError, match=r"1 held-out rows of .* too few for a validation and a test half"):
         Judge(prepare_peers(few))

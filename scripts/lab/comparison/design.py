@@ -24,12 +24,9 @@ from scripts.lab.comparison.method import (
     text_of,
     written_settings,
 )
-from scripts.lab.comparison.trial import Trial
+from scripts.lab.comparison.trial import TUNING_SEED, Trial
 from scripts.lab.files import read_toml
 from scripts.lab.spec import did_you_mean
-
-TUNING_SEED = 1000
-"""Learning rates are tuned with the seeds from here on, which are never compared with. Source: ours."""
 
 LEARNING_RATES = (4e-3, 8e-3, 1.6e-2)
 """The grid if nothing else is said, before it is widened. Source: ours; around what short runs of LoRA with AdamW want,
@@ -115,7 +112,7 @@ class Comparison:
         if not self.searches:
             return []
         return [
-            self._trial(method, rate, TUNING_SEED + index, last_only=True)
+            self._trial(method, rate, TUNING_SEED + index)
             for index in range(self.tune_seeds)
             for method in self.all_methods()
             for rate in sorted(grids[method])
@@ -134,8 +131,7 @@ class Comparison:
             for method in self.all_methods()
         ]
 
-    def _trial(self, method: str, rate: float, seed: int, *, last_only: bool = False) -> Trial:
-        """Return one trial; ``last_only``: measured after the last round and not before."""
+    def _trial(self, method: str, rate: float, seed: int) -> Trial:
         rounds, steps, batch = self._budget(Method.parse(method))
         every = (self.evaluate_every or self._evaluate_every()) * rounds / self.rounds
         shared = self._batch_size()
@@ -149,7 +145,7 @@ class Comparison:
             local_steps=steps,
             batch_size=batch,
             seed=seed,
-            evaluate_every=rounds if last_only else max(1, round(every)),
+            evaluate_every=rounds if seed >= TUNING_SEED else max(1, round(every)),
             step_s=self.step_s * batch / shared,
         )
 

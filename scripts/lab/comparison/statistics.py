@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossip.errors import LocalError
-from scripts.lab.comparison.design import TUNING_SEED
 from scripts.lab.comparison.method import Method
-from scripts.lab.comparison.trial import Trial
+from scripts.lab.comparison.trial import TUNING_SEED, Trial
 from scripts.lab.comparison.tuning import at_edge, grid_of
 from scripts.lab.results import Columns, read_collected
 from scripts.lab.statistics import Interval, Values, interval, paired_difference

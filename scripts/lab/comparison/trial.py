@@ -18,6 +18,9 @@ from scripts.lab.spec import hashed_name
 FORMAT = 2
 """Raised when the same trial begins to mean something else, so that old results are not taken for new ones."""
 
+TUNING_SEED = 1000
+"""Learning rates are tuned with the seeds from here on, which are never compared with. Source: ours."""
+
 COLUMNS = (
     "round", "merging", "tokens_per_peer", "bytes_per_peer", "seconds", "train_loss", "consensus_distance",
     "cross_term", "loss", "loss_worst", "loss_best", "loss_mean_adapter", "accuracy", "accuracy_mean_adapter",
@@ -60,7 +63,8 @@ class Trial:
         rounds: before the final merge.
         local_steps: optimizer steps of a round; of central, all that it takes while peers take their round's.
         batch_size: sequences of a step; of central-large, of each peer; 0 = the settings' or the workload's own.
-        seed: of split, initial adapter, order of batches, topology and network.
+        seed: of split, initial adapter, order of batches, topology and network; from ``TUNING_SEED`` on, nothing but
+            ``validation_loss`` is measured.
         evaluate_every: rounds between evaluations; the last ones are always evaluated.
         latency_s, bandwidth_mbit, loss: of the simulated links.
         step_s: virtual seconds of one optimizer step of one peer, or of central.
@@ -93,6 +97,11 @@ class Trial:
     def title(self) -> str:
         """Return what tells it from the others of its comparison."""
         return f"{self.method} rate={self.learning_rate:g} seed={self.seed}"
+
+    @property
+    def tunes(self) -> bool:
+        """It is one of those that choose a learning rate."""
+        return self.seed >= TUNING_SEED
 
     @property
     def what(self) -> Method:
