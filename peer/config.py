@@ -179,7 +179,8 @@ class MixingOptions:
     mixing: Annotated[str, Role.RUN | Role.METHOD] = "average"
     """How a row of adapters is combined: average, age, staleness[:A], push-sum, symmetric-drop. Source: D-PSGD."""
     optimizer: Annotated[str, Role.RUN | Role.METHOD] = "none"
-    """What a round does around the mixing: none, qg, d2, k-gt, noloco, diloco. Source: docs/results.md."""
+    """What a round does around the mixing: none, qg, d2, k-gt, noloco, diloco, fedexp, fedadam.
+    Source: docs/results.md."""
     codec: Annotated[str, Role.RUN | Role.METHOD] = "float32"
     """How adapters travel: float32, bfloat16, int8, int4, sign, topk[:F], randomk[:F], lowrank[:R]."""
     feedback: Annotated[str, Role.RUN | Role.METHOD] = "auto"

@@ -168,8 +168,9 @@ def test_noloco_with_the_momentum_of_diloco_drives_pairs_apart() -> None:
     assert spreads["noloco:0.9:0.7"] > 1.0
 
 
-def test_a_restored_node_goes_on_with_all_its_states() -> None:
-    methods = MethodNames(codec="int4", optimizer="k-gt", feedback="error")
+@pytest.mark.parametrize("optimizer", ["k-gt", "fedadam"])
+def test_a_restored_node_goes_on_with_all_its_states(optimizer: str) -> None:
+    methods = MethodNames(codec="int4", optimizer=optimizer, feedback="error")
     network = Quadratic(peers=4, dimension=32, rounds=6, methods=methods)
     whole = run(network).node("p0001").snapshot()
     assert {name.partition("/")[0] for name in whole.tensors} == {"optimizer", "feedback"}
