@@ -115,6 +115,12 @@ def refusal(
             ["counts on the weights of W", "--mixing average"],
         ),
         (
+            MethodNames(mixing="push-sum", optimizer="fedadam"),
+            "exponential",
+            {},
+            ["--optimizer fedadam counts on what one round has changed", "--mixing average"],
+        ),
+        (
             MethodNames(mixing="age", optimizer="d2"),
             "ring --weights lazy",
             {},
