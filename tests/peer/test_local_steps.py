@@ -173,6 +173,7 @@ def test_moments_that_are_reset_leave_nothing_of_the_round_before(quick: Quick) 
     [
         ({"proximal": -0.1}, "proximal must not be negative"),
         ({"local_optimizer": "adam"}, "known: adamw, sgd"),
+        ({"moments": "average"}, "known: keep, reset"),
     ],
 )
 def test_impossible_steps_are_refused(setting: dict[str, object], complaint: str) -> None:
