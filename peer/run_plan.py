@@ -150,6 +150,7 @@ class RunPlan:
             robust=self.robust,
             roster=self.roster,
             masked=self.masked,
+            average_last=mixing.average_last,
         )
 
     def robust_note(self) -> str:
@@ -218,6 +219,7 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             "--canaries are random rows whose continuation is learned, and a classification continues nothing: leave "
             "them out; --audit measures its rows"
         )
+    _check_average(config)
     _check_privacy(config, topology)
     expected = peers or _members_said(config) or MEMBERS_GUESSED
     robust = written("robust rule", mixing.robust, ROBUST)
@@ -229,6 +231,24 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
         names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap, robust=robust
     )
     return RunPlan(config, topology, names, robust, _roster_of_readers(config, topology))
+
+
+def _check_average(config: PeerConfig) -> None:
+    """Refuse a mean over the last rounds that there is not.
+
+    Raises:
+        LocalError: says why, and a way out.
+    """
+    last, rounds, factors = config.mixing.average_last, config.run.rounds, config.mixing.factors
+    if last > rounds:
+        raise LocalError(
+            f"--average-last {last} is the mean over more rounds than --rounds {rounds}: use {rounds} at most"
+        )
+    if last > 1 and find("factor rule", factors, FACTORS).refactors:
+        raise LocalError(
+            f"--average-last {last} averages tensors one by one, but --factors {factors} factors products anew in each "
+            "round: use --factors both, or no --average-last"
+        )
 
 
 def _check_privacy(config: PeerConfig, topology: Topology) -> None:
