@@ -219,7 +219,8 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             "--canaries are random rows whose continuation is learned, and a classification continues nothing: leave "
             "them out; --audit measures its rows"
         )
-    _check_average(config)
+    compatibility.check_average(mixing.average_last, config.run.rounds, names)
+    _check_warmup(config)
     _check_privacy(config, topology)
     expected = peers or _members_said(config) or MEMBERS_GUESSED
     robust = written("robust rule", mixing.robust, ROBUST)
@@ -233,21 +234,12 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
     return RunPlan(config, topology, names, robust, _roster_of_readers(config, topology))
 
 
-def _check_average(config: PeerConfig) -> None:
-    """Refuse a mean over the last rounds that there is not.
-
-    Raises:
-        LocalError: says why, and a way out.
-    """
-    last, rounds, factors = config.mixing.average_last, config.run.rounds, config.mixing.factors
-    if last > rounds:
+def _check_warmup(config: PeerConfig) -> None:
+    training, steps = config.training, config.run.rounds * config.training.local_steps
+    if training.warmup_steps >= steps:
         raise LocalError(
-            f"--average-last {last} is the mean over more rounds than --rounds {rounds}: use {rounds} at most"
-        )
-    if last > 1 and find("factor rule", factors, FACTORS).refactors:
-        raise LocalError(
-            f"--average-last {last} averages tensors one by one, but --factors {factors} factors products anew in each "
-            "round: use --factors both, or no --average-last"
+            f"--warmup-steps {training.warmup_steps}: the whole run has {steps} steps ({config.run.rounds} rounds of "
+            f"{training.local_steps}), so that it would end before it is warm: give fewer, or more --rounds"
         )
 
 

@@ -19,6 +19,7 @@ from gossip.simulation import LocalSteps
 from peer.config import PeerConfig
 from peer.training.adapted_model import SHAPING, AdaptedModel
 from peer.training.local_trainer import LocalTrainer
+from peer.training.schedules import Position
 from scripts.lab.comparison.trial import Trial
 from scripts.lab.workloads import Layout, lay_out, parse_workload
 
@@ -52,18 +53,19 @@ class Peers:
     trainers: dict[str, LocalTrainer]
     tokens: dict[str, int] = field(default_factory=dict)
 
-    def train(self, name: str, state: AdapterState, action: Train | None = None) -> LocalSteps:
+    def train(
+        self, name: str, state: AdapterState, action: Train | None = None, round: int = 0
+    ) -> LocalSteps:
         """Take one round's local steps; virtual seconds are the caller's.
 
         Args:
             action: what a node asks for besides; None = all tensors are trained, and nothing is added.
+            round: where in the run these steps stand, from 0, where no node says it.
         """
         trainer = self.trainers[name]
-        trained = (
-            trainer.train(state)
-            if action is None
-            else trainer.train(state, trainable=action.trainable, correction=action.correction)
-        )
+        asked = action or Train(state, round)
+        position = Position(asked.round, trainer.config.run.rounds)
+        trained = trainer.train(state, asked.trainable, asked.correction, position=position)
         self.tokens[name] = self.tokens.get(name, 0) + trained.tokens
         return LocalSteps(trained.state, trained.steps, trained.loss, 0.0)
 

@@ -124,7 +124,7 @@ def _in_rounds(trial: Trial, peers: Peers, record: Record, exchange: Exchange | 
     clocks = _clocks(trial, peers.names)
     seconds = dict.fromkeys(peers.names, 0.0)
     for round in range(1, trial.rounds + 1):
-        trained = {name: peers.train(name, states[name]) for name in peers.names}
+        trained = {name: peers.train(name, states[name], round=round - 1) for name in peers.names}
         for name in peers.names:
             seconds[name] += _steps_s(trial, clocks[name])
         states = {name: steps.state for name, steps in trained.items()}
@@ -158,7 +158,7 @@ def _centralized(trial: Trial, peers: Peers, record: Record) -> None:
     clock = random.Random(f"{trial.seed}/clock/all")
     state, seconds = peers.model.initial, 0.0
     for round in range(1, trial.rounds + 1):
-        trained = peers.train("all", state)
+        trained = peers.train("all", state, round=round - 1)
         state = trained.state
         seconds += trial.peers * _steps_s(trial, clock)
         record.add(Moment(round, dict.fromkeys(peers.names, state), 0.0, seconds, trained.loss))

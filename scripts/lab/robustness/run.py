@@ -91,8 +91,8 @@ def run_attacked(cell: Attacked) -> AttackedResult:
 def _alone(cell: Attacked, peers: Peers, name: str) -> AdapterState:
     """Return what a peer comes to that reads nobody."""
     state = peers.model.initial
-    for _ in range(cell.rounds):
-        state = peers.train(name, state).state
+    for round in range(cell.rounds):
+        state = peers.train(name, state, round=round).state
     return state
 
 
