@@ -149,7 +149,7 @@ class TrainingOptions:
     module:function. Each peer may have another. Source: ours."""
     local_steps: Annotated[int, POSITIVE, Role.METHOD] = 2
     """Optimizer steps per round (H). Source: our bench on the demo (docs/results.md)."""
-    batch_size: Annotated[int, POSITIVE, Role.COMPARISON] = 4
+    batch_size: Annotated[int, POSITIVE, Role.METHOD] = 4
     """Sequences per step. Source: our bench on 2 cores."""
     max_length: Annotated[int, POSITIVE, Role.MODEL | Role.COMPARISON] = 64
     """Tokens per sequence. Source: our bench on 2 cores; raise it on a GPU."""

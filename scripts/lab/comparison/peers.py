@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +44,7 @@ class Peers:
         config: of the first of them; they differ in their text only.
         names: of all, sorted.
         trainers: by name; what else trains on their text (a pool of all) may be added.
-        tokens: target tokens trained on so far, by name of the trainer.
+        tokens: round, from 0 -> target tokens trained on in it, by all together.
     """
 
     layout: Layout
@@ -51,7 +52,7 @@ class Peers:
     config: PeerConfig
     names: tuple[str, ...]
     trainers: dict[str, LocalTrainer]
-    tokens: dict[str, int] = field(default_factory=dict)
+    tokens: Counter[int] = field(default_factory=Counter)
 
     def train(
         self, name: str, state: AdapterState, action: Train | None = None, round: int = 0
@@ -66,7 +67,7 @@ class Peers:
         asked = action or Train(state, round)
         position = Position(asked.round, trainer.config.run.rounds)
         trained = trainer.train(state, asked.trainable, asked.correction, position=position)
-        self.tokens[name] = self.tokens.get(name, 0) + trained.tokens
+        self.tokens[asked.round] += trained.tokens
         return LocalSteps(trained.state, trained.steps, trained.loss, 0.0)
 
 
