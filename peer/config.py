@@ -210,6 +210,9 @@ class MixingOptions:
     ] = "clipped"
     """How adapters become one after the last round; clipped, trimmed and median bound what liars can do to it.
     Source: docs/robustness.md; an ICLR 2026 result for gossip."""
+    average_last: Annotated[int, NOT_NEGATIVE, Role.METHOD] = 0
+    """What goes into the final merge, and is kept, is the mean of our adapter over the last so many rounds; 0 = the
+    last one. Pays with a constant learning rate. Source: latest weight averaging (arXiv 2209.14981)."""
     overlap: Annotated[bool, Role.RUN | Role.METHOD] = False
     """Read neighbors while the next local steps run: hides the network, mixes adapters one round of steps old."""
     personalize: bool = False

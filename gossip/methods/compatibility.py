@@ -227,6 +227,28 @@ def check(
         check_outer(f"--optimizer {names.optimizer}", optimizer.outer, facts)
 
 
+def check_average(last: int, rounds: int, names: MethodNames) -> None:
+    """Refuse a mean over the last rounds that there is not.
+
+    Args:
+        last: over so many rounds (``gossip/tail_average.py``).
+        rounds: of the run.
+        names: how its methods are written.
+
+    Raises:
+        LocalError: says why, and a way out.
+    """
+    if last > rounds:
+        raise LocalError(
+            f"--average-last {last} is the mean over more rounds than --rounds {rounds}: use {rounds} at most"
+        )
+    if last > 1 and find("factor rule", names.factors, FACTORS).refactors:
+        raise LocalError(
+            f"--average-last {last} averages tensors one by one, but --factors {names.factors} factors products anew "
+            "in each round: use --factors both, or no --average-last"
+        )
+
+
 def counts_on_whole_rows(names: MethodNames) -> str:
     """Return which method, as it is written, a robust rule would put out of order; empty = none."""
     return next((method for method, required in _needs(names).items() if required.whole_rows), "")

@@ -248,6 +248,24 @@ def test_a_plan_says_what_auto_has_become_and_nothing_where_the_user_has_chosen(
     assert planned(robust="nna:2").robust_note() == ""
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"average_last": 11}, "more rounds than --rounds 10: use 10 at most"),
+        ({"average_last": 2, "factors": "tsvd"}, "use --factors both, or no --average-last"),
+        ({"average_last": -1}, "average_last must not be negative"),
+    ],
+)
+def test_a_mean_over_the_last_rounds_that_there_is_not_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(LocalError, match=said):
+        planned(**options)
+
+
+def test_a_mean_over_one_round_and_over_all_goes_with_what_it_can() -> None:
+    assert planned(average_last=1, factors="tsvd").config.mixing.average_last == 1
+    assert planned(average_last=10).config.mixing.average_last == 10
+
+
 def test_an_unknown_robust_rule_is_refused_with_the_known_ones() -> None:
     with pytest.raises(LocalError, match="geometric-median"):
         planned(robust="bulyan")
