@@ -119,7 +119,13 @@ def records_in(folder: Path) -> Records:
 
     @cache
     def read(name: str) -> Record:
-        return record_of(read_json(folder / f"{name}.json"))
+        file = folder / f"{name}.json"
+        try:
+            return record_of(read_json(file))
+        except (KeyError, TypeError) as error:
+            raise LocalError(
+                f"{file} is no record: {error}; `evidence take` makes one of a result"
+            ) from error
 
     return read
 

@@ -127,6 +127,9 @@ def test_a_record_is_what_was_written(tmp_path: Path) -> None:
     assert records_in(tmp_path)("a/two") == RECORD
     with pytest.raises(LocalError, match="cannot read the record"):
         records_in(tmp_path)("b")
+    (tmp_path / "c.json").write_text('{"rows": []}')
+    with pytest.raises(LocalError, match="is no record: 'title'"):
+        records_in(tmp_path)("c")
 
 
 def test_rows_of_one_name_are_no_record() -> None:
