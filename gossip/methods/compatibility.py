@@ -218,6 +218,11 @@ def check(
         )
     if mixer.reweighs:
         check_reweighing(f"--mixing {names.mixing}", f"--optimizer {names.optimizer}", optimizer.requires)
+    if mixer.newest_only and optimizer.vectors > 1:  # it adds up what has come in running sums
+        raise LocalError(
+            f"--optimizer {names.optimizer} counts on what one round has changed, but --mixing {names.mixing} adds up "
+            "what all rounds have: use --mixing average, or --optimizer none"
+        )
     if optimizer.outer:
         check_outer(f"--optimizer {names.optimizer}", optimizer.outer, facts)
 

@@ -116,6 +116,12 @@ def refusal(
             ["counts on the weights of W", "--mixing average"],
         ),
         (
+            MethodNames(mixing="push-sum", optimizer="fedadam"),
+            "exponential",
+            {},
+            ["--optimizer fedadam counts on what one round has changed", "--mixing average"],
+        ),
+        (
             MethodNames(mixing="age", optimizer="d2"),
             "ring --weights lazy",
             {},
@@ -196,6 +202,8 @@ def test_a_clash_is_refused_by_name(
         (MethodNames(optimizer="diloco"), "complete", 60.0),
         (MethodNames(optimizer="diloco"), "random-matching", 60.0),
         (MethodNames(optimizer="diloco"), "epidemic:3", 60.0),
+        (MethodNames(optimizer="fedexp"), "epidemic:3", 0.0),
+        (MethodNames(optimizer="fedadam:1"), "random-pair", 60.0),
     ],
     ids=lambda value: "/".join(value) if isinstance(value, tuple) else None,
 )
