@@ -24,8 +24,8 @@ SPECS_MAX = 100_000
 
 
 LATER = "later"
-"""In a field's metadata: it came after results had been kept, and at its default a spec means what it meant before. Then
-it has no part in the name."""
+"""In a field's metadata: it came after results had been kept, and at its default a spec means what it meant before.
+Then it has no part in the name."""
 
 
 class Spec(Protocol):
