@@ -62,6 +62,15 @@ def run(
     ] = None,
     tune_seeds: Annotated[int | None, Parameter(help="Seeds that rates are tuned with; default: 1.")] = None,
     set: Annotated[list[str] | None, Parameter(help="KEY=VALUE: a setting of all methods.")] = None,
+    until: Annotated[
+        str | None, Parameter(help="rounds, or converged: until the validation loss falls no more.")
+    ] = None,
+    patience: Annotated[
+        int | None, Parameter(help="Evaluations without a better validation loss; default: 3.")
+    ] = None,
+    rounds_factor: Annotated[
+        int | None, Parameter(help="At most so many times --rounds until converged; default: 10.")
+    ] = None,
     evaluate_every: Annotated[
         int | None, Parameter(help="Rounds; default: for a quarter of the cost of training.")
     ] = None,

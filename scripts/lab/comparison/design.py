@@ -32,6 +32,15 @@ LEARNING_RATES = (4e-3, 8e-3, 1.6e-2)
 """The grid if nothing else is said, before it is widened. Source: ours; around what short runs of LoRA with AdamW want,
 factors of 2."""
 
+UNTIL = ("rounds", "converged")
+"""When training ends: after the rounds given, or when the validation loss falls no more."""
+
+PATIENCE = 3
+"""Evaluations without a better validation loss that end a training. Source: guess; one or two may be noise."""
+
+ROUNDS_FACTOR = 10
+"""A training that has not converged ends after so many times the rounds given. Source: ours; what it may cost."""
+
 WIDENINGS = 4
 """How often a grid is widened on a side at most. Source: ours; a factor of 16 with factors of 2."""
 
@@ -54,6 +63,9 @@ class Comparison:
         widenings: how often a grid is widened on a side at most, while the best rate lies at its edge.
         evaluate_every: 0 = so that measuring costs about a quarter of training.
         settings: ``KEY=VALUE`` words for all methods.
+        until: one of ``UNTIL``; with ``converged``, ``rounds`` may become ``rounds_factor`` times as many.
+        patience: evaluations; see ``Trial``.
+        rounds_factor: at least 1.
 
     Raises:
         LocalError: a value out of range.
@@ -76,9 +88,14 @@ class Comparison:
     bandwidth_mbit: float = 20.0
     loss: float = 0.0
     step_s: float = 0.1
+    until: str = "rounds"
+    patience: int = PATIENCE
+    rounds_factor: int = ROUNDS_FACTOR
 
     def __post_init__(self) -> None:
-        least = {"peers": 2, "rounds": 1, "seeds": 1, "tune_seeds": 1}
+        least = {"peers": 2} | dict.fromkeys(
+            ("rounds", "seeds", "tune_seeds", "patience", "rounds_factor"), 1
+        )
         least |= dict.fromkeys(("local_steps", "evaluate_every", "widenings"), 0)
         for name, low in least.items():
             value = getattr(self, name)
@@ -90,6 +107,8 @@ class Comparison:
             raise LocalError(f"learning_rates must be numbers above 0, not {self.learning_rates!r}")
         if unknown := sorted(set(self.baselines) - set(BASELINES)):
             raise LocalError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
+        if self.until not in UNTIL:
+            raise LocalError(f"until must be one of {', '.join(UNTIL)}, not {self.until!r}")
         if not 0 <= self.loss < 1:
             raise LocalError(f"loss must be a probability from 0 to below 1, not {self.loss!r}")
         for name in ("bandwidth_mbit", "step_s"):
@@ -143,16 +162,19 @@ class Comparison:
         every = (self.evaluate_every or self._evaluate_every()) * rounds / self.rounds
         shared = self._batch_size()
         kept = ("workload", "partition", "peers", "latency_s", "bandwidth_mbit", "loss")
+        converges = self.until == "converged"
+        measured = max(1, round(every))
         return Trial(
             **{name: getattr(self, name) for name in kept},
             method=method,
             settings=" ".join(written_settings(self._settings())),
             learning_rate=rate,
-            rounds=rounds,
+            rounds=rounds * self.rounds_factor if converges else rounds,
             local_steps=steps,
             batch_size=batch,
             seed=seed,
-            evaluate_every=rounds if seed >= TUNING_SEED else max(1, round(every)),
+            evaluate_every=rounds if seed >= TUNING_SEED and not converges else measured,
+            patience=self.patience if converges else 0,
             step_s=self.step_s * batch / shared,
         )
 
