@@ -43,6 +43,9 @@ def run(
         str | None, Parameter(help="Name, file:PATH[:FIELD] or labeled:PATH[:FIELD].")
     ] = None,
     method: Annotated[list[str] | None, Parameter(help="What to compare; may be given many times.")] = None,
+    baselines: Annotated[
+        list[str] | None, Parameter(help="Which of them; default: all that no --method names.")
+    ] = None,
     spec: Annotated[
         Path | None, Parameter(help="TOML file with these options; flags count before it.")
     ] = None,

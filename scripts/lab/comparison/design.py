@@ -44,7 +44,8 @@ class Comparison:
     """What a user asks for.
 
     Args:
-        methods: as written; baselines are added to them.
+        baselines: regimes without gossip that are added to the methods, unless a method names one in a form of its own.
+        methods: as written.
         local_steps: of a round where a method does not say; 0 = the workload's own.
         rounds: of such methods; one with other ``local_steps`` or ``batch_size`` gets rounds so that the sequences are
             as many.
@@ -67,6 +68,7 @@ class Comparison:
     tune_seeds: int = 1
     learning_rates: tuple[float, ...] = LEARNING_RATES
     widenings: int = WIDENINGS
+    baselines: tuple[str, ...] = tuple(BASELINES)
     methods: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     evaluate_every: int = 0
@@ -86,6 +88,8 @@ class Comparison:
             raise LocalError(f"seeds must be at most {TUNING_SEED}: from there on they are for tuning")
         if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
             raise LocalError(f"learning_rates must be numbers above 0, not {self.learning_rates!r}")
+        if unknown := sorted(set(self.baselines) - set(BASELINES)):
+            raise LocalError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
         if not 0 <= self.loss < 1:
             raise LocalError(f"loss must be a probability from 0 to below 1, not {self.loss!r}")
         for name in ("bandwidth_mbit", "step_s"):
@@ -96,7 +100,10 @@ class Comparison:
 
     def all_methods(self) -> tuple[str, ...]:
         """Return baselines and methods in canonical writing, each once."""
-        return tuple(dict.fromkeys(str(Method.parse(text)) for text in (*BASELINES, *self.methods)))
+        methods = [Method.parse(text) for text in self.methods]
+        named = {method.regime for method in methods}
+        plain = [Method.parse(name) for name in self.baselines if name not in named]
+        return tuple(dict.fromkeys(map(str, sorted([*plain, *methods], key=_place))))
 
     @property
     def searches(self) -> bool:
@@ -223,6 +230,11 @@ class Comparison:
         return " ".join([*words, f"--out {shlex.quote(str(out))}"])
 
 
+def _place(method: Method) -> int:
+    """Return a method's place in tables: baselines first, in the order of their catalogue."""
+    return list(BASELINES).index(method.regime) if method.is_baseline else len(BASELINES)
+
+
 OPTION_OF = {"methods": "method", "settings": "set"}
 """Field -> option of the command, where the names differ."""
 
@@ -242,7 +254,7 @@ def read_comparison(given: Mapping[str, Any], file: Path | None = None) -> Compa
     merged = {**content, **{name: value for name, value in given.items() if value is not None}}
     if "workload" not in merged:
         raise LocalError("a comparison needs a workload: --workload languages-tiny, for one")
-    for name in ("methods", "settings"):
+    for name in ("baselines", "methods", "settings"):
         if name in merged:
             merged[name] = _checked_list(name, merged[name], str, "texts")
     if "learning_rates" in merged:
