@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from gossip.errors import LocalError
+from peer.config import PeerConfig
+from peer.training.trainers import maker_at
 from scripts.lab.testnet import command
 from scripts.lab.testnet.config import BASELINES, Regime, TestnetConfig
 from scripts.lab.testnet.curves import draw_curves, write_curves
-from scripts.lab.testnet.plan import PlannedPeer, plan_regime
+from scripts.lab.testnet.every_shard import draw_in_turns
+from scripts.lab.testnet.plan import EVERY_SHARD, PlannedPeer, plan_regime
 from scripts.lab.testnet.run import reason_of
 from scripts.lab.testnet.screen import table_of, watching
 from scripts.lab.testnet.settings import SETTINGS, DemoSettings
@@ -83,6 +87,8 @@ def test_regimes_are_the_same_program_with_other_flags(tmp_path: Path) -> None:
             flag(planned, "--data") == flag(planned, "--eval-data") == [str(path) for path in shards.values()]
         )
         assert flag(planned, "--threads") == ["0"]
+        assert flag(planned, "--trainer") == [EVERY_SHARD]
+    assert not flag(together[0], "--trainer")
     for planned in (*together, *alone, central, large):
         assert flag(planned, "--codec") == ["int8"]
         assert flag(planned, "--seed") == ["7"]
@@ -145,6 +151,22 @@ def test_the_demo_gives_every_regime_its_own_rate_and_the_users_flags_win(model:
 def test_the_settings_of_the_demo_give_curves_of_at_least_six_points(settings: DemoSettings) -> None:
     rounds, every = int(settings.shared["rounds"]), int(settings.shared["eval_every"])
     assert -(-rounds // every) + 1 >= 6, "before the first round, each so many rounds, and at the end"
+
+
+def test_central_training_draws_as_often_from_every_file_however_long(tmp_path: Path) -> None:
+    from peer.training.adapted_model import AdaptedModel
+
+    files = tuple(tmp_path / f"{name}.jsonl" for name in "abc")
+    for path, rows in zip(files, (5, 200, 40), strict=True):
+        path.write_text(f'{{"text": "{path.stem * 30}"}}\n' * rows)
+    config = PeerConfig.of(model="tiny", data=files, eval_data=files, batch_size=4, local_steps=2, threads=1)
+    model = AdaptedModel(config)
+    draw = draw_in_turns(config, model)
+    texts = [model.tokenizer.decode(one.ids) for _ in range(6) for one in draw()]
+    assert Counter(max("abc", key=text.count) for text in texts) == {"a": 8, "b": 8, "c": 8}
+    trainer = maker_at(EVERY_SHARD)(config, lambda stage, done: None)
+    assert trainer.train(model.initial).sequences == 8
+    assert len(trainer.evaluate(model.initial).per_file) == 3
 
 
 def view_of(name: str = "a", regime: Regime = "gossip", home: Path = Path(), shards: int = 2) -> PeerView:

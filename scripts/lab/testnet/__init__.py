@@ -4,6 +4,7 @@
     shards     who learns from which file
     settings   what the demo sets where the user says nothing
     plan       the processes of a regime, each with its command line
+    every_shard  the trainer of central training, which draws from all peers' texts alike
     view       what one process has told so far
     run        starts the processes, reads their events, ends them; all regimes, one after another
     summary    how well it learned: the content of summary.json

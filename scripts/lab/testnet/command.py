@@ -105,7 +105,7 @@ def _print_table(summary: Summary, console: Console) -> None:
     console.print(table)
     if summary.strongest:
         console.print(
-            "Central training has everybody's text, pooled: with equal tokens it takes as many small steps as all "
+            "Central training draws from everybody's text alike: with equal tokens it takes as many small steps as all "
             "peers together,\nwith equal time as many steps as one peer, on batches as large as all peers' together."
         )
 

@@ -22,6 +22,10 @@ JOIN_S = 600.0
 the slowest import sets the pace."""
 
 
+EVERY_SHARD = "scripts.lab.testnet.every_shard:make_trainer"
+"""Who trains centrally, as ``--trainer`` has it; named here because importing it takes seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedPeer:
     """One process to start.
@@ -100,11 +104,13 @@ def _alone(config: TestnetConfig, shards: Mapping[str, Path]) -> list[PlannedPee
 def _central(config: TestnetConfig, regime: Regime, shards: Mapping[str, Path]) -> PlannedPeer:
     """One peer with all text and all cores, and as many times a peer's steps or a peer's batch as there are peers.
 
-    Rounds are as many as the peers', so that it is measured after as many tokens. The text is pooled: every sequence
-    is drawn as often, whoever's it is, while in gossip every peer's text is.
+    Rounds are as many as the peers', so that it is measured after as many tokens; and every peer's text is drawn as
+    often, as in gossip.
     """
     files = shards.values()
     flags = [*shared_flags(config, regime, 0), *_many("data", files), *_many("eval-data", files), *ANY_PORT]
+    if _place_of(flags, "trainer") is None:
+        flags += [OPTIONS["trainer"].flag, EVERY_SHARD]
     larger = "local_steps" if regime == "central" else "batch_size"
     size = len(shards) * number_of(flags, larger)
     flags = [*_without(flags, larger), OPTIONS[larger].flag, str(size)]
