@@ -129,16 +129,16 @@ def test_a_size_that_is_no_number_is_refused(tmp_path: Path) -> None:
 def test_the_demo_gives_every_regime_its_own_rate_and_the_users_flags_win(model: str, tmp_path: Path) -> None:
     shards = {name: tmp_path / f"{name}.jsonl" for name in ("a", "b")}
     settings = SETTINGS[model]
-    assert set(settings.learning_rates) == {"gossip", *BASELINES}
-    rates, rounds = settings.learning_rates, str(settings.shared["rounds"])
-    for regime, rate in rates.items():
+    assert set(settings.regimes) == {"gossip", *BASELINES}
+    rounds = str(settings.shared["rounds"])
+    for regime, options in settings.regimes.items():
 
         def first(name: str, regime: Regime = regime, **given: Any) -> PlannedPeer:
             config = TestnetConfig(model=model, out=tmp_path / f"{regime} {name}", **given)
             return plan_regime(config, regime, shards)[0]
 
         demo = first("demo")
-        assert flag(demo, "--learning-rate") == [str(rate)]
+        assert flag(demo, "--learning-rate") == [str(options["learning_rate"])]
         assert flag(demo, "--rounds") == [rounds]
         changed = first("changed", rounds=3, options=("--learning-rate", "0.5", "--threads=3"))
         assert flag(changed, "--learning-rate") == ["0.5"]

@@ -52,8 +52,8 @@ def launch(
     from scripts.lab.testnet.screen import prepare_model, watching
 
     console = Console()
-    prepare_model(config.model, console)
     try:
+        prepare_model(config.model, console)
         with watching(console) as watch:
             summary, views = run_testnet(config, watch)
     except KeyboardInterrupt:
