@@ -39,10 +39,14 @@ ADAPTER_KINDS = (
 LocalOptimizer = Literal["adamw", "sgd"]
 """What can take local steps, in the order of ``peer/training/local_steps.py``."""
 
+ScheduleName = Literal["constant", "linear", "cosine", "wsd"]
+"""How the learning rate changes over a run, in the order of ``peer/training/schedules.py``."""
+
 TaskName = Literal["causal-lm", "classification"]
 """What can be learned, in the order of ``peer/training/tasks.py``."""
 
 LOCAL_OPTIMIZERS: tuple[str, ...] = get_args(LocalOptimizer)
+SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 TASKS: tuple[str, ...] = get_args(TaskName)
 """Their names, to check what a configuration says where no type does."""
 
@@ -145,12 +149,17 @@ class TrainingOptions:
     module:function. Each peer may have another. Source: ours."""
     local_steps: Annotated[int, POSITIVE, Role.METHOD] = 2
     """Optimizer steps per round (H). Source: our bench on the demo (docs/results.md)."""
-    batch_size: Annotated[int, POSITIVE, Role.COMPARISON] = 4
+    batch_size: Annotated[int, POSITIVE, Role.METHOD] = 4
     """Sequences per step. Source: our bench on 2 cores."""
     max_length: Annotated[int, POSITIVE, Role.MODEL | Role.COMPARISON] = 64
     """Tokens per sequence. Source: our bench on 2 cores; raise it on a GPU."""
     learning_rate: Annotated[float, POSITIVE] = 2e-3
-    """Learning rate, constant. Source: our bench on the demo; the few values of lora-xs want about 0.05."""
+    """Learning rate. Source: our bench on the demo; the few values of lora-xs want about 0.05."""
+    schedule: Annotated[ScheduleName, Role.RUN | Role.METHOD] = "constant"
+    """How the rate changes over the run's steps: constant, linear (to 0 at the end), cosine, or wsd (warm-up, stable,
+    falling over the last fifth). Source: what our tables were measured with."""
+    warmup_steps: Annotated[int, NOT_NEGATIVE, Role.RUN | Role.METHOD] = 0
+    """The run's first steps, over which the rate rises to its full height. Source: guess; short runs need none."""
     local_optimizer: Annotated[LocalOptimizer, Role.METHOD] = "adamw"
     """What takes the local steps: adamw, or plain sgd, for methods whose theory assumes it. Source: LoRA paper."""
     proximal: Annotated[float, NOT_NEGATIVE, Role.METHOD] = 0.0
@@ -291,12 +300,12 @@ class PeerConfig:
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
             option.check(self.option(name))
-        adapter, optimizer = self.model.adapter, self.training.local_optimizer
+        adapter, training = self.model.adapter, self.training
         if adapter not in ADAPTER_KINDS:
             reason = f" {adapter} cannot be mixed: {UNMIXABLE[adapter]}." if adapter in UNMIXABLE else ""
             raise LocalError(f"unknown --adapter {adapter!r}; known: {', '.join(ADAPTER_KINDS)}.{reason}")
-        if optimizer not in LOCAL_OPTIMIZERS:
-            raise LocalError(f"unknown --local-optimizer {optimizer!r}; known: {', '.join(LOCAL_OPTIMIZERS)}")
+        _check_known("local-optimizer", training.local_optimizer, LOCAL_OPTIMIZERS)
+        _check_known("schedule", training.schedule, SCHEDULES)
         _check_task(self.model)
 
     @staticmethod
@@ -347,9 +356,13 @@ OPTIONS: dict[str, Option] = declared_options(PeerConfig)
 """Every option of a peer by its name."""
 
 
+def _check_known(option: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise LocalError(f"unknown --{option} {name!r}; known: {', '.join(known)}")
+
+
 def _check_task(model: ModelOptions) -> None:
-    if model.task not in TASKS:
-        raise LocalError(f"unknown --task {model.task!r}; known: {', '.join(TASKS)}")
+    _check_known("task", model.task, TASKS)
     labels = model.labels
     if model.task != "classification":
         if labels or model.private_head:

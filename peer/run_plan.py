@@ -218,6 +218,7 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             "--canaries are random rows whose continuation is learned, and a classification continues nothing: leave "
             "them out; --audit measures its rows"
         )
+    _check_warmup(config)
     _check_privacy(config, topology)
     expected = peers or _members_said(config) or MEMBERS_GUESSED
     robust = written("robust rule", mixing.robust, ROBUST)
@@ -229,6 +230,15 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
         names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap, robust=robust
     )
     return RunPlan(config, topology, names, robust, _roster_of_readers(config, topology))
+
+
+def _check_warmup(config: PeerConfig) -> None:
+    training, steps = config.training, config.run.rounds * config.training.local_steps
+    if training.warmup_steps >= steps:
+        raise LocalError(
+            f"--warmup-steps {training.warmup_steps}: the whole run has {steps} steps ({config.run.rounds} rounds of "
+            f"{training.local_steps}), so that it would end before it is warm: give fewer, or more --rounds"
+        )
 
 
 def _check_privacy(config: PeerConfig, topology: Topology) -> None:

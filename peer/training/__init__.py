@@ -10,6 +10,7 @@ Our trainer:
 - ``local_trainer``: optimizer steps on the adapter of a frozen base, held-out losses, what resumes.
 - ``local_steps``: what all steps have in common: optimizers, what is added to a step besides the gradient.
 - ``step_kinds``: the catalogue of ways to make a gradient; ``plain_steps``: of a batch in seeded order.
+- ``schedules``: how the learning rate changes over a run.
 - ``memory``: what running out of memory looks like.
 - ``shard``: the sequences that a peer learns and measures.
 

@@ -29,6 +29,7 @@ from peer.training.adapted_model import AdaptedModel, generators, set_generators
 from peer.training.frames import Evaluated, OnStep, Progress, Ready, RowLosses, Step, Trained
 from peer.training.local_steps import OPTIMIZERS, Learner, Parameters, Shift, frozen_but
 from peer.training.readers import DataError
+from peer.training.schedules import WHOLE_RUN, Position
 from peer.training.sequences import Batch, BatchSampler, Tokens
 from peer.training.shard import make_shard
 from peer.training.step_kinds import steps_of
@@ -143,6 +144,7 @@ class LocalTrainer:
         trainable: TrainableFactors = "all",
         correction: Tensor | None = None,
         on_step: OnStep | None = None,
+        position: Position = WHOLE_RUN,
     ) -> Trained:
         """Take ``local_steps`` steps from ``state``; see ``Trainer``.
 
@@ -160,6 +162,7 @@ class LocalTrainer:
         with self._own_generators(), frozen_but(trained, self._parameters):
             shift = Shift(trained, state, correction, self.config.training.proximal)
             for step in range(1, steps + 1):
+                self._set_rate(position, step - 1)
                 took = self._steps.take(shift)
                 if took.counts:
                     loss_sum, tokens = loss_sum + took.loss * took.targets, tokens + took.targets
@@ -170,6 +173,13 @@ class LocalTrainer:
         mean = loss_sum / tokens if tokens else math.nan
         seconds = time.monotonic() - start
         return Trained(self.model.state(), mean, steps, sequences, tokens, seconds, dropped)
+
+    def _set_rate(self, position: Position, step: int) -> None:
+        """Give the optimizer the rate of a round's step, from 0."""
+        training = self.config.training
+        factor = position.factor(training.schedule, training.warmup_steps, step, training.local_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = training.learning_rate * factor
 
     def _selected(self, trainable: TrainableFactors) -> Parameters:
         """Return the parameters of ``trainable``, at least one."""

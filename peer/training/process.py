@@ -69,11 +69,12 @@ class TrainerProcess:
     ended then); ``TrainerDied`` when it ended in any other way.
     """
 
-    def __init__(self, process: trio.Process, stderr: IO[bytes]) -> None:
+    def __init__(self, process: trio.Process, stderr: IO[bytes], rounds: int) -> None:
         assert process.stdin is not None and process.stdout is not None  # noqa: PT018 - both are pipes
         self._process = process
         self._commands, self._answers = process.stdin, process.stdout
         self._stderr = stderr
+        self._rounds = rounds
         self._received = bytearray()
         self._spec: AdapterSpec | None = None
 
@@ -106,7 +107,7 @@ class TrainerProcess:
             env=_environment(config),
             start_new_session=True,  # Ctrl-C in the terminal is the parent's to judge
         )
-        trainer = TrainerProcess(process, stderr)
+        trainer = TrainerProcess(process, stderr, config.run.rounds)
         command: dict[str, str | None] = {"kind": "start", "trainer": entry_point}
         command |= {"config": config.to_json(), "resume": str(resume) if resume else None}
         header, payload = await trainer._exchange(command, (), {"ready"}, on_progress=on_progress)
@@ -129,11 +130,12 @@ class TrainerProcess:
         """Take ``config.training.local_steps`` steps from ``state``; then save the trainer's own state to the file
         ``save_to``.
 
+        ``round``, from 0, is where in the run they stand.
         ``save_to`` is complete on disk (replaced atomically, fsynced) when this returns. ``trainable`` and
         ``correction`` (float32[P]): see ``Trainer.train``.
         """
         command = {"kind": "train", "round": round, "save_to": str(save_to) if save_to else None}
-        command |= {"trainable": trainable, "correction": correction is not None}
+        command |= {"rounds": self._rounds, "trainable": trainable, "correction": correction is not None}
         payload = (
             [state.flat] if correction is None else [state.flat, AdapterState(state.spec, correction).flat]
         )

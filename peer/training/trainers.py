@@ -20,6 +20,7 @@ from gossip.errors import LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.training.frames import Evaluated, OnStep, Progress, Ready, RowLosses, Trained
+from peer.training.schedules import WHOLE_RUN, Position
 
 
 class Trainer(Protocol):
@@ -47,6 +48,7 @@ class Trainer(Protocol):
         trainable: TrainableFactors = "all",
         correction: Tensor | None = None,
         on_step: OnStep | None = None,
+        position: Position = WHOLE_RUN,
     ) -> Trained:
         """Take ``config.training.local_steps`` optimizer steps from ``state`` on the own data; or none, and say why.
 
@@ -58,6 +60,8 @@ class Trainer(Protocol):
             correction: float32[P] in the layout of ``state``, added to the trained tensors after every step; gradient
                 tracking and momentum across rounds want it. None = nothing.
             on_step: told of each step.
+            position: where in the run these steps stand, for a rate that changes over it. ``worker.py`` gives it to
+                trainers whose ``train`` has an argument of this name.
 
         Raises:
             LocalError: the adapter has no tensors of that part; or training cannot go on.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
+import inspect
 import io
 import os
 import queue
@@ -47,6 +48,7 @@ class Server:
         self._answers = answers
         self._started = started
         self._trainer: Trainer | None = None
+        self._takes_position = False
         self._spec: AdapterSpec | None = None
 
     def handle(self, command: dict[str, Any], payload: bytearray) -> None:
@@ -58,14 +60,8 @@ class Server:
         match command:
             case {"kind": "start", "trainer": entry_point, "config": config, "resume": resume}:
                 self._start(entry_point, config, resume)
-            case {"kind": "train", "save_to": save_to, "trainable": trainable, "correction": is_corrected}:
-                trainer = self._running()
-                state, correction = self._vectors(payload, 2 if is_corrected else 1)
-                trained = trainer.train(state, trainable, correction, lambda step: self._say("step", step))
-                if save_to is not None:
-                    trained = dataclasses.replace(trained, unsaved=_save(trainer, Path(save_to)))
-                give_back_memory()
-                self._say("trained", trained, trained.state)
+            case {"kind": "train"}:
+                self._train(command, payload)
             case {"kind": "evaluate"}:
                 evaluated = self._running().evaluate(self._vectors(payload, 1)[0])
                 give_back_memory()
@@ -97,6 +93,8 @@ class Server:
         if resume is not None:
             trainer.load(Path(resume))
         self._trainer = trainer
+        # a user's own trainer may have a rate of its own, and no use for the argument
+        self._takes_position = "position" in inspect.signature(trainer.train).parameters
         gc.collect()
         gc.freeze()  # a million objects of imported libraries need no second look
         give_back_memory()
@@ -104,6 +102,21 @@ class Server:
         self._spec = ready.initial.spec
         frozen = ready.export.frozen
         self._send(_ready_header(ready), ready.initial, *([frozen] if frozen is not None else []))
+
+    def _train(self, command: dict[str, Any], payload: bytearray) -> None:
+        """Take a round's local steps; save the trainer's own state if told to, and send the adapter."""
+        from peer.training.schedules import Position
+
+        trainer, save_to = self._running(), command["save_to"]
+        state, correction = self._vectors(payload, 2 if command["correction"] else 1)
+        place = {"position": Position(command["round"], command["rounds"])} if self._takes_position else {}
+        trained = trainer.train(
+            state, command["trainable"], correction, lambda step: self._say("step", step), **place
+        )
+        if save_to is not None:
+            trained = dataclasses.replace(trained, unsaved=_save(trainer, Path(save_to)))
+        give_back_memory()
+        self._say("trained", trained, trained.state)
 
     def _row_losses(self, payload: bytearray) -> dict[str, tuple[float, ...]] | None:
         """Return the fields of ``RowLosses``; None if this trainer cannot measure single rows."""

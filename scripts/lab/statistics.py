@@ -34,6 +34,12 @@ class Interval:
     reached: int
     runs: int
 
+    def times(self, factor: float) -> Interval:
+        """Return the interval in another unit."""
+        mean = None if self.mean is None else factor * self.mean
+        half = None if self.half is None else factor * self.half
+        return Interval(mean, half, self.reached, self.runs)
+
     def __str__(self) -> str:
         if self.mean is None:
             return f"reached by {self.reached} of {self.runs}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.durable import write_atomically
 from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Step, Trained
+from peer.training.schedules import WHOLE_RUN, Position
 from peer.training.trainers import Trainer, selects
 
 Values = NDArray[np.float32]
@@ -35,6 +37,26 @@ def make_trainer(config: PeerConfig, progress: Progress) -> Trainer:
     except OSError as error:
         raise LocalError(f"cannot read {error.filename}: {error.strerror}") from error
     return LeastSquares(config, *(np.array([row[key] for row in rows], np.float32) for key in "xy"))
+
+
+def make_of_one_rate(config: PeerConfig, progress: Progress) -> Any:
+    """Return a trainer that follows no schedule: its ``train`` has no argument for a position."""
+    return OneRate(make_trainer(config, progress))
+
+
+class OneRate:
+    """Everything as the trainer within, but for ``train``."""
+
+    def __init__(self, within: Trainer) -> None:
+        self._within = within
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._within, name)
+
+    def train(
+        self, state: AdapterState, trainable: TrainableFactors, correction: Tensor | None, on_step: OnStep
+    ) -> Trained:
+        return self._within.train(state, trainable, correction, on_step)
 
 
 class LeastSquares:
@@ -68,6 +90,7 @@ class LeastSquares:
         trainable: TrainableFactors = "all",
         correction: Tensor | None = None,
         on_step: OnStep | None = None,
+        position: Position = WHOLE_RUN,
     ) -> Trained:
         started, training = time.monotonic(), self._config.training
         values = {name: view.numpy().copy() for name, view in state.tensors()}
@@ -80,9 +103,10 @@ class LeastSquares:
             )
             if not np.isfinite(loss):
                 raise Diverged("the loss is not a number any more: lower learning_rate")
+            factor = position.factor(training.schedule, training.warmup_steps, step - 1, training.local_steps)
             for name in filter(lambda name: selects(trainable, name), values):
                 self._velocity[name] = MOMENTUM * self._velocity[name] + gradients[name]
-                values[name] -= np.float32(training.learning_rate) * self._velocity[name]
+                values[name] -= np.float32(training.learning_rate * factor) * self._velocity[name]
                 if name in shift:
                     values[name] += shift[name].numpy()
             losses.append(loss)

@@ -26,6 +26,7 @@ from peer.run_plan import plan_run
 from peer.training import trainers
 from peer.training.frames import PREFIX_BYTES, RowLosses, Step, Trained, decode_header
 from peer.training.process import TrainerDied, TrainerProcess
+from peer.training.schedules import Position
 from peer.training.trainers import TRAINERS, MakeTrainer, MeasuresRows, Trainer
 from peer.training.worker import Server
 
@@ -106,6 +107,38 @@ def test_it_learns_and_another_process_goes_on_to_the_bit(configure: Configure, 
     assert start.digest() == kept, "what is given is not written into"
     without = trainer_of(config).train(first.state)
     assert without.state.digest() != second.state.digest(), "what was saved must matter"
+
+
+def test_the_process_is_told_where_in_the_run_it_is(configure: Configure) -> None:
+    config = configure(schedule="linear", rounds=4)
+
+    async def scenario() -> tuple[AdapterState, Trained]:
+        process, ready = await TrainerProcess.start(config)
+        trained = await process.train(ready.initial, 2)
+        await process.stop()
+        return ready.initial, trained
+
+    start, trained = trio.run(scenario)
+    here = trainer_of(config).train(start, position=Position(2, 4)).state
+    assert here.digest() == trained.state.digest()
+    first = trainer_of(config).train(start, position=Position(0, 4)).state
+    assert (first.flat - start.flat).norm() > 1.5 * (here.flat - start.flat).norm() > 0
+
+
+def test_a_trainer_that_follows_no_schedule_is_served(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
+    config = PeerConfig.of(
+        data=(numbers,), trainer="least_squares:make_of_one_rate", lora_r=2, schedule="linear"
+    )
+
+    async def scenario() -> list[Trained]:
+        process, ready = await TrainerProcess.start(config)
+        trained = await process.train(ready.initial, 2)
+        await process.stop()
+        return [trained]
+
+    (trained,) = trio.run(scenario)
+    assert trained.steps == config.training.local_steps
 
 
 def test_it_says_all_that_a_run_wants_to_know(configure: Configure) -> None:

@@ -1,8 +1,8 @@
 """A trainer that costs next to nothing: each peer pulls toward its own optimum, and the end point is known.
 
 Its data are one JSON line ``{"optimum": [...], "step_s": seconds}``. A local step is
-x <- x - eta (x - optimum), with eta from ``--learning-rate``, and takes ``step_s`` seconds of waiting. The held-out
-loss of a file is |x - optimum|^2 / 2 over the number of values. ``--trainer`` names it by its place.
+x <- x - eta (x - optimum), with eta from ``--learning-rate`` at all times, and takes ``step_s`` seconds of waiting. The
+held-out loss of a file is |x - optimum|^2 / 2 over the number of values. ``--trainer`` names it by its place.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.durable import write_atomically
 from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Step, Trained
+from peer.training.schedules import WHOLE_RUN, Position
 from peer.training.trainers import Trainer, selects
 
 NAME = "scripts.lab.chaos.light_trainer:make_trainer"
@@ -76,6 +77,7 @@ class LightTrainer:
         trainable: TrainableFactors = "all",
         correction: Tensor | None = None,
         on_step: OnStep | None = None,
+        position: Position = WHOLE_RUN,
     ) -> Trained:
         started, training = time.monotonic(), self._config.training
         x, losses = state.flat.clone(), []

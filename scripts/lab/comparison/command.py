@@ -7,7 +7,9 @@
     python scripts/compare.py privacy --out runs/private
 
 A method is a topology and settings of a peer: "epidemic:3 codec=int4 optimizer=noloco local_steps=5 overlap". The
-baselines local, centralized and fedavg always run. Every method's learning rate is tuned on the same grid.
+baselines local, central, central-large, fedavg and fedopt always run, and may be given with settings, too: "central
+batch_size=4". All train on the same number of tokens. Every method's learning rate is tuned, on a grid that is widened
+while the best rate lies at its edge.
 """
 
 from __future__ import annotations
@@ -49,7 +51,12 @@ def run(
     rounds: Annotated[int | None, Parameter(help="Rounds before the final merge; default: 20.")] = None,
     local_steps: Annotated[int | None, Parameter(help="Steps a round; default: the workload's own.")] = None,
     seeds: Annotated[int | None, Parameter(help="Paired repetitions; default: 5.")] = None,
-    learning_rates: Annotated[list[float] | None, Parameter(help="The grid of all methods.")] = None,
+    learning_rates: Annotated[
+        list[float] | None, Parameter(help="The grid to begin with; one = no search.")
+    ] = None,
+    widenings: Annotated[
+        int | None, Parameter(help="Rates beyond an edge of the grid at most; default: 4.")
+    ] = None,
     tune_seeds: Annotated[int | None, Parameter(help="Seeds that rates are tuned with; default: 1.")] = None,
     set: Annotated[list[str] | None, Parameter(help="KEY=VALUE: a setting of all methods.")] = None,
     evaluate_every: Annotated[
@@ -134,11 +141,11 @@ def _compare(comparison: Comparison, out: Path, jobs: int) -> None:
         note(f"{phase}: {total} runs")
         return progress(total)
 
-    rates = run_comparison(
+    tuned = run_comparison(
         comparison, out, workers=jobs, engine="here" if jobs == 1 else "pool", on_phase=on_phase
     )
-    for method, rate in rates.items():
-        note(f"learning rate {rate:g}: {method}")
+    for method in tuned.rates:
+        note(tuned.says(method))
 
 
 def main(words: Sequence[str] | None = None, called: str | None = None) -> int:

@@ -1,14 +1,15 @@
 """What a user asks to be compared, and the trials that answer it.
 
-All methods of a comparison take the same number of optimizer steps on batches of the same size, begin with the same
-adapter, and have the same text. It imports nothing heavy and runs nothing.
+All methods of a comparison train on the same number of sequences of the same text, and begin with the same adapter; how
+many of them a step takes, how many steps a round, and how the rate changes, a method may choose. It imports nothing
+heavy and runs nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,16 @@ from scripts.lab.comparison.method import (
     text_of,
     written_settings,
 )
-from scripts.lab.comparison.trial import Trial
+from scripts.lab.comparison.trial import TUNING_SEED, Trial
 from scripts.lab.files import read_toml
 from scripts.lab.spec import did_you_mean
 
-TUNING_SEED = 1000
-"""Learning rates are tuned with the seeds from here on, which are never compared with. Source: ours."""
+LEARNING_RATES = (4e-3, 8e-3, 1.6e-2)
+"""The grid if nothing else is said, before it is widened. Source: ours; around what short runs of LoRA with AdamW want,
+factors of 2."""
 
-LEARNING_RATES = (2e-3, 5e-3, 1e-2, 2e-2)
-"""The grid if nothing else is said. Source: ours; around what short runs of LoRA with AdamW want, factors of 2."""
+WIDENINGS = 4
+"""How often a grid is widened on a side at most. Source: ours; a factor of 16 with factors of 2."""
 
 POINTS_MIN = 10
 """Points of a curve if there are so many rounds. Source: guess; enough to see where methods part."""
@@ -44,9 +46,11 @@ class Comparison:
     Args:
         methods: as written; baselines are added to them.
         local_steps: of a round where a method does not say; 0 = the workload's own.
-        rounds: of such methods; one with other ``local_steps`` gets rounds so that the steps are as many.
+        rounds: of such methods; one with other ``local_steps`` or ``batch_size`` gets rounds so that the sequences are
+            as many.
         seeds, tune_seeds: how many to compare with, how many to tune with.
-        learning_rates: the grid, the same for all.
+        learning_rates: the grid that the search of each method begins with; a single one = no search.
+        widenings: how often a grid is widened on a side at most, while the best rate lies at its edge.
         evaluate_every: 0 = so that measuring costs about a quarter of training.
         settings: ``KEY=VALUE`` words for all methods.
 
@@ -62,6 +66,7 @@ class Comparison:
     seeds: int = 5
     tune_seeds: int = 1
     learning_rates: tuple[float, ...] = LEARNING_RATES
+    widenings: int = WIDENINGS
     methods: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     evaluate_every: int = 0
@@ -71,7 +76,8 @@ class Comparison:
     step_s: float = 0.1
 
     def __post_init__(self) -> None:
-        least = {"peers": 2, "rounds": 1, "seeds": 1, "tune_seeds": 1, "local_steps": 0, "evaluate_every": 0}
+        least = {"peers": 2, "rounds": 1, "seeds": 1, "tune_seeds": 1}
+        least |= dict.fromkeys(("local_steps", "evaluate_every", "widenings"), 0)
         for name, low in least.items():
             value = getattr(self, name)
             if type(value) is not int or value < low:
@@ -92,15 +98,24 @@ class Comparison:
         """Return baselines and methods in canonical writing, each once."""
         return tuple(dict.fromkeys(str(Method.parse(text)) for text in (*BASELINES, *self.methods)))
 
-    def tuning(self) -> list[Trial]:
-        """Return the trials that choose learning rates; none if there is nothing to choose."""
-        if len(set(self.learning_rates)) == 1:
+    @property
+    def searches(self) -> bool:
+        """There is more than one learning rate to choose from."""
+        return len(set(self.learning_rates)) > 1
+
+    def tuning(self, grids: Mapping[str, Sequence[float]]) -> list[Trial]:
+        """Return the trials that choose learning rates; none if there is nothing to choose.
+
+        Args:
+            grids: learning rates to try for each of ``all_methods``, as ``wider_grids`` gives them.
+        """
+        if not self.searches:
             return []
         return [
-            self._trial(method, rate, TUNING_SEED + index, last_only=True)
+            self._trial(method, rate, TUNING_SEED + index)
             for index in range(self.tune_seeds)
             for method in self.all_methods()
-            for rate in sorted(set(self.learning_rates))
+            for rate in sorted(grids[method])
         ]
 
     def evaluation(self, rates: Mapping[str, float]) -> list[Trial]:
@@ -116,28 +131,53 @@ class Comparison:
             for method in self.all_methods()
         ]
 
-    def _trial(self, method: str, rate: float, seed: int, *, last_only: bool = False) -> Trial:
-        """Return one trial; ``last_only``: measured after the last round and not before."""
-        steps = self._local_steps()
-        own_steps = Method.parse(method).settings.get("local_steps", steps)
-        if self.rounds * steps % own_steps:
-            raise LocalError(
-                f"method {method!r}: {self.rounds} rounds of {steps} steps are no whole number of rounds of "
-                f"{own_steps} steps; choose rounds so that all methods can take as many steps"
-            )
-        rounds = self.rounds * steps // own_steps
-        every = (self.evaluate_every or self._evaluate_every()) * steps / own_steps
-        kept = ("workload", "partition", "peers", "latency_s", "bandwidth_mbit", "loss", "step_s")
+    def _trial(self, method: str, rate: float, seed: int) -> Trial:
+        rounds, steps, batch = self._budget(Method.parse(method))
+        every = (self.evaluate_every or self._evaluate_every()) * rounds / self.rounds
+        shared = self._batch_size()
+        kept = ("workload", "partition", "peers", "latency_s", "bandwidth_mbit", "loss")
         return Trial(
             **{name: getattr(self, name) for name in kept},
             method=method,
             settings=" ".join(written_settings(self._settings())),
             learning_rate=rate,
             rounds=rounds,
-            local_steps=own_steps,
+            local_steps=steps,
+            batch_size=batch,
             seed=seed,
-            evaluate_every=rounds if last_only else max(1, round(every)),
+            evaluate_every=rounds if seed >= TUNING_SEED else max(1, round(every)),
+            step_s=self.step_s * batch / shared,
         )
+
+    def _budget(self, method: Method) -> tuple[int, int, int]:
+        """Return rounds, local steps and batch size with which a peer trains on as many sequences as with all methods.
+
+        Central trains in every round on what all peers together train on.
+
+        Raises:
+            LocalError: these are no whole number of rounds.
+        """
+        batch = method.settings.get("batch_size", self._batch_size())
+        of_round = self._local_steps() * self._batch_size()
+        if method.regime == "central":
+            sequences, unit, rounds = self.peers * of_round, batch, self.rounds
+            steps = sequences // batch
+            says = (
+                f"the {sequences} sequences of all peers in a round are no whole number of steps of {batch}"
+            )
+        else:
+            steps = method.settings.get("local_steps", self._local_steps())
+            sequences, unit = self.rounds * of_round, steps * batch
+            rounds = sequences // unit
+            says = (
+                f"{sequences} sequences of a peer are no whole number of rounds of {steps} steps of {batch}"
+            )
+        if sequences % unit:
+            raise LocalError(
+                f"method {str(method)!r}: {says}; choose rounds, local_steps and batch_size so that all methods can "
+                "train on as many"
+            )
+        return rounds, steps, batch
 
     def _settings(self) -> dict[str, Any]:
         return read_settings(self.settings, COMMON_FIELDS, "settings")
@@ -152,6 +192,9 @@ class Comparison:
             return self.local_steps
         return int(self._workload_settings().get("local_steps", PEER_DEFAULTS["local_steps"]))
 
+    def _batch_size(self) -> int:
+        return int(self._workload_settings().get("batch_size", PEER_DEFAULTS["batch_size"]))
+
     def _evaluate_every(self) -> int:
         """Return the rounds after which measuring costs a quarter of training, but so that curves have points.
 
@@ -159,9 +202,8 @@ class Comparison:
         """
         settings = self._workload_settings()
         blocks = int(settings.get("eval_blocks_max", PEER_DEFAULTS["eval_blocks_max"]))
-        batch_size = int(settings.get("batch_size", PEER_DEFAULTS["batch_size"]))
         groups = 1 if settings.get("task") == "classification" else 4
-        training = 3 * self._local_steps() * batch_size
+        training = 3 * self._local_steps() * self._batch_size()
         return max(1, min(round(4 * groups * blocks / training), self.rounds // POINTS_MIN))
 
     def command(self, out: Path) -> str:

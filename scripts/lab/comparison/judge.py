@@ -1,4 +1,8 @@
-"""How adapters are measured: all on the same held-out text, equal ones once."""
+"""How adapters are measured: all on the same held-out text, equal ones once.
+
+The held-out rows of every measured file are cut in two: learning rates are tuned, and the best round is found, on the
+validation rows; what is reported is measured on the test rows, which decide nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gossip.adapter import AdapterState
+from gossip.errors import LocalError
 from peer.training import data
 from peer.training.sequences import Tokens
 from peer.training.task import measure
@@ -26,34 +31,69 @@ class Score(NamedTuple):
 
 
 class Judge:
-    """Measures adapters on held-out text, each adapter once."""
+    """Measures adapters on held-out text, each adapter once.
 
-    def __init__(self, peers: Peers) -> None:
+    Args:
+        peers: whose text it is.
+        validates: keep half of the held-out rows for validation; otherwise all are test rows.
+
+    Raises:
+        LocalError: a measured file has too few held-out rows for both halves.
+    """
+
+    def __init__(self, peers: Peers, *, validates: bool = True) -> None:
         self._model, self._config = peers.model, peers.config
         self._task = TASKS[peers.config.model.task]
         self._pad = peers.model.tokenizer.pad_token_id or 0
-        self._measured = [self._held_out(file) for file in peers.layout.measured]
+        measured = peers.layout.measured
+        if validates:
+            halves = [self._halves(file) for file in measured]
+            self._test, self._validation = ([half[which] for half in halves] for which in (0, 1))
+        else:
+            self._test, self._validation = [self._tokenized(self._held_out(file)) for file in measured], []
         self._own = {
-            name: self._held_out(file) for name, file in zip(peers.names, peers.layout.train, strict=True)
+            name: self._tokenized(self._held_out(file))
+            for name, file in zip(peers.names, peers.layout.train, strict=True)
         }
-        self._scores: dict[str, Score] = {}
+        self._scores: dict[tuple[str, str], Score] = {}
 
-    def _held_out(self, file: Path) -> list[Tokens]:
+    def _held_out(self, file: Path) -> list[data.Row]:
         config = self._config
         rows = data.load([file], bad_rows=config.data.bad_rows, labels=config.model.labels).rows
-        held = data.split(rows, config.data.held_out, config.run.seed)[1]
-        return self._task.tokenize(held, self._model.tokenizer, config)[0][: config.data.eval_blocks_max]
+        return data.split(rows, config.data.held_out, config.run.seed)[1]
+
+    def _tokenized(self, rows: Sequence[data.Row]) -> list[Tokens]:
+        sequences = self._task.tokenize(rows, self._model.tokenizer, self._config)[0]
+        return sequences[: self._config.data.eval_blocks_max]
+
+    def _halves(self, file: Path) -> tuple[list[Tokens], list[Tokens]]:
+        """Return sequences of the test rows and of the validation rows: every other row of the file's order."""
+        rows = self._held_out(file)
+        test, validation = self._tokenized(rows[::2]), self._tokenized(rows[1::2])
+        if not test or not validation:
+            raise LocalError(
+                f"{len(rows)} held-out rows of {file.name} are too few for a validation and a test half: give more "
+                "rows, or a larger held_out"
+            )
+        return test, validation
 
     def __call__(self, state: AdapterState) -> Score:
-        """Return the score on the files all are measured on."""
-        digest = state.digest()
-        if digest not in self._scores:
-            self._scores[digest] = self._score(state, self._measured)
-        return self._scores[digest]
+        """Return the score on the test rows that all are measured on."""
+        return self._once("test", state, self._test)
+
+    def validation(self, state: AdapterState) -> Score:
+        """Return the score on the validation rows."""
+        return self._once("validation", state, self._validation)
 
     def own(self, name: str, state: AdapterState) -> float:
         """Return the loss on held-out rows of a peer's own file."""
         return self._score(state, [self._own[name]]).loss
+
+    def _once(self, half: str, state: AdapterState, files: Sequence[Sequence[Tokens]]) -> Score:
+        known = half, state.digest()
+        if known not in self._scores:
+            self._scores[known] = self._score(state, files)
+        return self._scores[known]
 
     def _score(self, state: AdapterState, files: Sequence[Sequence[Tokens]]) -> Score:
         self._model.put(state)

@@ -1,29 +1,65 @@
 """A method of a comparison as one line of text: a topology or a baseline, then settings, checked word by word.
 
-``"epidemic:3 codec=int8 local_steps=5"``: settings are options of a peer, so what a method can be is what
-a peer can be. Only those that leave data, tokens and learning rate alike may differ between methods.
+``"epidemic:3 codec=int8 batch_size=2"``: settings are options of a peer, so what a method can be is what a peer can be.
+Only those that leave data and tokens alike may differ between methods; every method has its own tuned rate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gossip.errors import LocalError
 from peer.config import OPTIONS
 from peer.options import Role, names_with
 from scripts.lab.spec import did_you_mean
 
-BASELINES: Mapping[str, str] = {
-    "local": "each peer alone",
-    "centralized": "one adapter, every step on a batch of every peer: what sharing all text would give",
-    "fedavg": "a server averages all adapters after every round, peers counting alike (FedAvg, arXiv 1602.05629)",
+
+class Baseline(NamedTuple):
+    """A regime without gossip.
+
+    Attributes:
+        budget: what it has in common with a method of peers, in two words, for tables.
+        doc: one line.
+        excluded: settings that it does not take, though others without gossip do.
+        defaults: settings that it has if nothing is said.
+    """
+
+    budget: str
+    doc: str
+    excluded: tuple[str, ...] = ("optimizer",)
+    defaults: Mapping[str, Any] = {}
+
+
+BASELINES: Mapping[str, Baseline] = {
+    "local": Baseline("alone", "each peer alone"),
+    "central": Baseline(
+        "equal tokens",
+        "one adapter on as many tokens as all peers together, in steps of a peer's batch, every peer's text alike: "
+        "what the strongest training in one place would give",
+        ("optimizer", "local_steps"),
+    ),
+    "central-large": Baseline(
+        "equal time", "one adapter, as many steps as a peer takes, each on a batch of every peer"
+    ),
+    "fedavg": Baseline(
+        "server", "a server averages all adapters after every round, peers counting alike (arXiv 1602.05629)"
+    ),
+    # DiLoCo's Nesterov step with less momentum than its 0.9, which takes more rounds than ours to build up. Guess.
+    "fedopt": Baseline(
+        "server",
+        "the same, and the server takes an outer step along the mean displacement (FedOpt, arXiv 2003.00295)",
+        (),
+        {"optimizer": "diloco:0.5:1"},
+    ),
 }
 """Regimes that every comparison runs, besides its methods."""
+PEERS_BUDGET = "peers"
+"""What the column ``budget`` says of methods of peers."""
 
 LOCAL_FIELDS = names_with(Role.METHOD, OPTIONS, ("training", "model"))
-"""Settings of a method that baselines have, too."""
+"""Settings of a method that baselines have, too; and some have ``optimizer``."""
 METHOD_FIELDS = (*names_with(Role.METHOD, OPTIONS, ("mixing",)), *LOCAL_FIELDS)
 """Settings that a method may name: options of a peer that leave data, tokens and learning rate alike."""
 COMMON_FIELDS = (*METHOD_FIELDS, *names_with(Role.COMPARISON, OPTIONS, ("model", "training", "data")))
@@ -55,11 +91,36 @@ class Method:
         regime, *words = text.split() or [""]
         if not regime or "=" in regime:
             raise LocalError(f"method {text!r} must begin with a topology or one of {', '.join(BASELINES)}")
-        known = LOCAL_FIELDS if regime in BASELINES else METHOD_FIELDS
-        return Method(regime, read_settings(words, known, f"method {text!r}"))
+        return Method(regime, read_settings(words, _known(regime), f"method {text!r}"))
+
+    @property
+    def all_settings(self) -> dict[str, Any]:
+        """Its settings, and those that its regime has if nothing is said."""
+        return {**(BASELINES[self.regime].defaults if self.is_baseline else {}), **self.settings}
+
+    @property
+    def is_baseline(self) -> bool:
+        """Without gossip."""
+        return self.regime in BASELINES
+
+    @property
+    def is_central(self) -> bool:
+        """One adapter learns from all text."""
+        return self.regime in ("central", "central-large")
+
+    @property
+    def budget(self) -> str:
+        """What it has in common with methods of peers, for tables."""
+        return BASELINES[self.regime].budget if self.is_baseline else PEERS_BUDGET
 
     def __str__(self) -> str:
         return " ".join([self.regime, *written_settings(self.settings)])
+
+
+def _known(regime: str) -> tuple[str, ...]:
+    if regime not in BASELINES:
+        return METHOD_FIELDS
+    return tuple(name for name in ("optimizer", *LOCAL_FIELDS) if name not in BASELINES[regime].excluded)
 
 
 def read_settings(words: Sequence[str], known: Sequence[str], where: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from gossip.simulation import LocalSteps
 from peer.config import PeerConfig
 from peer.training.adapted_model import SHAPING, AdaptedModel
 from peer.training.local_trainer import LocalTrainer
+from peer.training.schedules import Position
 from scripts.lab.comparison.trial import Trial
 from scripts.lab.workloads import Layout, lay_out, parse_workload
 
@@ -42,7 +44,7 @@ class Peers:
         config: of the first of them; they differ in their text only.
         names: of all, sorted.
         trainers: by name; what else trains on their text (a pool of all) may be added.
-        tokens: target tokens trained on so far, by name of the trainer.
+        tokens: round, from 0 -> target tokens trained on in it, by all together.
     """
 
     layout: Layout
@@ -50,21 +52,22 @@ class Peers:
     config: PeerConfig
     names: tuple[str, ...]
     trainers: dict[str, LocalTrainer]
-    tokens: dict[str, int] = field(default_factory=dict)
+    tokens: Counter[int] = field(default_factory=Counter)
 
-    def train(self, name: str, state: AdapterState, action: Train | None = None) -> LocalSteps:
+    def train(
+        self, name: str, state: AdapterState, action: Train | None = None, round: int = 0
+    ) -> LocalSteps:
         """Take one round's local steps; virtual seconds are the caller's.
 
         Args:
             action: what a node asks for besides; None = all tensors are trained, and nothing is added.
+            round: where in the run these steps stand, from 0, where no node says it.
         """
         trainer = self.trainers[name]
-        trained = (
-            trainer.train(state)
-            if action is None
-            else trainer.train(state, trainable=action.trainable, correction=action.correction)
-        )
-        self.tokens[name] = self.tokens.get(name, 0) + trained.tokens
+        asked = action or Train(state, round)
+        position = Position(asked.round, trainer.config.run.rounds)
+        trained = trainer.train(state, asked.trainable, asked.correction, position=position)
+        self.tokens[asked.round] += trained.tokens
         return LocalSteps(trained.state, trained.steps, trained.loss, 0.0)
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scripts.lab.comparison.method import BASELINES
 from scripts.lab.comparison.statistics import ComparisonResults, MethodResults, mean_curve
 from scripts.lab.figures import CURVES_MAX, LINE_STYLES, add_legend, new_figure
 from scripts.lab.results import Columns
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
 
 MARKERS = ("o", "s", "^")
 """For points what ``LINE_STYLES`` are for lines, where the ten colors come again."""
+
+GOSSIP_MIN = 4
+"""Methods of peers in a figure at least, however many baselines there are. Source: ours."""
 
 CURVES: tuple[tuple[str, str, str], ...] = (
     ("loss", "loss", "held-out loss, mean over peers (nats)"),
@@ -30,19 +32,19 @@ CURVES: tuple[tuple[str, str, str], ...] = (
 LOGARITHMIC = ("consensus_distance", "cross_term")
 """Columns drawn on a logarithmic axis; of baselines only local has them."""
 AXES = (
-    ("round", "rounds, in optimizer steps of a peer", 1.0),
+    ("tokens_per_peer", "tokens of all peers, over their number, thousands", 1e-3),
     ("bytes_per_peer", "MB read per peer", 1e-6),
     ("seconds", "virtual seconds", 1.0),
 )
-"""(column, label, factor) of the abscissae; rounds count as steps, since methods' rounds may differ in length."""
+"""(column, label, factor) of the abscissae; methods' rounds may differ in length."""
 
 
 def figures(comparison: ComparisonResults) -> list[tuple[str, Figure]]:
     """Return (name, figure) of all plots that have something to show."""
     drawings: list[tuple[str, Figure]] = []
-    baselines = [method for method in comparison.methods if method.name in BASELINES]
-    gossip = [method for method in comparison.methods if method.name not in BASELINES]
-    size = CURVES_MAX - len(BASELINES)
+    baselines = [method for method in comparison.methods if method.what.is_baseline]
+    gossip = [method for method in comparison.methods if not method.what.is_baseline]
+    size = max(GOSSIP_MIN, CURVES_MAX - len(baselines))
     batches = [gossip[start : start + size] for start in range(0, max(1, len(gossip)), size)]
     for column, name, label in CURVES:
         for number, batch in enumerate(batches, start=1):
@@ -57,7 +59,7 @@ def figures(comparison: ComparisonResults) -> list[tuple[str, Figure]]:
 
 
 def _drawable(method: MethodResults, column: str) -> bool:
-    if method.name in BASELINES and column in LOGARITHMIC and method.name != "local":
+    if method.what.is_baseline and column in LOGARITHMIC and method.what.regime != "local":
         return False
     return len(mean_curve(list(method.rounds.values()), column).rows) > 1
 
@@ -96,9 +98,7 @@ def _draw_curve(
 ) -> None:
     curves = list(method.rounds.values())
     rows, mean, low, high = mean_curve(curves, column)
-    x = factor * np.stack(
-        [curve["steps" if abscissa == "round" else abscissa][rows] for curve in curves]
-    ).mean(axis=0)
+    x = factor * np.stack([curve[abscissa][rows] for curve in curves]).mean(axis=0)
     keep = slice(None)
     if abscissa == "bytes_per_peer":
         if not x.any():  # nothing is read: as good at any number of bytes
@@ -136,7 +136,7 @@ def _frontier(comparison: ComparisonResults) -> Figure | None:
 def _spread(comparison: ComparisonResults) -> Figure:
     """Draw every peer of every seed: its loss over all text and on its own, before and after the merge."""
     figure, axes = new_figure(13.5, 1.4 + 0.34 * len(comparison.methods), columns=2)
-    shown = [method for method in comparison.methods if method.name != "centralized"][::-1]
+    shown = [method for method in comparison.methods if not method.what.is_central][::-1]
     columns = (("loss", "loss over all text (nats)"), ("loss_own", "loss on own text (nats)"))
     for ax, (column, label) in zip(axes, columns, strict=True):
         for height, method in enumerate(shown):

@@ -17,6 +17,7 @@ from peer.config import PeerConfig
 from peer.training import base_models
 from peer.training.adapted_model import AdaptedModel
 from peer.training.local_trainer import LocalTrainer
+from peer.training.schedules import Position
 from scripts.lab import corpus
 
 SOURCE = "movie"
@@ -76,8 +77,8 @@ def run_trial(config: PeerConfig, model: AdaptedModel, epsilon: float, rate: flo
     promised = 0.0 if math.isinf(epsilon) else epsilon
     trainer = LocalTrainer(config.with_options(dp_epsilon=promised, learning_rate=rate), model)
     state, before = trainer.initial, trainer.evaluate(trainer.initial).own
-    for _ in range(config.run.rounds):
-        state = trainer.train(state).state
+    for round in range(config.run.rounds):
+        state = trainer.train(state, position=Position(round, config.run.rounds)).state
     return Outcome(epsilon, rate, trainer.shard.rows, before, trainer.evaluate(state).own)
 
 

@@ -74,16 +74,18 @@ class Record:
         self._peer_rows: list[dict[str, float]] = []
         self._bytes = 0.0
         self._milestones: dict[str, dict[str, float]] = {}
+        self._latest: Moment | None = None
 
     def add(self, now: Moment) -> None:
         """Take the next round."""
         trial = self._trial
+        self._latest = now
         self._bytes += now.bytes
         mean = mean_adapter(list(now.states.values()))
         row = dict.fromkeys(COLUMNS, math.nan) | {
             "round": now.round,
             "merging": float(now.merging),
-            "steps": min(now.round, trial.rounds) * trial.local_steps,
+            "tokens_per_peer": self._tokens(now.round),
             "bytes_per_peer": self._bytes,
             "seconds": now.seconds,
             "train_loss": now.train_loss,
@@ -91,19 +93,23 @@ class Record:
             "consensus_distance": self._distance(now.states, mean),
         }
         trained = now.round == trial.rounds
-        if now.last or trained or (not now.merging and now.round % trial.evaluate_every == 0):
+        due = now.last or trained or (not now.merging and now.round % trial.evaluate_every == 0)
+        if due and not trial.tunes:
             scores = {name: self._judge(state) for name, state in now.states.items()}
             row |= _measures(list(scores.values()), self._judge(mean))
             if trained or now.last:
                 self._milestone("final" if now.last else "unmerged", now, row, scores)
         self._rounds.append(row)
 
+    def _tokens(self, rounds: int) -> float:
+        """Return the targets that all peers together have trained on in so many rounds, over their number."""
+        trained = (tokens for round, tokens in self._peers.tokens.items() if round < rounds)
+        return sum(trained) / self._trial.peers
+
     def _milestone(self, name: str, now: Moment, row: dict[str, float], scores: dict[str, Score]) -> None:
-        central = (
-            self._trial.what.regime == "centralized"
-        )  # one adapter, equal everywhere, so is its own loss
+        is_one = self._trial.what.is_central  # there is nothing to see of peers
         own = {peer: self._judge.own(peer, state) for peer, state in now.states.items()}
-        for index, peer in enumerate([] if central else sorted(now.states)):
+        for index, peer in enumerate([] if is_one else sorted(now.states)):
             score = scores[peer]
             values = (now.round, index, score.loss, own[peer], score.accuracy)
             self._peer_rows.append(dict(zip(PEER_COLUMNS, values, strict=True)))
@@ -122,7 +128,7 @@ class Record:
         known = {
             "start_loss": self._rounds[0]["loss"],
             **self._losses(rounds["cross_term"]),
-            "tokens_per_peer": sum(self._peers.tokens.values()) / self._trial.peers,
+            "tokens_per_peer": self._tokens(self._trial.rounds),
             "total_variation": uneven.total_variation,
             "jensen_shannon": uneven.jensen_shannon,
             "rows_least": min(uneven.sizes),
@@ -134,10 +140,16 @@ class Record:
 
     def _losses(self, cross_terms: Values) -> dict[str, Any]:
         """Return the outcomes of a trial that came to its end with finite losses; of another, that it diverged."""
-        unmerged = self._milestones.get("unmerged")
-        final = self._milestones.get("final", unmerged)
-        if self.diverged or not unmerged or not final or not math.isfinite(unmerged["loss"] + final["loss"]):
+        latest = self._latest
+        if self.diverged or latest is None or latest.round < self._trial.rounds:
             return {"diverged": 1}
+        validation = average([self._judge.validation(state).loss for state in latest.states.values()])
+        unmerged = self._milestones.get("unmerged", {"loss": 0.0})
+        final = self._milestones.get("final", unmerged)
+        if not math.isfinite(unmerged["loss"] + final["loss"] + validation):
+            return {"diverged": 1}
+        if self._trial.tunes:
+            return {"diverged": 0, "validation_loss": validation}
         losses: dict[str, Any] = {"diverged": 0}
         for name, milestone in (("unmerged", unmerged), ("final", final)):
             losses[f"{name}_loss"] = milestone["loss"]
@@ -147,6 +159,7 @@ class Record:
         finite = cross_terms[np.isfinite(cross_terms)]
         return losses | {
             "final_mean_adapter": final["loss_mean_adapter"],
+            "validation_loss": validation,
             "bytes_per_peer": final["bytes_per_peer"],
             "seconds": final["seconds"],
             "consensus_distance": unmerged["consensus_distance"],

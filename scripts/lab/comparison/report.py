@@ -6,12 +6,13 @@ What the numbers mean is said in ``statistics.py``.
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.lab.comparison.plots import figures
 from scripts.lab.comparison.statistics import ComparisonResults, read_comparison_results
-from scripts.lab.comparison.tables import Table, tables
+from scripts.lab.comparison.tables import Table, record, tables
 from scripts.lab.figures import png
 from scripts.lab.files import write_file
 from scripts.lab.page import (
@@ -26,7 +27,7 @@ from scripts.lab.page import (
 
 
 def write_report(folder: Path) -> tuple[Path, list[str]]:
-    """Write ``report.html``, ``table.md`` and PNG files into the folder of a comparison.
+    """Write ``report.html``, ``table.md``, ``record.json`` and PNG files into the folder of a comparison.
 
     Returns:
         The HTML file, and the first table as lines of text.
@@ -40,6 +41,7 @@ def write_report(folder: Path) -> tuple[Path, list[str]]:
     for name, content in pictures.items():
         write_file(folder / f"{name}.png", content)
     write_file(folder / "table.md", _markdown(comparison, shown).encode())
+    write_file(folder / "record.json", (json.dumps(record(comparison), indent=1) + "\n").encode())
     target = folder / "report.html"
     write_file(target, _page(comparison, shown, pictures).encode())
     return target, text_table(shown[0].rows)
@@ -49,16 +51,15 @@ def _introduction(comparison: ComparisonResults) -> list[str]:
     request = comparison.manifest["spec"]["comparison"]
     runs = [run for method in comparison.methods for run in method.runs.values()]
     seeds = {seed for method in comparison.methods for seed in method.runs}
-    steps = sorted({int(run["rounds"] * run["local_steps"]) for run in runs})
     split = f", split {request['partition']}" if request["partition"] else ""
+    tokens = max(run["tokens_per_peer"] for run in runs)
     return [
-        f"Workload {request['workload']}{split}: {request['peers']} peers, {' or '.join(map(str, steps))} optimizer "
-        f"steps each, {len(seeds)} seeds. All methods have the same text, splits, initial adapters and batch sizes, "
-        "and learning rates tuned on the same grid.",
-        f"Time is virtual: {request['step_s']:g} s a step, links of {request['bandwidth_mbit']:g} Mbit/s and "
-        f"{request['latency_s'] * 1000:g} ms. Bytes are those that a peer reads, the final merge included; with "
-        "fedavg, one adapter down and one up a round. Centralized and local read none; centralized takes n times as "
-        "long a step, on one machine.",
+        f"Workload {request['workload']}{split}: {request['peers']} peers, {tokens * 1e-3:.4g} thousand tokens each, "
+        f"{len(seeds)} seeds. All methods have the same text, splits, initial adapters and number of training "
+        "sequences, and each its own learning rate, tuned on validation rows of other seeds.",
+        f"Time is virtual: {request['step_s']:g} s a step of a peer (of fewer sequences: in proportion), links of "
+        f"{request['bandwidth_mbit']:g} Mbit/s and {request['latency_s'] * 1000:g} ms. Bytes are those that a peer "
+        "reads, the final merge included; with a server, one adapter down and one up a round.",
     ]
 
 

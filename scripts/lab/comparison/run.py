@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from gossip.adapter import AdapterState
@@ -19,9 +21,11 @@ from gossip.simulated_network import LinkModel
 from gossip.simulation import LocalSteps, Simulation
 from peer.run_plan import plan_run
 from peer.training.local_trainer import LocalTrainer
+from peer.training.sequences import Tokens
 from scripts.lab.comparison.method import BASELINES
 from scripts.lab.comparison.peers import Peers, prepare_peers
-from scripts.lab.comparison.record import Moment, Record, TrialResult, average, mean_adapter
+from scripts.lab.comparison.record import Moment, Record, TrialResult, average
+from scripts.lab.comparison.server import Server
 from scripts.lab.comparison.trial import Trial
 from scripts.lab.threads import one_thread
 
@@ -124,7 +128,7 @@ def _in_rounds(trial: Trial, peers: Peers, record: Record, exchange: Exchange | 
     clocks = _clocks(trial, peers.names)
     seconds = dict.fromkeys(peers.names, 0.0)
     for round in range(1, trial.rounds + 1):
-        trained = {name: peers.train(name, states[name]) for name in peers.names}
+        trained = {name: peers.train(name, states[name], round=round - 1) for name in peers.names}
         for name in peers.names:
             seconds[name] += _steps_s(trial, clocks[name])
         states = {name: steps.state for name, steps in trained.items()}
@@ -143,45 +147,64 @@ def _local(trial: Trial, peers: Peers, record: Record) -> None:
 
 def _fedavg(trial: Trial, peers: Peers, record: Record) -> None:
     """One adapter up and one down for every peer and round, in float32, all peers at once."""
+    server = Server(trial.what.all_settings.get("optimizer", "none"), peers.model.initial, trial.local_steps)
 
-    def averaged(states: dict[str, AdapterState]) -> dict[str, AdapterState]:
-        return dict.fromkeys(states, mean_adapter(list(states.values())))
+    def served(states: dict[str, AdapterState]) -> dict[str, AdapterState]:
+        return dict.fromkeys(states, server.step(states))
 
     adapter_bytes = 4.0 * peers.model.spec.size
     transfer_s = trial.latency_s + adapter_bytes / (trial.bandwidth_mbit * 1e6 / 8)
-    _in_rounds(trial, peers, record, Exchange(averaged, 2 * adapter_bytes, 2 * transfer_s))
+    _in_rounds(trial, peers, record, Exchange(served, 2 * adapter_bytes, 2 * transfer_s))
 
 
-def _centralized(trial: Trial, peers: Peers, record: Record) -> None:
-    """As many steps as a peer takes, each on a batch of every peer; on one machine, so each takes n times as long."""
-    peers.trainers["all"] = _pooled(peers)
-    clock = random.Random(f"{trial.seed}/clock/all")
-    state, seconds = peers.model.initial, 0.0
-    for round in range(1, trial.rounds + 1):
-        trained = peers.train("all", state)
-        state = trained.state
-        seconds += trial.peers * _steps_s(trial, clock)
-        record.add(Moment(round, dict.fromkeys(peers.names, state), 0.0, seconds, trained.loss))
+def _central(trial: Trial, peers: Peers, record: Record) -> None:
+    """Steps of ``batch_size`` sequences, which the peers' texts give in turn, one after the other on one machine."""
+    sequences = in_turn([peers.trainers[name] for name in peers.names])
+    size = peers.config.training.batch_size
+    _on_pool(trial, peers, record, size, lambda: list(islice(sequences, size)))
 
 
-def _pooled(peers: Peers) -> LocalTrainer:
-    """Return a trainer whose every step takes a batch of every peer's training sequences.
+def _central_large(trial: Trial, peers: Peers, record: Record) -> None:
+    """Steps on a batch of every peer, each as fast as a peer's: n machines that exchange gradients at no cost."""
+    trainers = [peers.trainers[name] for name in peers.names]
+    size = peers.config.training.batch_size * len(trainers)
+    _on_pool(
+        trial, peers, record, size, lambda: [one for trainer in trainers for one in trainer.draw_batch()]
+    )
+
+
+def in_turn(trainers: Sequence[LocalTrainer]) -> Iterator[Tokens]:
+    """Yield training sequences without end, one of each peer in turn.
 
     Drawing from all sequences alike would favor peers with much text, whom neither gossip nor what is measured favors.
     """
-    trainers = [peers.trainers[name] for name in peers.names]
-    size = peers.config.training.batch_size * len(trainers)
-    return LocalTrainer(
-        peers.config.with_options(data=peers.layout.train, batch_size=size),
-        peers.model,
-        draw=lambda: [tokens for trainer in trainers for tokens in trainer.draw_batch()],
-    )
+    drawn: list[deque[Tokens]] = [deque() for _ in trainers]
+    while True:
+        for trainer, waiting in zip(trainers, drawn, strict=True):
+            if not waiting:
+                waiting.extend(trainer.draw_batch())
+            yield waiting.popleft()
+
+
+def _on_pool(trial: Trial, peers: Peers, record: Record, size: int, draw: Callable[[], list[Tokens]]) -> None:
+    """Train one adapter on batches of ``size`` sequences that ``draw`` gives."""
+    pooled = peers.config.with_options(data=peers.layout.train, batch_size=size)
+    peers.trainers["all"] = LocalTrainer(pooled, peers.model, draw=draw)
+    clock = random.Random(f"{trial.seed}/clock/all")
+    state, seconds = peers.model.initial, 0.0
+    for round in range(1, trial.rounds + 1):
+        trained = peers.train("all", state, round=round - 1)
+        state = trained.state
+        seconds += _steps_s(trial, clock)
+        record.add(Moment(round, dict.fromkeys(peers.names, state), 0.0, seconds, trained.loss))
 
 
 REGIMES: dict[str, Callable[[Trial, Peers, Record], None]] = {
     "local": _local,
-    "centralized": _centralized,
+    "central": _central,
+    "central-large": _central_large,
     "fedavg": _fedavg,
+    "fedopt": _fedavg,
 }
 """Baselines; everything else is a topology. A new one stands in ``BASELINES`` of ``method.py``, too."""
 assert REGIMES.keys() == BASELINES.keys()

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossip.errors import LocalError
-from scripts.lab.comparison.design import TUNING_SEED
-from scripts.lab.comparison.trial import Trial
-from scripts.lab.comparison.tuning import grid_of
+from scripts.lab.comparison.method import Method
+from scripts.lab.comparison.trial import TUNING_SEED, Trial
+from scripts.lab.comparison.tuning import at_edge, grid_of
 from scripts.lab.results import Columns, read_collected
 from scripts.lab.statistics import Interval, Values, interval, paired_difference
 
@@ -43,6 +43,16 @@ class MethodResults:
     rounds: Mapping[int, Columns]
     peers: Mapping[int, Columns]
 
+    @property
+    def what(self) -> Method:
+        """What its name says."""
+        return Method.parse(self.name)
+
+    @property
+    def has_traffic(self) -> bool:
+        """It reads anything."""
+        return any(run["bytes_per_peer"] for run in self.runs.values())
+
     def outcome(self, column: str, factor: float = 1.0) -> Interval:
         """Return one outcome over the seeds."""
         return interval([None if run[column] is None else factor * run[column] for run in self.runs.values()])
@@ -53,9 +63,10 @@ class MethodResults:
 
     def minus(self, baseline: MethodResults, column: str) -> Interval:
         """Return an outcome of this method minus that of the baseline, seed by seed, over the seeds that both have."""
-        return paired_difference(self._by_seed(column), baseline._by_seed(column))
+        return paired_difference(self.by_seed(column), baseline.by_seed(column))
 
-    def _by_seed(self, column: str) -> dict[int, float | None]:
+    def by_seed(self, column: str) -> dict[int, float | None]:
+        """Return seed -> outcome; None = there is none."""
         return {seed: run[column] for seed, run in self.runs.items()}
 
 
@@ -66,7 +77,7 @@ class ComparisonResults:
     Args:
         manifest: of the folder.
         methods: those with finished runs, baselines first.
-        grid: method -> learning rate -> mean final loss on the tuning seeds; empty if nothing was tuned.
+        grid: method -> learning rate -> mean validation loss on the tuning seeds; empty if nothing was tuned.
         rates: method -> the learning rate taken.
     """
 
@@ -78,6 +89,22 @@ class ComparisonResults:
     def named(self, name: str) -> MethodResults | None:
         """Return one method's results, if there are any."""
         return next((method for method in self.methods if method.name == name), None)
+
+    def strongest_central(self) -> MethodResults | None:
+        """Return the central training of equal tokens with the least validation loss at its tuned rate.
+
+        That loss is the mean over the tuning seeds; where nothing was tuned, over those compared. The rows that are
+        reported on have no say in it.
+        """
+        central = [method for method in self.methods if method.what.regime == "central"]
+        losses = {method.name: self._validation(method) for method in central}
+        return min(central, key=lambda method: losses[method.name], default=None)
+
+    def _validation(self, method: MethodResults) -> float:
+        if method.name in self.grid:
+            return self.grid[method.name][self.rates[method.name]]
+        mean = method.outcome("validation_loss").mean
+        return math.inf if mean is None else mean
 
 
 def read_comparison_results(folder: Path) -> ComparisonResults:
@@ -114,30 +141,56 @@ def read_comparison_results(folder: Path) -> ComparisonResults:
 
 
 def _tuned(runs: Sequence[dict[str, Any]]) -> list[tuple[Trial, float | None]]:
-    """Return the trials that tuned learning rates, with their final losses."""
+    """Return the trials that tuned learning rates, with their validation losses."""
     fields = [field.name for field in dataclasses.fields(Trial)]
     return [
-        (Trial(**{name: run[name] for name in fields}), run["final_loss"])
+        (Trial(**{name: run[name] for name in fields}), run["validation_loss"])
         for run in runs
         if run["seed"] >= TUNING_SEED
     ]
 
 
-def gap_closed(comparison: ComparisonResults, method: MethodResults, column: str = "final_loss") -> Interval:
-    """Return (local - method) / (local - centralized), seed by seed: 0 = as alone, 1 = as with all text in one place.
+def base_loss(comparison: ComparisonResults) -> Interval:
+    """Return the loss of the model before training, over all seeds; it is the same for all methods."""
+    losses: dict[int, float | None] = {}
+    for method in comparison.methods:
+        losses |= method.by_seed("start_loss")
+    return interval(list(losses.values()))
 
-    A seed on which centralized is not better than local has no gap, and counts as censored.
+
+def share_of_gain(comparison: ComparisonResults, method: MethodResults) -> Interval:
+    """Return (base - method) / (base - strongest central), seed by seed: how much of that gain a method has.
+
+    The base is the model before training. A seed on which central gains nothing has no share, and counts as censored.
     """
-    local, centralized = comparison.named("local"), comparison.named("centralized")
-    if local is None or centralized is None:
+    central = comparison.strongest_central()
+    if central is None:
         return interval([])
+    return _shares(method.by_seed("start_loss"), central.by_seed("final_loss"), method.by_seed("final_loss"))
+
+
+def gap_closed(comparison: ComparisonResults, method: MethodResults) -> Interval:
+    """Return (local - method) / (local - strongest central), seed by seed: 0 = as alone, 1 = as central.
+
+    A seed on which central is not better than local has no gap, and counts as censored.
+    """
+    local, central = comparison.named("local"), comparison.strongest_central()
+    if local is None or central is None:
+        return interval([])
+    return _shares(local.by_seed("final_loss"), central.by_seed("final_loss"), method.by_seed("final_loss"))
+
+
+def _shares(
+    start: Mapping[int, float | None], end: Mapping[int, float | None], ours: Mapping[int, float | None]
+) -> Interval:
+    """Return the share of the way from ``start`` down to ``end`` that ``ours`` has gone, over the seeds of all."""
     shares: list[float | None] = []
-    for seed, run in method.runs.items():
-        if seed in local.runs and seed in centralized.runs:
-            alone, together = local.runs[seed][column], centralized.runs[seed][column]
-            ours = run[column]
-            gap = None if alone is None or together is None else alone - together
-            shares.append(None if gap is None or gap <= 0 or ours is None else (alone - ours) / gap)
+    for seed in sorted(ours.keys() & start.keys() & end.keys()):
+        first, last, reached = start[seed], end[seed], ours[seed]
+        if first is None or last is None or reached is None or first <= last:
+            shares.append(None)
+        else:
+            shares.append((first - reached) / (first - last))
     return interval(shares)
 
 
@@ -209,5 +262,4 @@ def mean_curve(curves: Sequence[Columns], column: str) -> MeanCurve:
 
 def on_edge(comparison: ComparisonResults, method: str) -> bool:
     """Tell whether the learning rate taken is the least or the greatest of the grid: a better one may lie outside."""
-    rates = list(comparison.grid.get(method, {}))
-    return len(rates) > 1 and comparison.rates[method] in (rates[0], rates[-1])
+    return at_edge(comparison.grid.get(method, {}), comparison.rates[method])

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from scripts.lab.comparison.method import BASELINES
-from scripts.lab.comparison.statistics import ComparisonResults, budgets, gap_closed, loss_within, on_edge
-from scripts.lab.statistics import Interval
+from scripts.lab.comparison.statistics import (
+    ComparisonResults,
+    MethodResults,
+    base_loss,
+    budgets,
+    gap_closed,
+    loss_within,
+    on_edge,
+    share_of_gain,
+)
+from scripts.lab.statistics import Interval, interval
 
 
 class Table(NamedTuple):
@@ -19,59 +28,161 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-SHOWN: tuple[tuple[str, str, float], ...] = (
-    ("final_loss", "loss", 1.0),
-    ("final_worst", "worst peer", 1.0),
-    ("final_mean_adapter", "mean adapter", 1.0),
-    ("unmerged_loss", "before the merge", 1.0),
-    ("unmerged_own", "own text, before", 1.0),
-    ("final_accuracy", "accuracy, %", 100.0),
-    ("unmerged_accuracy", "accuracy before the merge, %", 100.0),
-    ("bytes_per_peer", "MB a peer", 1e-6),
-    ("seconds", "seconds", 1.0),
-    ("tokens_per_peer", "tokens a peer, thousands", 1e-3),
-    ("consensus_distance", "consensus distance", 1.0),
-    ("cross_term", "cross term", 1.0),
+class Column(NamedTuple):
+    """A column of numbers with intervals.
+
+    Attributes:
+        name: in records.
+        heading: in tables, with its unit.
+        of: what a method has in it; an interval over no runs where it has nothing.
+        digits: after the point; None = four significant ones.
+    """
+
+    name: str
+    heading: str
+    of: Callable[[ComparisonResults, MethodResults], Interval]
+    digits: int | None = None
+
+
+def _outcome(name: str, heading: str, column: str, factor: float = 1.0) -> Column:
+    def of(comparison: ComparisonResults, method: MethodResults) -> Interval:
+        return method.outcome(column, factor) if method.has(column) else interval([])
+
+    return Column(name, heading, of)
+
+
+def _percent(
+    name: str, heading: str, share: Callable[[ComparisonResults, MethodResults], Interval]
+) -> Column:
+    def of(comparison: ComparisonResults, method: MethodResults) -> Interval:
+        return share(comparison, method).times(100)
+
+    return Column(name, heading, of, digits=1)
+
+
+MAIN = (
+    _percent("share_of_gain", "share of strongest central's gain, %", share_of_gain),
+    _outcome("loss", "loss", "final_loss"),
+    _outcome("worst_loss", "worst peer", "final_worst"),
+    _outcome("accuracy_percent", "accuracy, %", "final_accuracy", 100.0),
+    _outcome("megabytes", "MB a peer", "bytes_per_peer", 1e-6),
+    _outcome("seconds", "seconds", "seconds"),
 )
-"""(column of runs.parquet, heading, factor) of the first table."""
+"""Columns of the first table, after method, budget and rate."""
+
+DETAILS = (
+    _percent("gap_closed", "gap closed, %", gap_closed),
+    _outcome("mean_adapter_loss", "mean adapter", "final_mean_adapter"),
+    _outcome("unmerged_loss", "before the merge", "unmerged_loss"),
+    _outcome("unmerged_own_loss", "own text, before", "unmerged_own"),
+    _outcome("unmerged_accuracy_percent", "accuracy before the merge, %", "unmerged_accuracy", 100.0),
+    _outcome("validation_loss", "validation loss", "validation_loss"),
+    _outcome("kilotokens", "tokens a peer, thousands", "tokens_per_peer", 1e-3),
+    _outcome("consensus_distance", "consensus distance", "consensus_distance"),
+    _outcome("cross_term", "cross term", "cross_term"),
+)
+"""Columns of the table of details."""
 
 
 def tables(comparison: ComparisonResults) -> list[Table]:
     """Return all tables of the report that have rows."""
-    makers = (result_table, paired_table, frontier_table, tuning_table, split_table)
+    makers = (main_table, paired_table, detail_table, frontier_table, tuning_table, split_table)
     return [table for table in (make(comparison) for make in makers) if len(table.rows) > 1]
 
 
-def result_table(comparison: ComparisonResults) -> Table:
-    """Return what every method came to."""
-    shown = [column for column in SHOWN if any(method.has(column[0]) for method in comparison.methods)]
-    rows = [["method", "rate", "gap closed, %", *(heading for _, heading, _ in shown)]]
+def main_table(comparison: ComparisonResults) -> Table:
+    """Return what every method came to, and the model before training."""
+    shown = _filled(comparison, MAIN)
+    rows = [["method", "budget", "rate", *(column.heading for column in shown)]]
+    base = base_loss(comparison)
+    rows.append(["base model", "", "", *(_shown(base) if column.name == "loss" else "" for column in shown)])
     for method in comparison.methods:
-        closed = gap_closed(comparison, method)
-        rows.append(
-            [
-                method.name,
-                f"{comparison.rates[method.name]:g}",
-                _percent(closed) if closed.runs else "",
-                *(
-                    _shown(method.outcome(name, factor)) if method.has(name) else ""
-                    for name, _, factor in shown
-                ),
-            ]
-        )
+        cells = (_cell(column, comparison, method) for column in shown)
+        rows.append([method.name, method.what.budget, f"{comparison.rates[method.name]:g}", *cells])
+    central = comparison.strongest_central()
+    strongest = f" Strongest central: {central.name}." if central else ""
+    return Table("Results", f"{MAIN_DOC}{strongest}", rows)
+
+
+MAIN_DOC = (
+    "Losses on test rows in nats, mean ± half of the 95 % interval over seeds. Budget: equal tokens = one adapter on "
+    "as many tokens as all peers together, in small steps one after the other; equal time = one adapter, as many steps "
+    "as a peer takes, each on a batch of every peer, on n machines; server = one that all peers trust; alone, peers = "
+    "each peer on its share of the tokens. Share: of what the strongest central training of equal tokens (by "
+    "validation loss) gains over the base model, seed by seed. The worst peer is the one with the highest loss over "
+    "all text."
+)
+
+
+def detail_table(comparison: ComparisonResults) -> Table:
+    """Return what else was measured of every method."""
+    shown = _filled(comparison, DETAILS)
+    rows = [["method", *(column.heading for column in shown)]]
+    rows += [
+        [method.name, *(_cell(column, comparison, method) for column in shown)]
+        for method in comparison.methods
+    ]
     return Table(
-        "Results",
-        "Held-out losses in nats, mean ± half of the 95 % interval over seeds. The gap is that between local and "
-        "centralized, seed by seed. The worst peer is the one with the highest loss over all text. Consensus distance: "
-        "root mean square distance of the adapters to their mean, over that of the mean from the start.",
+        "Details",
+        "The gap is that between local and the strongest central, seed by seed. Consensus distance: root mean square "
+        "distance of the adapters to their mean, over that of the mean from the start.",
         rows,
     )
 
 
+def _filled(comparison: ComparisonResults, columns: Sequence[Column]) -> list[Column]:
+    return [
+        column for column in columns if any(column.of(comparison, one).runs for one in comparison.methods)
+    ]
+
+
+def _cell(column: Column, comparison: ComparisonResults, method: MethodResults) -> str:
+    value = column.of(comparison, method)
+    if not value.runs or value.mean is None or column.digits is None:
+        return _shown(value) if value.runs else ""
+    half = "" if value.half is None else f" ± {value.half:.{column.digits}f}"
+    return f"{value.mean:.{column.digits}f}{half}"
+
+
+def record(comparison: ComparisonResults) -> dict[str, Any]:
+    """Return every number of the first table and of the details, in full, and what made them; for JSON.
+
+    Rows are the base model and the methods; a value is mean, half of the 95 % interval (None: one seed), and seeds.
+    """
+    columns = _filled(comparison, (*MAIN, *DETAILS))
+    manifest, central = comparison.manifest, comparison.strongest_central()
+    rows: list[dict[str, Any]] = [
+        {"method": "base model", "values": {"loss": _numbers(base_loss(comparison))}}
+    ]
+    for method in comparison.methods:
+        values = {column.name: _numbers(column.of(comparison, method)) for column in columns}
+        named = {"method": method.name, "budget": method.what.budget, "rate": comparison.rates[method.name]}
+        rows.append({**named, "values": values})
+    return {
+        "command": _portable(manifest["spec"]["command"]),
+        "made": {name: manifest[name] for name in ("format", "commit", "python", "machine", "versions")},
+        "strongest_central": central.name if central else None,
+        "columns": [column.name for column in columns],
+        "rows": rows,
+    }
+
+
+def _portable(command: str) -> str:
+    """Return the command with a folder that is not this machine's alone."""
+    words, flag, out = command.rpartition("--out ")
+    return f"{words}{flag}{PurePath(out).name if PurePath(out).is_absolute() else out}"
+
+
+def _numbers(value: Interval) -> dict[str, float | int | None]:
+    return {"mean": value.mean, "half": value.half, "n": value.reached}
+
+
 def paired_table(comparison: ComparisonResults) -> Table:
-    """Return differences, seed by seed, to baselines and to the first method."""
-    gossip = [method for method in comparison.methods if method.name not in BASELINES]
-    against = [*(method for method in comparison.methods if method.name in BASELINES), *gossip[:1]]
+    """Return differences, seed by seed, to the main baselines and to the first method."""
+    gossip = [method for method in comparison.methods if not method.what.is_baseline]
+    chosen = [comparison.named("local"), comparison.strongest_central()]
+    chosen += [comparison.named("central-large"), comparison.named("fedavg"), *gossip[:1]]
+    against = [method for method in chosen if method is not None]
     rows = [["method", *(f"minus {method.name}" for method in against)]]
     for method in comparison.methods:
         differences = (
@@ -95,12 +206,12 @@ def frontier_table(comparison: ComparisonResults) -> Table:
         rows += [
             [method.name, *(_shown(loss_within(method, limit)) for limit in limits)]
             for method in comparison.methods
-            if method.name not in ("local", "centralized")
+            if method.has_traffic
         ]
     return Table(
         "At equal bytes",
         "Best loss (nats) with at most so many megabytes read per peer, between measurements interpolated. Unlike in "
-        "the first table, methods with small messages have then taken more steps.",
+        "the first table, methods with small messages have then learned from more tokens.",
         rows,
     )
 
@@ -110,17 +221,20 @@ def tuning_table(comparison: ComparisonResults) -> Table:
     rates = sorted({rate for losses in comparison.grid.values() for rate in losses})
     rows = [["method", *(f"{rate:g}" for rate in rates), "taken"]]
     for method, losses in comparison.grid.items():
-        edge = " (edge of the grid)" if on_edge(comparison, method) else ""
-        cells = [
-            f"{losses[rate]:.4f}" if np.isfinite(losses.get(rate, np.inf)) else "diverged" for rate in rates
-        ]
+        edge = " (edge: the widest grid)" if on_edge(comparison, method) else ""
+        cells = [_tuned(losses[rate]) if rate in losses else "" for rate in rates]
         rows.append([method, *cells, f"{comparison.rates[method]:g}{edge}"])
     return Table(
         "Learning rates",
-        "Mean final loss (nats) on the tuning seeds, which are no others' seeds. Where the edge of the grid was taken, "
-        "a better rate may lie outside.",
+        "Mean validation loss (nats) on the tuning seeds, which are no others' seeds; none of its rows is a test row. "
+        "A method's grid was widened as long as its best rate lay at an edge, up to a bound: where the edge was "
+        "taken nevertheless, a better rate may lie outside.",
         rows,
     )
+
+
+def _tuned(loss: float) -> str:
+    return f"{loss:.4f}" if math.isfinite(loss) else "diverged"
 
 
 def split_table(comparison: ComparisonResults) -> Table:
@@ -141,12 +255,6 @@ def _shown(value: Interval) -> str:
     if value.mean is None:
         return f"diverged on {value.runs - value.reached} of {value.runs}"
     return str(value)
-
-
-def _percent(closed: Interval) -> str:
-    if closed.mean is None:
-        return f"no gap on {closed.runs - closed.reached} of {closed.runs}"
-    return f"{100 * closed.mean:.0f}" + ("" if closed.half is None else f" ± {100 * closed.half:.0f}")
 
 
 def _signed(value: Interval) -> str:

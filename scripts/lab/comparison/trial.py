@@ -15,19 +15,23 @@ from scripts.lab.comparison.method import BASELINES, COMMON_FIELDS, Method, read
 from scripts.lab.files import file_digest
 from scripts.lab.spec import hashed_name
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same trial begins to mean something else, so that old results are not taken for new ones."""
 
+TUNING_SEED = 1000
+"""Learning rates are tuned with the seeds from here on, which are never compared with. Source: ours."""
+
 COLUMNS = (
-    "round", "merging", "steps", "bytes_per_peer", "seconds", "train_loss", "consensus_distance", "cross_term", "loss",
-    "loss_worst", "loss_best", "loss_mean_adapter", "accuracy", "accuracy_mean_adapter",
+    "round", "merging", "tokens_per_peer", "bytes_per_peer", "seconds", "train_loss", "consensus_distance",
+    "cross_term", "loss", "loss_worst", "loss_best", "loss_mean_adapter", "accuracy", "accuracy_mean_adapter",
 )  # fmt: skip
 """Columns of the table of rounds, row 0 before the first; NaN where not measured.
 
-``steps``, ``bytes_per_peer`` (read; with fedavg also sent) and ``seconds`` (virtual) count from the start.
-``consensus_distance`` is the root mean square distance of the adapters to their mean, over that of the mean from the
-initial adapter. ``loss`` is the mean over peers of the held-out loss: token means in nats, averaged over the measured
-files. ``accuracy`` is a share of their rows, for classifications.
+``tokens_per_peer`` (targets of all peers together, over their number), ``bytes_per_peer`` (read; with a server also
+sent) and ``seconds`` (virtual) count from the start. ``consensus_distance`` is the root mean square distance of the
+adapters to their mean, over that of the mean from the initial adapter. ``loss`` is the mean over peers of the loss on
+test rows: token means in nats, averaged over the measured files. ``accuracy`` is a share of these rows, for
+classifications.
 """
 
 PEER_COLUMNS = ("round", "peer", "loss", "loss_own", "accuracy")
@@ -35,11 +39,14 @@ PEER_COLUMNS = ("round", "peer", "loss", "loss_own", "accuracy")
 
 OUTCOMES = (
     "start_loss", "unmerged_loss", "unmerged_worst", "unmerged_own", "unmerged_accuracy", "final_loss", "final_worst",
-    "final_own", "final_mean_adapter", "final_accuracy", "bytes_per_peer", "seconds", "tokens_per_peer",
-    "consensus_distance", "cross_term", "diverged", "total_variation", "jensen_shannon", "rows_least", "rows_most",
-    "events", "log_hash",
+    "final_own", "final_mean_adapter", "final_accuracy", "validation_loss", "bytes_per_peer", "seconds",
+    "tokens_per_peer", "consensus_distance", "cross_term", "diverged", "total_variation", "jensen_shannon",
+    "rows_least", "rows_most", "events", "log_hash",
 )  # fmt: skip
-"""Fields of the record of a trial; ``unmerged`` is after the last round of training, ``final`` after the merge."""
+"""Fields of the record of a trial; ``unmerged`` is after the last round of training, ``final`` after the merge.
+
+``validation_loss`` is ``final_loss`` on validation rows, with which learning rates are tuned; all else is on test rows.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +61,13 @@ class Trial:
         settings: of all methods, in canonical writing.
         learning_rate: constant.
         rounds: before the final merge.
-        local_steps: optimizer steps of a round.
-        seed: of split, initial adapter, order of batches, topology and network.
+        local_steps: optimizer steps of a round; of central, all that it takes while peers take their round's.
+        batch_size: sequences of a step; of central-large, of each peer; 0 = the settings' or the workload's own.
+        seed: of split, initial adapter, order of batches, topology and network; from ``TUNING_SEED`` on, nothing but
+            ``validation_loss`` is measured.
         evaluate_every: rounds between evaluations; the last ones are always evaluated.
         latency_s, bandwidth_mbit, loss: of the simulated links.
-        step_s: virtual seconds of one optimizer step of one peer.
+        step_s: virtual seconds of one optimizer step of one peer, or of central.
     """
 
     workload: str
@@ -69,6 +78,7 @@ class Trial:
     learning_rate: float = 5e-3
     rounds: int = 20
     local_steps: int = 2
+    batch_size: int = 0
     seed: int = 0
     evaluate_every: int = 1
     latency_s: float = 0.05
@@ -89,19 +99,28 @@ class Trial:
         return f"{self.method} rate={self.learning_rate:g} seed={self.seed}"
 
     @property
+    def tunes(self) -> bool:
+        """It is one of those that choose a learning rate."""
+        return self.seed >= TUNING_SEED
+
+    @property
     def what(self) -> Method:
         """The method."""
         return Method.parse(self.method)
 
     def overrides(self) -> dict[str, Any]:
         """Return options of a peer that the trial sets, above those of its workload."""
+        what = self.what
+        baseline = BASELINES.get(what.regime)
+        own = what.settings if baseline is None else {**what.settings, "optimizer": "none"}
         return {
             **read_settings(self.settings.split(), COMMON_FIELDS, "settings"),
-            **self.what.settings,
+            **own,
             "learning_rate": self.learning_rate,
             "rounds": self.rounds,
             "local_steps": self.local_steps,
-            **({} if self.what.regime in BASELINES else {"topology": self.what.regime}),
+            **({"batch_size": self.batch_size} if self.batch_size else {}),
+            **({"topology": what.regime} if baseline is None else {}),
         }
 
     def check(self) -> None:
@@ -119,14 +138,19 @@ class Trial:
         if options.get("task") == "classification":
             options["labels"] = ("yes", "no")  # which there are is known when the rows have been read
         config = PeerConfig.of(seed=self.seed, **{**options, **self.overrides()})
-        if self.what.regime in BASELINES:
-            return
-        from peer.run_plan import plan_run
-
         try:
-            plan_run(config, peers=self.peers)
+            self._check_method(config)
         except LocalError as error:
             raise LocalError(f"method {self.method!r}: {error}") from error
+
+    def _check_method(self, config: PeerConfig) -> None:
+        from peer.run_plan import plan_run
+        from scripts.lab.comparison.server import check_server
+
+        if not self.what.is_baseline:
+            plan_run(config, peers=self.peers)
+        elif "optimizer" in self.what.all_settings:
+            check_server(self.what.all_settings["optimizer"])
 
 
 def _file_digests(trial: Trial) -> list[str]:

@@ -22,6 +22,7 @@ from gossip.simulation import LocalSteps, Simulation
 from peer.config import PeerConfig
 from peer.training import data
 from peer.training.local_trainer import LocalTrainer
+from peer.training.schedules import Position
 from scripts.lab import corpus
 from scripts.lab.convergence.cell import Cell
 from scripts.lab.convergence.learning import OnReport, Watch, link_model, run_watched
@@ -88,7 +89,8 @@ def _learn(cell: Cell, trainers: dict[str, LocalTrainer], measured: tuple[Path, 
     clocks = {name: random.Random(f"{cell.seed}/clock/{name}") for name in names}
 
     def train(name: str, action: Train) -> LocalSteps:
-        trained = trainers[name].train(action.state, trainable=action.trainable, correction=action.correction)
+        position = Position(action.round, cell.rounds_max)
+        trained = trainers[name].train(action.state, action.trainable, action.correction, position=position)
         seconds = TRAIN_S * (1 + JITTER * clocks[name].random())
         return LocalSteps(trained.state, trained.steps, trained.loss, seconds)
 

@@ -91,8 +91,8 @@ def run_attacked(cell: Attacked) -> AttackedResult:
 def _alone(cell: Attacked, peers: Peers, name: str) -> AdapterState:
     """Return what a peer comes to that reads nobody."""
     state = peers.model.initial
-    for _ in range(cell.rounds):
-        state = peers.train(name, state).state
+    for round in range(cell.rounds):
+        state = peers.train(name, state, round=round).state
     return state
 
 
@@ -141,7 +141,7 @@ def _simulation(cell: Attacked, peers: Peers, liars: frozenset[str], watched: Wa
 def _result(
     peers: Peers, liars: frozenset[str], watched: Watched, merged: dict[str, AdapterState]
 ) -> AttackedResult:
-    judge, honest = Judge(peers), [name for name in peers.names if name not in liars]
+    judge, honest = Judge(peers, validates=False), [name for name in peers.names if name not in liars]
     before = {name: judge(watched.states[name]) for name in honest}
     after = {name: judge(merged[name]) for name in honest}
     nothing = Score(math.nan, math.nan)
