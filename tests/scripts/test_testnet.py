@@ -105,18 +105,19 @@ def test_central_training_has_as_many_tokens_a_round_in_small_steps_or_as_few_st
     options: tuple[str, ...], tmp_path: Path
 ) -> None:
     shards = {name: tmp_path / f"{name}.jsonl" for name in ("a", "b", "c")}
+    options = (*options, "--warmup-steps", "2")
     config = TestnetConfig(peers=3, model="other", out=tmp_path, options=options)
 
-    def sizes(regime: Regime) -> tuple[list[str], list[str]]:
+    def sizes(regime: Regime) -> list[list[str]]:
         planned = plan_regime(config, regime, shards)[0]
         assert planned.round_tokens == 3 * 3 * 5 * 64, "the default length of a sequence is 64"
         words = [word for given in planned.flags for word in given.split("=")]
         split = PlannedPeer("x", regime, tmp_path, tuple(words))
-        return flag(split, "--local-steps"), flag(split, "--batch-size")
+        return [flag(split, name) for name in ("--local-steps", "--warmup-steps", "--batch-size")]
 
-    assert sizes("gossip") == sizes("local") == (["5"], ["3"])
-    assert sizes("central") == (["15"], ["3"])
-    assert sizes("central-large") == (["5"], ["9"])
+    assert sizes("gossip") == sizes("local") == [["5"], ["2"], ["3"]]
+    assert sizes("central") == [["15"], ["6"], ["3"]]
+    assert sizes("central-large") == [["5"], ["2"], ["9"]]
 
 
 def test_a_size_that_is_no_number_is_refused(tmp_path: Path) -> None:

@@ -111,9 +111,9 @@ def _central(config: TestnetConfig, regime: Regime, shards: Mapping[str, Path]) 
     flags = [*shared_flags(config, regime, 0), *_many("data", files), *_many("eval-data", files), *ANY_PORT]
     if _place_of(flags, "trainer") is None:
         flags += [OPTIONS["trainer"].flag, EVERY_SHARD]
-    larger = "local_steps" if regime == "central" else "batch_size"
-    size = len(shards) * number_of(flags, larger)
-    flags = [*_without(flags, larger), OPTIONS[larger].flag, str(size)]
+    for name in ("local_steps", "warmup_steps") if regime == "central" else ("batch_size",):
+        size = len(shards) * number_of(flags, name)
+        flags = [*_without(flags, name), OPTIONS[name].flag, str(size)]
     return PlannedPeer("central", regime, config.out / regime, tuple(flags))
 
 
