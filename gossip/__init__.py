@@ -20,6 +20,7 @@ reading order:
     health, round_end      what own held-out losses say of a mix, and what is kept of it
     sightings              what it has seen of each neighbor, for those who watch
     pipelines              the numbers of its rounds, and of the final merge
+    tail_average           the mean over the last rounds, which goes into that merge
     deadline               how long a round waits for neighbors, learned from arrivals
     final_merge            the rounds after the last, in which all adapters become one
     settings               what a node runs with, and what a restart needs

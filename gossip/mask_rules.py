@@ -15,6 +15,7 @@ from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
 from gossip.methods.method_set import MethodNames
+from gossip.methods.optimizers import OPTIMIZERS
 from gossip.roster import rows_of
 from gossip.wire import MASKED_MAX
 from topology.links import Topology
@@ -74,6 +75,10 @@ def _problem_of_methods(run: MaskedRun) -> str:
         return f"reads sums of equal tensors, and with --factors {names.factors} ranks may differ: use --factors both"
     if mixing not in LINEAR_MIXING:
         return f"reads one sum, and --mixing {names.mixing} looks at each neighbor: use --mixing average"
+    if find("optimizer", names.optimizer, OPTIMIZERS).of_row:
+        return (
+            f"reads one sum, and --optimizer {names.optimizer} looks at each neighbor: use --optimizer none"
+        )
     if run.robust.strip().lower() not in ("auto", "none"):
         return f"reads one sum, and --robust {run.robust} compares single neighbors: use --robust none"
     if names.merge not in LINEAR_MERGES:

@@ -29,6 +29,7 @@ from gossip.methods.stage import RoundContext, RowRule
 from gossip.published import PublishedAdapter
 from gossip.settings import NodeSettings
 from gossip.sightings import Sightings
+from gossip.tail_average import TailAverage
 from topology.consensus import measured_contraction
 
 
@@ -71,6 +72,7 @@ class Pipelines:
         self._settings = settings
         self._rounds = Pipeline(me, methods.rounds, initial, settings.norm_cap, saved)
         self._merge = Pipeline(me, methods.merge, initial, settings.norm_cap)
+        self._tail = TailAverage(settings.rounds, settings.average_last, saved or {})
         self._interval = methods.factor_rule.interval  # None until it is measured
         self._distance = Distances(products.distance if methods.factor_rule.refactors else vector_distance)
         self._sightings = Sightings(initial.select(methods.rounds.shared_spec))
@@ -96,7 +98,7 @@ class Pipelines:
 
     def tensors(self) -> State:
         """Return all that a checkpoint keeps; the final merge remembers nothing."""
-        return self._rounds.tensors()
+        return {**self._rounds.tensors(), **self._tail.tensors()}
 
     def base_of(self, peer: str) -> bytes:
         """Return the fingerprint of what we keep of a peer that its next payload may build on; empty = nothing."""
@@ -154,6 +156,7 @@ class Pipelines:
         else:
             mixed = tried
             self._of(row.context.round).adopt_trial()
+        self._tail.note(row.context.round, mixed.state)
         distances = {one.sender: self._distance(one.state, mixed.own.state) for one in mixed.came}
         if self._reach.is_on:
             movement, seen = self._movement(row.context), [distances[one.sender] for one in mixed.others]
@@ -169,10 +172,15 @@ class Pipelines:
             return self._mixed(row, excluded, is_robust=is_robust)
 
     def reset(self) -> None:
-        """Forget what the stages of rounds remember of an adapter that is given up."""
+        """Forget what is remembered of an adapter that is given up."""
         self._rounds.reset()
+        self._tail.reset()
 
     def _mixed(self, row: Row, excluded: frozenset[str], *, is_robust: bool = True) -> Mixed:
+        mixed = self._mixed_row(row, excluded, is_robust=is_robust)
+        return replace(mixed, state=self._tail.ends_with(row.context.round, mixed.state))
+
+    def _mixed_row(self, row: Row, excluded: frozenset[str], *, is_robust: bool) -> Mixed:
         context, pipeline = row.context, self._of(row.context.round)
         robust = self._row_rule(row) if is_robust else None
         mix = partial(pipeline.mix, reach=self._round_reach(context), excluded=excluded, robust=robust)

@@ -62,6 +62,7 @@ class Quadratic:
     check_every: int = 0
     check_slack: float = 0.25
     robust: str = "none"
+    average_last: int = 0
     step_size: float = 0.1
     local_steps: int = 3
     heterogeneity: float = 1.0
@@ -102,6 +103,7 @@ class Quadratic:
             check_every=self.check_every,
             check_slack=self.check_slack,
             robust=self.robust,
+            average_last=self.average_last,
         )
         return self._node(name, settings, members or self.names)
 

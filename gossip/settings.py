@@ -32,6 +32,7 @@ class NodeSettings:
         robust: how the rule for a row that may contain liars is written (``methods/robust.py``).
         roster: all peers of the run, sorted, if W is that of a roster whoever is there; empty = that of who is there.
         masked: of a row only the weighted sum is read, which masks let through.
+        average_last: over so many rounds the adapter's mean goes into the final merge (``tail_average.py``); 0 = none.
     """
 
     topology: Topology
@@ -47,6 +48,7 @@ class NodeSettings:
     robust: str = "none"
     roster: tuple[str, ...] = ()
     masked: bool = False
+    average_last: int = 0
 
 
 class NodeSnapshot(NamedTuple):

@@ -39,6 +39,9 @@ ADAPTER_KINDS = (
 LocalOptimizer = Literal["adamw", "sgd"]
 """What can take local steps, in the order of ``peer/training/local_steps.py``."""
 
+MomentsRule = Literal["keep", "reset"]
+"""What can become of the local optimizer's moments where a round begins."""
+
 ScheduleName = Literal["constant", "linear", "cosine", "wsd"]
 """How the learning rate changes over a run, in the order of ``peer/training/schedules.py``."""
 
@@ -46,6 +49,7 @@ TaskName = Literal["causal-lm", "classification"]
 """What can be learned, in the order of ``peer/training/tasks.py``."""
 
 LOCAL_OPTIMIZERS: tuple[str, ...] = get_args(LocalOptimizer)
+MOMENTS_RULES: tuple[str, ...] = get_args(MomentsRule)
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 TASKS: tuple[str, ...] = get_args(TaskName)
 """Their names, to check what a configuration says where no type does."""
@@ -162,6 +166,9 @@ class TrainingOptions:
     """The run's first steps, over which the rate rises to its full height. Source: guess; short runs need none."""
     local_optimizer: Annotated[LocalOptimizer, Role.METHOD] = "adamw"
     """What takes the local steps: adamw, or plain sgd, for methods whose theory assumes it. Source: LoRA paper."""
+    moments: Annotated[MomentsRule, Role.METHOD] = "keep"
+    """AdamW's moments, when a mix has replaced the adapter that they are of: keep, or reset them in every round.
+    Source: our bench on the tiny model."""
     proximal: Annotated[float, NOT_NEGATIVE, Role.METHOD] = 0.0
     """Pull toward where the round began: adds proximal * (x - x_start) to each gradient; 0 = none. Source:
     FedProx (arXiv 1812.06127), which tries 0.001 to 1; it pays where peers' texts differ much."""
@@ -188,7 +195,8 @@ class MixingOptions:
     mixing: Annotated[str, Role.RUN | Role.METHOD] = "average"
     """How a row of adapters is combined: average, age, staleness[:A], push-sum, symmetric-drop. Source: D-PSGD."""
     optimizer: Annotated[str, Role.RUN | Role.METHOD] = "none"
-    """What a round does around the mixing: none, qg, d2, k-gt, noloco, diloco. Source: docs/results.md."""
+    """What a round does around the mixing: none, qg, d2, k-gt, noloco, diloco, fedexp, fedadam.
+    Source: docs/results.md."""
     codec: Annotated[str, Role.RUN | Role.METHOD] = "float32"
     """How adapters travel: float32, bfloat16, int8, int4, sign, topk[:F], randomk[:F], lowrank[:R]."""
     feedback: Annotated[str, Role.RUN | Role.METHOD] = "auto"
@@ -202,6 +210,9 @@ class MixingOptions:
     ] = "clipped"
     """How adapters become one after the last round; clipped, trimmed and median bound what liars can do to it.
     Source: docs/robustness.md; an ICLR 2026 result for gossip."""
+    average_last: Annotated[int, NOT_NEGATIVE, Role.METHOD] = 0
+    """What goes into the final merge, and is kept, is the mean of our adapter over the last so many rounds; 0 = the
+    last one. Pays with a constant learning rate. Source: latest weight averaging (arXiv 2209.14981)."""
     overlap: Annotated[bool, Role.RUN | Role.METHOD] = False
     """Read neighbors while the next local steps run: hides the network, mixes adapters one round of steps old."""
     personalize: bool = False
@@ -305,6 +316,7 @@ class PeerConfig:
             reason = f" {adapter} cannot be mixed: {UNMIXABLE[adapter]}." if adapter in UNMIXABLE else ""
             raise LocalError(f"unknown --adapter {adapter!r}; known: {', '.join(ADAPTER_KINDS)}.{reason}")
         _check_known("local-optimizer", training.local_optimizer, LOCAL_OPTIMIZERS)
+        _check_known("moments", training.moments, MOMENTS_RULES)
         _check_known("schedule", training.schedule, SCHEDULES)
         _check_task(self.model)
 

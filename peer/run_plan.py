@@ -150,6 +150,7 @@ class RunPlan:
             robust=self.robust,
             roster=self.roster,
             masked=self.masked,
+            average_last=mixing.average_last,
         )
 
     def robust_note(self) -> str:
@@ -218,6 +219,7 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             "--canaries are random rows whose continuation is learned, and a classification continues nothing: leave "
             "them out; --audit measures its rows"
         )
+    compatibility.check_average(mixing.average_last, config.run.rounds, names)
     _check_warmup(config)
     _check_privacy(config, topology)
     expected = peers or _members_said(config) or MEMBERS_GUESSED

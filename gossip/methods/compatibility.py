@@ -218,8 +218,35 @@ def check(
         )
     if mixer.reweighs:
         check_reweighing(f"--mixing {names.mixing}", f"--optimizer {names.optimizer}", optimizer.requires)
+    if mixer.newest_only and optimizer.vectors > 1:  # it adds up what has come in running sums
+        raise LocalError(
+            f"--optimizer {names.optimizer} counts on what one round has changed, but --mixing {names.mixing} adds up "
+            "what all rounds have: use --mixing average, or --optimizer none"
+        )
     if optimizer.outer:
         check_outer(f"--optimizer {names.optimizer}", optimizer.outer, facts)
+
+
+def check_average(last: int, rounds: int, names: MethodNames) -> None:
+    """Refuse a mean over the last rounds that there is not.
+
+    Args:
+        last: over so many rounds (``gossip/tail_average.py``).
+        rounds: of the run.
+        names: how its methods are written.
+
+    Raises:
+        LocalError: says why, and a way out.
+    """
+    if last > rounds:
+        raise LocalError(
+            f"--average-last {last} is the mean over more rounds than --rounds {rounds}: use {rounds} at most"
+        )
+    if last > 1 and find("factor rule", names.factors, FACTORS).refactors:
+        raise LocalError(
+            f"--average-last {last} averages tensors one by one, but --factors {names.factors} factors products anew "
+            "in each round: use --factors both, or no --average-last"
+        )
 
 
 def counts_on_whole_rows(names: MethodNames) -> str:

@@ -17,7 +17,8 @@ from gossip.methods.factors import FACTORS, FactorRule
 from gossip.methods.feedback import FEEDBACKS, Feedback, default_feedback
 from gossip.methods.merging import MERGES, Merge, ProductMixing
 from gossip.methods.mixing import MIXERS, Mixer
-from gossip.methods.optimizers import OPTIMIZERS, OptimizerStage
+from gossip.methods.optimizer_stage import OptimizerStage
+from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.origin import Origin
 from gossip.methods.pipeline import MakeStage, PipelinePlan
 

@@ -159,6 +159,8 @@ class LocalTrainer:
         trained = self._selected(trainable)
         if stopped := self._steps.begin():
             return Trained(state, math.nan, 0, 0, 0, time.monotonic() - start, stopped=stopped)
+        if self.config.training.moments == "reset":
+            self._optimizer.state.clear()
         with self._own_generators(), frozen_but(trained, self._parameters):
             shift = Shift(trained, state, correction, self.config.training.proximal)
             for step in range(1, steps + 1):

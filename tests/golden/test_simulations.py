@@ -56,6 +56,10 @@ NETWORKS = {
         peers=8, topology="random-matching", rounds=8, methods=MethodNames(optimizer="noloco")
     ),
     "diloco": Quadratic(peers=8, topology="complete", rounds=8, methods=MethodNames(optimizer="diloco")),
+    "fedexp": Quadratic(peers=8, rounds=8, methods=MethodNames(optimizer="fedexp")),
+    "fedadam": Quadratic(
+        peers=8, topology="epidemic:3", rounds=8, methods=MethodNames(optimizer="fedadam:0.1")
+    ),
     "similar": Quadratic(peers=10, topology="similar:3", rounds=8),
 }
 

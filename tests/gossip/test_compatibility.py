@@ -115,6 +115,12 @@ def refusal(
             ["counts on the weights of W", "--mixing average"],
         ),
         (
+            MethodNames(mixing="push-sum", optimizer="fedadam"),
+            "exponential",
+            {},
+            ["--optimizer fedadam counts on what one round has changed", "--mixing average"],
+        ),
+        (
             MethodNames(mixing="age", optimizer="d2"),
             "ring --weights lazy",
             {},
@@ -195,6 +201,8 @@ def test_a_clash_is_refused_by_name(
         (MethodNames(optimizer="diloco"), "complete", 60.0),
         (MethodNames(optimizer="diloco"), "random-matching", 60.0),
         (MethodNames(optimizer="diloco"), "epidemic:3", 60.0),
+        (MethodNames(optimizer="fedexp"), "epidemic:3", 0.0),
+        (MethodNames(optimizer="fedadam:1"), "random-pair", 60.0),
     ],
     ids=lambda value: "/".join(value) if isinstance(value, tuple) else None,
 )
@@ -238,6 +246,24 @@ def test_a_plan_says_what_auto_has_become_and_nothing_where_the_user_has_chosen(
     assert "smaller ones as they came" in planned(topology="ring").robust_note()
     assert planned(robust="NNA:2").robust == "nna:2"
     assert planned(robust="nna:2").robust_note() == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"average_last": 11}, "more rounds than --rounds 10: use 10 at most"),
+        ({"average_last": 2, "factors": "tsvd"}, "use --factors both, or no --average-last"),
+        ({"average_last": -1}, "average_last must not be negative"),
+    ],
+)
+def test_a_mean_over_the_last_rounds_that_there_is_not_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(LocalError, match=said):
+        planned(**options)
+
+
+def test_a_mean_over_one_round_and_over_all_goes_with_what_it_can() -> None:
+    assert planned(average_last=1, factors="tsvd").config.mixing.average_last == 1
+    assert planned(average_last=10).config.mixing.average_last == 10
 
 
 def test_an_unknown_robust_rule_is_refused_with_the_known_ones() -> None:

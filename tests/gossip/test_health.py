@@ -101,6 +101,8 @@ METHODS = {
         NETWORK, dimension=64, methods=MethodNames(codec="topk:0.25", feedback="replica")
     ),
     "k-gt": dataclasses.replace(NETWORK, methods=MethodNames(optimizer="k-gt")),
+    "fedexp": dataclasses.replace(NETWORK, topology="complete", methods=MethodNames(optimizer="fedexp")),
+    "fedadam": dataclasses.replace(NETWORK, methods=MethodNames(optimizer="fedadam:0.05")),
     "push-sum": dataclasses.replace(NETWORK, methods=MethodNames(mixing="push-sum")),
 }
 

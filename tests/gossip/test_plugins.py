@@ -20,7 +20,8 @@ from gossip.methods.codecs import CODECS, Codec
 from gossip.methods.contribution import MixInput
 from gossip.methods.method_set import MethodNames
 from gossip.methods.mixing import MIXERS, Mixer, average
-from gossip.methods.optimizers import OPTIMIZERS, Optimizer
+from gossip.methods.optimizer_stage import Optimizer
+from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.pipeline import MakeStage
 from gossip.methods.requirements import Requirements, State
 from gossip.methods.stage import Combination, Encoded, RoundContext, Stage

@@ -87,6 +87,25 @@ def test_corrected_local_steps_end_at_the_common_optimum(optimizer: str, weights
     assert np.abs(reached(corrected) - optimum(plain)).max() < 1e-3
 
 
+@pytest.mark.parametrize("optimizer", ["fedexp", "fedadam:0.1"])
+def test_steps_by_mixed_displacements_over_the_complete_graph_are_those_of_a_server(optimizer: str) -> None:
+    methods = MethodNames(optimizer=optimizer)
+    network = Quadratic(peers=8, topology="complete", rounds=6, heterogeneity=0.5, methods=methods)
+    optima = network.optima().double().numpy()
+    x, m, v, etas = np.zeros(8), np.zeros(8), np.full(8, 1e-6), [1.0]
+    for _ in range(network.rounds):
+        moved = (1 - network.shrink) * (optima - x)
+        mean = moved.mean(axis=0)
+        if optimizer == "fedexp":
+            etas.append(min(4.0, max(1.0, (moved**2).sum() / (16 * ((mean**2).sum() + 1e-3)))))
+            x = x + etas[-1] * mean
+        else:
+            m, v = 0.9 * m + 0.1 * mean, 0.99 * v + 0.01 * mean**2
+            x = x + 0.1 * m / (np.sqrt(v) + 1e-3)
+    assert (max(etas) > 1.5) == (optimizer == "fedexp")
+    assert np.abs(reached(network) - x).max() < 1e-5
+
+
 def test_push_sum_reaches_the_mean_over_one_way_links_although_messages_are_lost() -> None:
     network = Quadratic(
         peers=8,
@@ -168,8 +187,9 @@ def test_noloco_with_the_momentum_of_diloco_drives_pairs_apart() -> None:
     assert spreads["noloco:0.9:0.7"] > 1.0
 
 
-def test_a_restored_node_goes_on_with_all_its_states() -> None:
-    methods = MethodNames(codec="int4", optimizer="k-gt", feedback="error")
+@pytest.mark.parametrize("optimizer", ["k-gt", "fedadam"])
+def test_a_restored_node_goes_on_with_all_its_states(optimizer: str) -> None:
+    methods = MethodNames(codec="int4", optimizer=optimizer, feedback="error")
     network = Quadratic(peers=4, dimension=32, rounds=6, methods=methods)
     whole = run(network).node("p0001").snapshot()
     assert {name.partition("/")[0] for name in whole.tensors} == {"optimizer", "feedback"}

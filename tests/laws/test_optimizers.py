@@ -4,7 +4,7 @@ Peer i minimizes the sum over coordinates of h_i (x - b_i)^2 / 2 by exact gradie
 themselves.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from gossip.errors import LocalError
 from gossip.methods.catalogue import find
-from gossip.methods.optimizers import OPTIMIZERS, Optimizer
+from gossip.methods.optimizer_stage import Optimizer
+from gossip.methods.optimizers import OPTIMIZERS
+from gossip.methods.outer_steps import ADAM_STEP_MAX
 from gossip.methods.requirements import State
 from gossip.methods.stability import Outer, random_bound, random_rate, static_bound
 from topology.links import parse_topology
@@ -61,8 +63,22 @@ def run(
         own = torch.stack(method.publish(x, trained, steps, state))
         decoded = lossy(own)
         mixed = own + w(round) @ decoded - decoded
+        if method.of_row:
+            state = state | of_rows(method.of_row, w(round), own, decoded)
         x, state = method.update(x, trained, list(mixed), steps, state)
     return x, state
+
+
+def of_rows(
+    of_row: Callable[[Sequence[float], Sequence[Tensor]], State], w: Tensor, own: Tensor, decoded: Tensor
+) -> State:
+    """Return what an optimizer finds of the rows of all peers: name -> float64[n, 1]; vectors are float64[K, n, P]."""
+    rows = []
+    for peer, row in enumerate(w):
+        others = [index for index in range(len(row)) if index != peer and row[index] > 0]
+        vectors = [own[:, peer].flatten(), *(decoded[:, other].flatten() for other in others)]
+        rows.append(of_row([float(row[index]) for index in (peer, *others)], vectors))
+    return {name: torch.stack([found[name] for found in rows]) for name in rows[0]}
 
 
 def static(matrix: Tensor) -> Callable[[int], Tensor]:
@@ -271,11 +287,114 @@ def test_diloco_is_torch_s_nesterov_on_the_outer_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["qg:1", "qg:-0.1", "qg:nan", "noloco:0.5:0", "noloco:0.5:5", "d2:1", "diloco:x"]
+    "text",
+    [
+        "qg:1",
+        "qg:-0.1",
+        "qg:nan",
+        "noloco:0.5:0",
+        "noloco:0.5:5",
+        "d2:1",
+        "diloco:x",
+        "fedexp:0",
+        "fedadam:2",
+        "fedadam:nan",
+    ],
 )
 def test_parameters_out_of_range_are_refused(text: str) -> None:
     with pytest.raises(LocalError, match=r"must be|takes 0"):
         optimizer(text)
+
+
+# -- steps that are not linear: starts are mixed, and the step is taken on mixed displacements
+
+
+@pytest.mark.parametrize("name", ["fedexp", "fedadam"])
+@pytest.mark.parametrize("topology", ["random-matching", "epidemic:3", "hypercube"])
+def test_with_nothing_to_learn_a_step_that_is_not_linear_is_plain_mixing(name: str, topology: str) -> None:
+    """However far apart peers begin, and whether or not W keeps the mean: disagreement is not taken for progress."""
+    start, nothing = 100.0 * normal(N, P), torch.zeros(N, P)
+    found = [
+        run(optimizer(each), 12, lambda round: weights(topology, round=round), nothing, eta=0.0, start=start)[
+            0
+        ]
+        for each in (name, "none")
+    ]
+    torch.testing.assert_close(*found, atol=1e-11, rtol=0)
+
+
+def displacement(x: Tensor, optima: Tensor, steps: int) -> Tensor:
+    """Return what so many exact gradient steps change, float64[n, P]."""
+    return (1.0 - (1.0 - ETA) ** steps) * (optima - x)
+
+
+def test_fedexp_over_the_complete_graph_is_fedexp_at_a_server() -> None:
+    """The paper's eta = max(1, sum |d_j|^2 / (2 n (|mean d|^2 + eps))), as long as it is below our bound of n / 2."""
+    optima, eps = normal(N, P) + 1.5, 1e-3
+    x, _ = run(optimizer(f"fedexp:{eps}"), 4, static(weights("complete")), optima, steps=3)
+    position, etas = torch.zeros(P, dtype=torch.float64), []
+    for _ in range(4):
+        d = displacement(position, optima, 3)
+        etas.append(max(1.0, float(d.square().sum() / (2 * N * (d.mean(dim=0).square().sum() + eps)))))
+        position = position + etas[-1] * d.mean(dim=0)
+    torch.testing.assert_close(x, position.expand(N, P), atol=1e-12, rtol=0)
+    assert etas[0] == 1.0
+    assert 3.0 < max(etas) < N / 2
+
+
+def test_fedexp_takes_no_step_of_its_own_where_all_learn_the_same() -> None:
+    optima = normal(1, P).expand(N, P)
+    found = [run(optimizer(name), 10, static(RING), optima)[0] for name in ("fedexp", "none")]
+    torch.testing.assert_close(*found, atol=1e-12, rtol=0)
+
+
+def eta_of(displacements: Tensor, row: Sequence[float]) -> float:
+    """Return how far fedexp takes the mean displacement of a row, ours first."""
+    method, zero = optimizer("fedexp:1e-12"), torch.zeros_like(displacements[0])
+    assert method.of_row
+    mean = torch.tensor(row, dtype=torch.float64) @ displacements
+    found = method.of_row(row, [torch.cat([each, each]) for each in displacements])
+    after, _ = method.update(zero, displacements[0], [mean, mean], 1, method.init(len(zero)) | found)
+    return float(after.norm() / mean.norm())
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_fedexp_goes_by_how_unlike_displacements_are_and_no_liar_takes_it_farther(k: int) -> None:
+    row, apart = [1.0 / k] * k, torch.eye(k, dtype=torch.float64)
+    assert eta_of(apart, row) == pytest.approx(max(1.0, k / 2))
+    assert eta_of(torch.ones(k, 3, dtype=torch.float64), row) == pytest.approx(1.0)
+    opposed = torch.ones(k, 3, dtype=torch.float64)
+    opposed[: k // 2] = -0.999
+    assert eta_of(opposed, row) <= max(1.0, k / 2) + 1e-9
+    liar = torch.ones(k, 3, dtype=torch.float64)
+    liar[-1] = torch.tensor([1e6, -1e6, 0.0])
+    assert eta_of(liar, row) <= max(1.0, k / 2) + 1e-9
+
+
+def test_fedadam_over_the_complete_graph_is_fedadam_at_a_server() -> None:
+    optima, lr, tau = normal(N, P), 0.05, 1e-3
+    x, state = run(optimizer(f"fedadam:{lr}:{tau}"), 30, static(weights("complete")), optima, steps=3)
+    position, m = torch.zeros(P, dtype=torch.float64), torch.zeros(P, dtype=torch.float64)
+    v = torch.full((P,), tau**2, dtype=torch.float64)
+    for _ in range(30):
+        d = displacement(position, optima, 3).mean(dim=0)
+        m, v = 0.9 * m + 0.1 * d, 0.99 * v + 0.01 * d**2
+        position = position + lr * m / (v.sqrt() + tau)
+    torch.testing.assert_close(x, position.expand(N, P), atol=1e-12, rtol=0)
+    torch.testing.assert_close(state["v"], v.expand(N, P), atol=1e-12, rtol=0)
+
+
+def test_fedadam_moves_no_value_farther_than_its_bound_whatever_comes() -> None:
+    """The sequence that makes the most of the moments, d_t = (beta_2 / beta_1)^t, and values at random."""
+    lr, zero = 0.05, torch.zeros(2, dtype=torch.float64)
+    method, reached = optimizer(f"fedadam:{lr}:1e-9"), 0.0
+    state, noise = method.init(2), 10.0 ** normal(300, seed=3) * normal(300)
+    for round in range(300):
+        came = torch.tensor([(0.99 / 0.9) ** round, noise[round]], dtype=torch.float64)
+        after, state = method.update(zero, zero, [came, came], 1, state)
+        assert float(after.abs().max()) <= ADAM_STEP_MAX * lr * (1 + 1e-9)
+        reached = float(after[0])
+    assert reached > 0.99 * ADAM_STEP_MAX * lr
 
 
 # -- stability of outer momentum

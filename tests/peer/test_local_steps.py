@@ -154,11 +154,26 @@ def test_sgd_goes_down_the_gradient_of_the_batch(quick: Quick, tmp_path: Path) -
     assert (trained.flat - start.flat).norm() == pytest.approx(0.005, rel=1e-3)
 
 
+def test_moments_that_are_reset_leave_nothing_of_the_round_before(quick: Quick) -> None:
+    """A round is then that of a peer that comes anew and draws the same rows."""
+    resetting, keeping, fresh = (
+        LocalTrainer(quick(moments=moments)) for moments in ("reset", "keep", "keep")
+    )
+    mixed = scattered(resetting.initial)
+    for trainer in (resetting, keeping):
+        trainer.train(trainer.initial)
+    for _ in range(fresh.config.training.local_steps):
+        fresh.draw_batch()
+    ended = [trainer.train(mixed).state.digest() for trainer in (resetting, keeping, fresh)]
+    assert ended[0] == ended[2] != ended[1]
+
+
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
         ({"proximal": -0.1}, "proximal must not be negative"),
         ({"local_optimizer": "adam"}, "known: adamw, sgd"),
+        ({"moments": "average"}, "known: keep, reset"),
     ],
 )
 def test_impossible_steps_are_refused(setting: dict[str, object], complaint: str) -> None:
