@@ -32,6 +32,7 @@ class DemoSettings:
 
 TINY = DemoSettings(
     shared={
+        "threads": 1,
         "rounds": 10,
         "local_steps": 10,
         "batch_size": 4,
@@ -49,7 +50,8 @@ TINY = DemoSettings(
 """Source: our bench in one process, seed 0, held-out loss over all languages (base 4.253). Gossip: 3.153 at 2e-2, 3.140
 at 3e-2; local: 3.317 at 1e-2; central: 3.087 at 5e-3, 3.025 at 1e-2, 3.286 at 2e-2; central-large: 3.169 at 1e-2, 3.111
 at 2e-2. Constant rates are no better for either central training: 3.061 at 5e-3 and 3.116 at 1e-2. With the 2 steps a
-round and the one rate for all that peers have by default there was next to no effect to see."""
+round and the one rate for all that peers have by default there was next to no effect to see. One thread for each: steps
+of a model this small are too short to share, and threads of central training wait for each other on busy cores."""
 
 SMOLLM2 = DemoSettings(
     shared={
