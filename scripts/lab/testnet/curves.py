@@ -36,7 +36,7 @@ def draw_curves(summary: Summary) -> Figure:
     _draw(seconds, summary, curves, lambda point: point.seconds)
     tokens.set_xlabel("tokens trained on by all peers together (thousands)")
     cores = summary.config["cpus"]
-    seconds.set_xlabel(f"seconds of training, without measurements ({cores} cores for each regime)")
+    seconds.set_xlabel(f"seconds of training, without measurements (one machine, {cores} cores)")
     tokens.set_ylabel(f"held-out loss over all shards (nats per {summary.target})")
     # Below both, where it covers no curve; they have the same lines.
     figure.legend(*tokens.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
