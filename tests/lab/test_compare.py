@@ -38,6 +38,7 @@ from scripts.lab.comparison.statistics import (
 from scripts.lab.comparison.tables import tables
 from scripts.lab.comparison.trial import TUNING_SEED, Trial
 from scripts.lab.comparison.tuning import Tuned, choose_rates, grid_of, run_comparison, wider_grids
+from scripts.lab.records import record_of_comparison, table_of
 
 WORDS = {
     "numbers": "one two three four five",
@@ -428,6 +429,8 @@ def _check_record(kept: dict[str, Any], comparison: ComparisonResults) -> None:
     assert rows["base model"]["values"]["loss"]["mean"] == pytest.approx(start)
     assert rows["central"]["values"]["share_of_gain"]["mean"] == pytest.approx(100)
     assert set(row["values"]) == set(kept["columns"])
+    asked = {"rows": [ring.name], "columns": ["loss"]}
+    assert table_of(record_of_comparison(kept), asked)[2] == f"| `{ring.name}` | {loss} |"
 
 
 # -- statistics, by hand
