@@ -133,6 +133,8 @@ class PeerProcess:
         self._errors = home.parent / f"{name}.stderr"
         command = [sys.executable, *program, "run", "--json", "--name", name, "--home", str(home)]
         command += ["--data", str(data), "--model", "tiny", "--threads", "1"]
+        if "--learning-rate" not in flags:
+            command += ["--learning-rate", "2e-3"]  # a trial takes seconds, and has tests of its own
         if "--listen" not in flags:
             command += ["--listen", "/ip4/127.0.0.1/tcp/0"]
         with self._errors.open("a") as errors:
