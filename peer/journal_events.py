@@ -15,18 +15,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from peer.audit_event import Audited
-from peer.journal_words import loss_in_words, megabytes
+from peer.journal_words import STAGES, loss_in_words, megabytes
 from peer.odd_neighbors import odd_neighbors
-
-STAGES = {
-    "import": "loading libraries",
-    "download": "downloading the base model",
-    "verify": "checking its digest",
-    "convert": "converting it once",
-    "save": "saving it",
-    "load": "loading the base model",
-}
-"""Stage of the preparation -> what a person is told of it; others are told by their own name."""
+from peer.rate_event import RateChosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +47,7 @@ class Preparing:
     is_transient: ClassVar[bool] = True
 
     stage: str
-    """What it does: import, wait, download, verify, convert, save or load."""
+    """What it does: import, wait, download, verify, convert, save, load or rate (a trial of learning rates)."""
     done: float | None
     """How much of it is done, 0 to 1; null where that is not known."""
 
@@ -382,6 +373,7 @@ JournalEvent = (
     Started
     | Preparing
     | ModelReady
+    | RateChosen
     | Resumed
     | Listening
     | Note

@@ -1,8 +1,19 @@
-"""How numbers of the journal are said to people."""
+"""How numbers and stages of the journal are said to people."""
 
 from __future__ import annotations
 
 import math
+
+STAGES = {
+    "import": "loading libraries",
+    "download": "downloading the base model",
+    "verify": "checking its digest",
+    "convert": "converting it once",
+    "save": "saving it",
+    "load": "loading the base model",
+    "rate": "trying learning rates on our own text",
+}
+"""Stage of the preparation -> what a person is told of it; others are told by their own name."""
 
 
 def megabytes(count: float) -> str:

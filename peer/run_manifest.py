@@ -58,12 +58,19 @@ def _adapter_text(config: PeerConfig, frozen: str, *, ranks_differ: bool) -> str
     return json.dumps({**fields, "frozen": frozen, "task": tasks.canonical(config.model)}, sort_keys=True)
 
 
+def _suits_others(config: PeerConfig) -> bool:
+    """Say whether our learning rate is one for those who repeat our run's settings alone: with noise, another optimizer
+    or a trainer of our own it is of another size."""
+    ours = ("dp_epsilon", "local_optimizer", "trainer")
+    return all(config.option(name) == OPTIONS[name].default for name in ours)
+
+
 def join_line(config: PeerConfig, own_addresses: tuple[str, ...]) -> str:
     """Return the command that a friend pastes to join: our address and every setting that makes the run."""
     words = ["peer run", f"--join {own_addresses[0]}", "--data THEIR_FILE.jsonl"]
     for name in names_with(Role.RUN, OPTIONS):
         value, flag = config.option(name), OPTIONS[name].flag
-        if value == OPTIONS[name].default:
+        if value == OPTIONS[name].default or (name == "learning_rate" and not _suits_others(config)):
             continue
         if value is True:
             words.append(flag)

@@ -37,7 +37,7 @@ from peer.network.catalogue import check_listen, peer_of
 from peer.network.identity import is_peer_id
 from peer.training import trainers
 from peer.training.classification import head_names
-from peer.training.frames import Ready
+from peer.training.frames import RateChoice, Ready
 from peer.training.readers import DataError
 from topology.announced import Announced
 from topology.errors import TopologyError
@@ -81,6 +81,12 @@ class RunPlan:
     names: MethodNames
     robust: str
     roster: tuple[str, ...] = ()
+
+    def with_rate(self, choice: RateChoice | None) -> RunPlan:
+        """Return the plan with a learning rate that the training process has chosen, if it has: friends are told it."""
+        if choice is None:
+            return self
+        return dataclasses.replace(self, config=self.config.with_options(learning_rate=choice.rate))
 
     def methods(self, spec: AdapterSpec) -> MethodSet:
         """Return the run's methods for an adapter; a byte budget chooses the codec.

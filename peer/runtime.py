@@ -58,7 +58,7 @@ from peer.round_records import RoundRecords
 from peer.run_manifest import join_line
 from peer.run_plan import RunPlan
 from peer.streams import Streams, open_streams
-from peer.telling import dropped_step, left_out, measured, model_ready, training_callbacks
+from peer.telling import dropped_step, left_out, measured, model_ready, rate_chosen, training_callbacks
 from peer.training.export import load_line_of
 from peer.training.process import TrainerProcess
 from peer.training.supervisor import StartTrainer, TrainingSupervisor, supervised_training
@@ -126,8 +126,10 @@ async def live(
     with leaving.scope:
         supervised = supervised_training(config, round, trainer_state, callbacks, start_trainer)
         async with supervised as (training, ready):
-            run = prepare_run(plan, home, key, name, checkpoint, ready)
+            run = prepare_run(plan.with_rate(ready.rate), home, key, name, checkpoint, ready)
             journal.emit(model_ready(config, ready))
+            if ready.rate:
+                journal.emit(rate_chosen(ready.rate))
             for note in ready.notes:
                 journal.emit(Note(text=note))
             await take_part(run, training, factory, journal, leaving)

@@ -8,7 +8,8 @@ from peer.exchange import Traffic
 from peer.journal import Journal
 from peer.journal_events import LeftOut, Measured, ModelReady, Note, Preparing, RoundDone, StepTaken
 from peer.membership import Membership
-from peer.training.frames import Evaluated, Ready, Step
+from peer.rate_event import RateChosen
+from peer.training.frames import Evaluated, RateChoice, Ready, Step
 from peer.training.supervisor import Callbacks
 
 
@@ -45,6 +46,17 @@ def model_ready(config: PeerConfig, ready: Ready) -> ModelReady:
         rows_held_out=ready.rows_held_out,
         sequences=ready.sequences,
         seconds=ready.seconds,
+    )
+
+
+def rate_chosen(choice: RateChoice) -> RateChosen:
+    """Return the event of a learning rate that the user did not give."""
+    return RateChosen(
+        rate=choice.rate,
+        source=choice.source,
+        why=choice.why,
+        tried_rates=tuple(rate for rate, _ in choice.tried),
+        gains=tuple(gain for _, gain in choice.tried),
     )
 
 

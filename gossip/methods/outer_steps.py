@@ -4,7 +4,8 @@ Each treats the mean displacement of local steps as a server's optimizer treats 
 
 Outer momentum (``noloco``, ``diloco``) goes by d = mixed - start, for which the adapter alone has to travel. Where
 peers begin a round apart, d is their disagreement as well as what was learned, and momentum amplifies both: what step
-still brings peers together over which W, ``stability.py`` says.
+still brings peers together over which W, ``stability.py`` says. Over a few tens of rounds a momentum of .9 costs more
+than it brings, on the tiny model 0.3 nats; .5 gained nothing there either.
 
 Steps that are not linear in d (``fedexp``, ``fedadam``) would blow disagreement up without such a bound: it is what is
 left of d when little is learned. They take it out: the displacement u = trained - start travels beside the adapter, and
@@ -94,7 +95,7 @@ def extrapolated(eps: float = 1e-3) -> Optimizer:
     return _two_vectors(update)._replace(of_row=of_row)
 
 
-def adaptive(lr: float = 0.02, tau: float = 1e-3) -> Optimizer:
+def adaptive(lr: float = 0.005, tau: float = 1e-3) -> Optimizer:
     """Adam on mixed displacements: FedAdam (FedOpt, arXiv 2003.00295) over a row of W.
 
     m' = .9 m + .1 W u, v' = .99 v + .01 (W u)^2 by coordinate, m = 0 and v = tau^2 before the first round; step =

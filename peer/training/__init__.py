@@ -11,6 +11,7 @@ Our trainer:
 - ``local_steps``: what all steps have in common: optimizers, what is added to a step besides the gradient.
 - ``step_kinds``: the catalogue of ways to make a gradient; ``plain_steps``: of a batch in seeded order.
 - ``schedules``: how the learning rate changes over a run.
+- ``rates``: the rate of a run whose user gave none; ``rate_trial``: one from a short trial on one's own text.
 - ``memory``: what running out of memory looks like.
 - ``shard``: the sequences that a peer learns and measures.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 
@@ -132,6 +132,23 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
+class RateChoice:
+    """The learning rate of a run whose user gave none.
+
+    Attributes:
+        rate: it.
+        source: "tried", by a trial on our own text; "usual", of the kind of adapter; or "kept", from before a restart.
+        why: why it is the usual one, a clause; else empty.
+        tried: of a trial, the rates of its steps and by how many nats the loss was lower before each.
+    """
+
+    rate: float
+    source: Literal["tried", "usual", "kept"]
+    why: str = ""
+    tried: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """What the training process knows once model, data and adapter are set up.
 
@@ -151,6 +168,7 @@ class Ready:
         label_rows: rows to learn from of each label, in the run's order of labels; empty but for a classification.
         canaries: how many of ``rows`` are canaries.
         notes: what the user should know before the first step, sentence by sentence.
+        rate: the learning rate that was chosen; None where the user gave one.
     """
 
     initial: AdapterState
@@ -167,6 +185,7 @@ class Ready:
     label_rows: tuple[int, ...] = ()
     canaries: int = 0
     notes: tuple[str, ...] = ()
+    rate: RateChoice | None = None
 
 
 def encode(header: Mapping[str, Any], payload_bytes: int = 0) -> bytes:

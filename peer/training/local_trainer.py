@@ -24,10 +24,11 @@ from gossip.errors import LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.durable import told, write_atomically
-from peer.training import data, tasks
+from peer.training import data, rates, tasks
 from peer.training.adapted_model import AdaptedModel, generators, set_generators
-from peer.training.frames import Evaluated, OnStep, Progress, Ready, RowLosses, Step, Trained
+from peer.training.frames import Evaluated, OnStep, Progress, RateChoice, Ready, RowLosses, Step, Trained
 from peer.training.local_steps import OPTIMIZERS, Learner, Parameters, Shift, frozen_but
+from peer.training.rate_trial import try_rates
 from peer.training.readers import DataError
 from peer.training.schedules import WHOLE_RUN, Position
 from peer.training.sequences import Batch, BatchSampler, Tokens
@@ -79,7 +80,8 @@ class LocalTrainer:
         draw: Callable[[], list[Tokens]] | None = None,
         task: Task | None = None,
     ):
-        self.config = config
+        self.config = config = rates.with_rate(config)
+        self._kept_rate = 0.0  # of a state that was loaded
         if not config.data.data:
             raise DataError("no data to train on: give at least one file")
         self.task = task or tasks.TASKS[config.model.task]
@@ -101,19 +103,18 @@ class LocalTrainer:
         self._generators = dict(self.model.generators)
         self._pad = self.model.tokenizer.pad_token_id or 0
         self._sampler = BatchSampler(len(self.shard.train), config.training.batch_size, config.run.seed)
-        self._steps = steps_of(
-            Learner(
-                config,
-                self.model.module,
-                self._parameters,
-                self.task,
-                self.shard,
-                self._optimizer,
-                self._batch,
-                draw or self.draw_batch,
-                self.model.tokenizer.vocab_size,
-            )
+        self._learner = Learner(
+            config,
+            self.model.module,
+            self._parameters,
+            self.task,
+            self.shard,
+            self._optimizer,
+            self._batch,
+            draw or self.draw_batch,
+            self.model.tokenizer.vocab_size,
         )
+        self._steps = steps_of(self._learner)
 
     def ready(self, seconds: float) -> Ready:
         """Return what the network process is told of us; see ``Trainer``."""
@@ -182,6 +183,25 @@ class LocalTrainer:
         factor = position.factor(training.schedule, training.warmup_steps, step, training.local_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = training.learning_rate * factor
+
+    def find_rate(self, progress: Progress) -> RateChoice:
+        """Find a learning rate by a short trial, and take it from now on; see ``FindsRate``."""
+        usual, config = self.config.training.learning_rate, self.config
+        if self._kept_rate:
+            self.config = config.with_options(learning_rate=self._kept_rate)
+            return RateChoice(self._kept_rate, "kept")
+        if config.privacy.dp_epsilon:
+            return RateChoice(usual, "usual", "a trial would spend of the privacy budget")
+        kept = dict(self._generators)
+        self.model.put(self.initial)
+        with self._own_generators():
+            shift = Shift(self._parameters, self.initial, None, config.training.proximal)
+            trial = try_rates(self._learner, shift, usual, progress)
+        self._generators = kept
+        if not trial.rate:
+            return RateChoice(usual, "usual", trial.why, trial.tried)
+        self.config = config.with_options(learning_rate=trial.rate)
+        return RateChoice(trial.rate, "tried", tried=trial.tried)
 
     def _selected(self, trainable: TrainableFactors) -> Parameters:
         """Return the parameters of ``trainable``, at least one."""
@@ -272,6 +292,7 @@ class LocalTrainer:
         written = {
             "adapter_spec": self.spec.fingerprint,
             "sampler": self._sampler.state(),
+            "learning_rate": self.config.training.learning_rate,
             **self._steps.state(),
         }
         try:
@@ -299,6 +320,8 @@ class LocalTrainer:
             )
         self._check_moments(path, tensors)
         self._sampler.restore(written["sampler"])
+        # files of earlier versions do not have it: their rate was always given
+        self._kept_rate = written.get("learning_rate", self.config.training.learning_rate)
         self._steps.restore(path, written)
         for device in self._generators:
             self._generators[device] = tensors.get(f"generator.{device}", self._generators[device])

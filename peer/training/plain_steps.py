@@ -72,9 +72,10 @@ class PlainSteps:
             self._non_finite += 1
         learner.optimizer.zero_grad(set_to_none=True)
         if self._non_finite == NON_FINITE_MAX:
+            rate = learner.optimizer.param_groups[0]["lr"]
             raise Diverged(
                 f"loss {value}, gradient norm {norm}: not finite for {NON_FINITE_MAX} steps in a row. Lower "
-                f"learning_rate (now {training.learning_rate:g}), or train in float32."
+                f"learning_rate (in this step {rate:g}), or train in float32."
             )
         return value, taken
 

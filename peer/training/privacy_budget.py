@@ -10,12 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from gossip.errors import LocalError
-from peer.config import OPTIONS, PeerConfig
+from peer.config import PeerConfig
 from peer.privacy.accounting import epsilon, noise_multiplier_for
 from peer.privacy.charge import Charge
 from peer.privacy.ledger import Ledger
 from peer.privacy.ledger_file import ROW, UnitDigests
 from peer.privacy.statement import warnings_of
+from peer.training.adapter_kinds import ADAPTERS
 from peer.training.units import Unit
 
 NOISE_MAX = 50.0
@@ -123,7 +124,7 @@ class Budget:
     def _advice(self) -> tuple[str, ...]:
         training, few = self._config.training, len(self._units)
         advice = list(warnings_of(self._config.privacy.dp_unit, few, self._config.privacy.dp_delta))
-        if training.learning_rate == OPTIONS["learning_rate"].default:
+        if training.learning_rate == ADAPTERS[self._config.model.adapter].rate:
             suggested = RATE_FACTOR * training.learning_rate
             advice.append(
                 f"with noise, a learning rate about ten times the usual does better: --learning-rate {suggested:g}"

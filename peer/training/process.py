@@ -32,6 +32,7 @@ from peer.training.frames import (
     Export,
     OnStep,
     Progress,
+    RateChoice,
     Ready,
     RowLosses,
     Step,
@@ -116,7 +117,8 @@ class TrainerProcess:
         initial = _state(trainer._spec, payload[:own_bytes])
         export = _export(header.pop("export"), payload[own_bytes:])
         label_rows, notes = tuple(header.pop("label_rows")), tuple(header.pop("notes"))
-        return trainer, Ready(initial=initial, export=export, label_rows=label_rows, notes=notes, **header)
+        told: dict[str, Any] = {"label_rows": label_rows, "notes": notes, "rate": _rate(header.pop("rate"))}
+        return trainer, Ready(initial=initial, export=export, **told, **header)
 
     async def train(
         self,
@@ -280,6 +282,13 @@ def _spec(entries: Sequence[tuple[str, Sequence[int]]]) -> AdapterSpec:
 def _state(spec: AdapterSpec, payload: bytearray) -> AdapterState:
     """Read float32[P] out of a payload that nobody else holds."""
     return AdapterState(spec, torch.frombuffer(payload, dtype=torch.float32) if payload else torch.empty(0))
+
+
+def _rate(fields: dict[str, Any] | None) -> RateChoice | None:
+    if fields is None:
+        return None
+    tried = tuple((rate, gain) for rate, gain in fields.pop("tried"))
+    return RateChoice(**fields, tried=tried)
 
 
 def _export(fields: dict[str, Any], payload: bytearray) -> Export:

@@ -15,7 +15,7 @@ COOLDOWN = 0.2
 """Share of the steps over which ``wsd`` falls. Source: arXiv 2405.18392, where 20 % does as well as cosine."""
 
 Schedule = Callable[[int, int], float]
-"""(step, steps) -> factor of the rate, above 0 and at most 1, for ``0 <= step < steps``; it begins at 1 and never rises.
+"""(step, steps) -> factor of the rate, above 0 and at most 1, for ``0 <= step < steps``: it begins at 1, never rises.
 
 It is that of the step's beginning, such as (steps - step) / steps: the last step is not thrown away on a rate of 0.
 Source: Hugging Face's schedules."""

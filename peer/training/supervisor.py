@@ -146,6 +146,8 @@ class TrainingSupervisor:
             except TrainerDied as death:
                 self._bury(death)
             else:
+                if ready.rate:  # a new process is to take it, too
+                    self._config = self._config.with_options(learning_rate=ready.rate.rate)
                 return ready
 
     def restart_from(self, round: int, trainer_state: Path | None) -> None:

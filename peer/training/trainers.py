@@ -19,7 +19,7 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
-from peer.training.frames import Evaluated, OnStep, Progress, Ready, RowLosses, Trained
+from peer.training.frames import Evaluated, OnStep, Progress, RateChoice, Ready, RowLosses, Trained
 from peer.training.schedules import WHOLE_RUN, Position
 
 
@@ -102,6 +102,21 @@ class MeasuresRows(Protocol):
 
         Raises:
             LocalError: the configuration asks for no audit.
+        """
+
+
+@runtime_checkable
+class FindsRate(Protocol):
+    """What a trainer may do besides: without it, a run without ``--learning-rate`` has the usual one."""
+
+    def find_rate(self, progress: Progress) -> RateChoice:
+        """Find a learning rate and take it from now on; one that ``load`` brought is kept.
+
+        Called once, before the first ``train``, where the user gave none. Nothing else changes: what is learned
+        afterwards is what would be learned if the rate had been given.
+
+        Args:
+            progress: told how far it is.
         """
 
 

@@ -83,22 +83,25 @@ class Server:
     def _start(self, entry_point: str, config: str, resume: str | None) -> None:
         """Make the trainer that ``entry_point`` ("module:function") names, and tell the parent of it."""
         from peer.config import PeerConfig
+        from peer.training import rates
         from peer.training.trainers import maker_at
 
         def progress(stage: str, done: float | None) -> None:
             self._send({"kind": "progress", "stage": stage, "done": done})
 
         progress("import", None)
-        trainer = maker_at(entry_point)(PeerConfig.from_json(config), progress)
+        given = PeerConfig.from_json(config)
+        trainer = maker_at(entry_point)(rates.with_rate(given), progress)
         if resume is not None:
             trainer.load(Path(resume))
+        rate = rates.choose(trainer, given, progress)
         self._trainer = trainer
         # a user's own trainer may have a rate of its own, and no use for the argument
         self._takes_position = "position" in inspect.signature(trainer.train).parameters
         gc.collect()
         gc.freeze()  # a million objects of imported libraries need no second look
         give_back_memory()
-        ready = trainer.ready(time.monotonic() - self._started)
+        ready = dataclasses.replace(trainer.ready(time.monotonic() - self._started), rate=rate)
         self._spec = ready.initial.spec
         frozen = ready.export.frozen
         self._send(_ready_header(ready), ready.initial, *([frozen] if frozen is not None else []))
@@ -169,6 +172,7 @@ def _save(trainer: Trainer, path: Path) -> str:
 def _ready_header(ready: Ready) -> dict[str, Any]:
     """Return what a frame says of ``ready``; its initial adapter and its frozen factors go as payload."""
     fields = {name: getattr(ready, name) for name in ready.__slots__ if name not in ("initial", "export")}
+    fields["rate"] = dataclasses.asdict(ready.rate) if ready.rate else None
     export = {name: getattr(ready.export, name) for name in ready.export.__slots__}
     frozen = ready.export.frozen
     export["frozen"] = frozen.spec.entries if frozen is not None else None

@@ -43,6 +43,7 @@ def rows(quick: bool = False) -> Iterator[Row]:
 def _start(home: Path, data: Path, model: str) -> subprocess.Popen[str]:
     command = python_module("peer", "run", "--json", "--home", str(home), "--data", str(data))
     command += ["--model", model, "--threads", "1", "--listen", "/ip4/127.0.0.1/tcp/0", *WAIT_FOREVER]
+    command += ["--learning-rate", "2e-3"]  # no trial of rates
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=child_environment())
 
 

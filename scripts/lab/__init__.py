@@ -12,6 +12,8 @@ What every experiment goes through:
   statistics       means and 95 % intervals over paired seeds
   page             tables as text, Markdown and HTML, and a page that holds its pictures
   figures          figures as PNG bytes
+  records          what commands measured, as the JSON files of docs/records/
+  evidence         the figures of README.md and docs/, written from records
   files            files that a user names: read with refusals in one line, written whole
   threads          one thread for numerical libraries
   command          how a script with long commands ends
@@ -22,6 +24,7 @@ What is learned from:
   corpus           texts out of packages
 
 On its own:
+  privacy_bounds   what promises of differential privacy are worth against the best guess
   correlated_noise what noise that cancels between pairs of peers would gain
 
 A network of real processes:

@@ -1,4 +1,6 @@
-"""What noise that cancels between pairs of peers would gain: ``python -m scripts.lab.correlated_noise [--seeds N]``.
+"""What noise that cancels between pairs of peers would gain.
+
+    python -m scripts.lab.correlated_noise [--seeds N] [--out FOLDER]
 
 DECOR (Allouah et al., arXiv 2405.01031): beside noise of its own, each peer adds noise to its gradients that it shares
 with another peer, with the opposite sign, out of a seed that only the two know. In the mean over peers it cancels; who
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from peer.privacy.accounting import noise_multiplier_for
-from scripts.lab.statistics import half_width
+from scripts.lab.records import Value, record_of_table, table_of, value_of, write_record
+from scripts.lab.statistics import interval
 
 Matrix = NDArray[np.floating[Any]]
 Gradient = Callable[[Matrix, NDArray[np.intp]], Matrix]
@@ -101,6 +105,9 @@ class Case:
         return own_noise(complete(self.peers - self.colluders), pair, alone), pair
 
 
+TITLE = "Noise that cancels between pairs of peers"
+COMMAND = "python -m scripts.lab.correlated_noise --out runs/pairs"
+"""That makes the record."""
 FEATURES, CLASSES, HELD_OUT = 384, 4, 4000
 """As of MiniLM, and of the task that tells four sources of texts apart."""
 DISTANCE = 4.0
@@ -221,28 +228,31 @@ WAYS: dict[str, dict[str, Any]] = {
 """Name -> what distinguishes it."""
 
 
-def measured(case: Case, seeds: int) -> str:
+def measured(case: Case, seeds: int) -> Value:
     """Return the accuracy over seeds, in percent, with half the width of its interval, at the best learning rate."""
     tried = {rate: accuracy(case, rate, TUNING_SEED) for rate in RATES}
     rate = max(tried, key=lambda one: tried[one])
-    values = np.array([100 * accuracy(case, rate, seed) for seed in range(seeds)])
-    return f"{values.mean():.1f} ± {half_width(values):.1f}"
+    return value_of(interval([100 * accuracy(case, rate, seed) for seed in range(seeds)]))
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Print a table of the ways, for plain steps and for Adam."""
+    """Print a table of the ways, for plain steps and for Adam, and write it as a record."""
     parser = argparse.ArgumentParser(description="Gain of noise that cancels between pairs of peers.")
     parser.add_argument("--epsilon", type=float, nargs="+", default=[8.0, 2.0])
     parser.add_argument("--seeds", type=int, default=5, help="at least 2")
+    parser.add_argument("--out", type=Path, help="folder that gets record.json")
     asked = parser.parse_args(words)
-    print("| epsilon | way | own noise | noise of a pair | plain steps | Adam |")
-    print("| ---: | --- | ---: | ---: | ---: | ---: |")
+    rows: list[list[Value]] = [["epsilon, way", "own noise", "noise of a pair", "plain steps", "Adam"]]
     for epsilon in asked.epsilon:
         for name, difference in WAYS.items():
             case = replace(Case(epsilon=epsilon), **difference)
-            own, pair = case.noises()
-            plain, adam = (measured(replace(case, is_adam=is_adam), asked.seeds) for is_adam in (False, True))
-            print(f"| {epsilon:g} | {name} | {own:.2f} | {pair:.2f} | {plain} | {adam} |", flush=True)
+            accuracies = (measured(replace(case, is_adam=is_adam), asked.seeds) for is_adam in (False, True))
+            rows.append([f"{epsilon:g}, {name}", *case.noises(), *accuracies])
+    record = record_of_table(TITLE, COMMAND, rows, 1)
+    record = replace(record, digits={**record.digits, "own noise": 2, "noise of a pair": 2})
+    print("\n".join(table_of(record, {})))
+    if asked.out is not None:
+        write_record(asked.out / "record.json", record)
 
 
 if __name__ == "__main__":

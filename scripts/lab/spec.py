@@ -23,6 +23,11 @@ SPECS_MAX = 100_000
 """Largest grid: a list too many multiplies quickly. Source: guess; more than a week of cells of ten seconds."""
 
 
+LATER = "later"
+"""In a field's metadata: it came after results had been kept, and at its default a spec means what it meant before.
+Then it has no part in the name."""
+
+
 class Spec(Protocol):
     """A frozen dataclass of numbers and texts: a cell, or a trial of a comparison."""
 
@@ -54,6 +59,9 @@ def hashed_name(spec: Spec, format: int, file_digests: Sequence[str]) -> str:
         file_digests: of the files that the spec refers to, so that an edited file is another spec.
     """
     named = {"format": format, "files": file_digests, **dataclasses.asdict(spec)}
+    for field in dataclasses.fields(spec):
+        if field.metadata.get(LATER) and named[field.name] == field.default:
+            del named[field.name]
     canonical = json.dumps(named, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -50,7 +50,7 @@ def test_a_disk_that_fills_up_stops_no_round_and_is_used_again_when_there_is_spa
     command = [sys.executable, "-m", "peer", "run", "--json", "--home", str(folder / "home")]
     command += ["--data", str(data)]
     command += ["--model", "tiny", "--threads", "1", "--rounds", "100000", "--eval-every", "100000"]
-    command += ["--listen", "/ip4/127.0.0.1/tcp/0"]
+    command += ["--learning-rate", "2e-3", "--listen", "/ip4/127.0.0.1/tcp/0"]
     mounting = [*IN_NAMESPACE, f'{MOUNT} && shift && exec "$@"', "sh", str(folder), *command]
     with subprocess.Popen(mounting, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:

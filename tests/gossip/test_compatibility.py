@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from gossip.adapter import AdapterSpec
 from gossip.errors import LocalError
 from gossip.methods import compatibility
 from gossip.methods.catalogue import find
@@ -261,9 +262,11 @@ def test_a_mean_over_the_last_rounds_that_there_is_not_is_refused(options: dict[
         planned(**options)
 
 
-def test_a_mean_over_one_round_and_over_all_goes_with_what_it_can() -> None:
-    assert planned(average_last=1, factors="tsvd").config.mixing.average_last == 1
-    assert planned(average_last=10).config.mixing.average_last == 10
+@pytest.mark.parametrize("options", [{"average_last": 1, "factors": "tsvd"}, {"average_last": 10}])
+def test_a_mean_over_one_round_and_one_over_all_reach_the_node(options: dict[str, Any]) -> None:
+    plan = planned(**options)
+    spec = AdapterSpec((("m.lora_A.weight", (2, 6)), ("m.lora_B.weight", (5, 2))))
+    assert plan.node_settings(plan.methods(spec)).average_last == options["average_last"]
 
 
 def test_an_unknown_robust_rule_is_refused_with_the_known_ones() -> None:

@@ -29,15 +29,18 @@ from scripts.lab.comparison.server import Server
 from scripts.lab.comparison.statistics import (
     ComparisonResults,
     MethodResults,
+    above_central,
     budgets,
     gap_closed,
     loss_within,
     read_comparison_results,
     share_of_gain,
+    spent_until_target,
 )
-from scripts.lab.comparison.tables import tables
+from scripts.lab.comparison.tables import convergence_table, tables
 from scripts.lab.comparison.trial import TUNING_SEED, Trial
 from scripts.lab.comparison.tuning import Tuned, choose_rates, grid_of, run_comparison, wider_grids
+from scripts.lab.records import record_of_comparison, table_of
 
 WORDS = {
     "numbers": "one two three four five",
@@ -149,6 +152,10 @@ def test_comparisons_are_refused_before_anything_runs(tmp_path: Path, small: Com
         ({"methods": ("fedopt optimizer=qg",)}, "does more than an outer step"),
         ({"methods": ("fedopt optimizer=nesterov",)}, "nesterov"),
         ({"partition": "dirichle:1"}, "dirichle"),
+        (
+            {"methods": ("ring schedule=linear",), "until": "converged"},
+            "falls towards an end that is not known",
+        ),
         ({"workload": "language"}, "unknown workload"),
         ({"settings": ("learning_rate=1",)}, "unknown setting 'learning_rate'"),
     ):
@@ -354,6 +361,33 @@ def test_labels_are_counted(tmp_path: Path) -> None:
     assert result.tables["peers"]["accuracy"].tolist() == [1.0] * 4
 
 
+@pytest.mark.parametrize("method", ["local", "ring"])
+def test_training_until_it_has_converged_reports_its_best_round(small: Comparison, method: str) -> None:
+    growing = dataclasses.replace(
+        small, methods=(method,), seeds=1, until="converged", patience=2, rounds_factor=10, evaluate_every=1
+    )
+    trials = {one.method: one for one in growing.evaluation(dict.fromkeys(growing.all_methods(), 0.02))}
+    trial = trials[method]
+    assert (trial.rounds, trial.patience) == (20, 2)
+    result = run_trial(trial)
+    outcome, rounds = result.outcome, result.tables["rounds"]
+    best, last = outcome["best_round"], outcome["last_round"]
+    assert 0 < best < last == best + 2 < trial.rounds  # then it learns its words by heart
+    assert rounds["round"].tolist() == list(range(last + 1))
+    assert outcome["unmerged_loss"] == rounds["loss"][best]
+    assert outcome["unmerged_worst"] == rounds["loss_worst"][best]
+    for name in ("bytes_per_peer", "seconds", "tokens_per_peer"):
+        assert outcome[name] == pytest.approx(rounds[name][best])
+    merged = rounds["loss_mean_adapter"][best]
+    assert (outcome["final_loss"] == merged == outcome["final_worst"]) == (method == "ring")
+    assert (outcome["final_loss"] == rounds["loss"][best]) == (method != "ring")
+    fixed = run_trial(dataclasses.replace(trial, patience=0, rounds=last)).tables["rounds"]
+    assert np.array_equal(fixed["loss"][: last + 1], rounds["loss"])  # it is the same training
+    tuning = run_trial(dataclasses.replace(trial, seed=TUNING_SEED, rounds=2)).outcome
+    assert tuning["last_round"] == 2  # the bound
+    assert tuning["validation_loss"] > 0
+
+
 def test_what_diverges_is_a_result(small: Comparison) -> None:
     trial = small.evaluation(dict.fromkeys(small.all_methods(), 1e30))[0]
     for method in ("local", "ring"):
@@ -428,15 +462,18 @@ def _check_record(kept: dict[str, Any], comparison: ComparisonResults) -> None:
     assert rows["base model"]["values"]["loss"]["mean"] == pytest.approx(start)
     assert rows["central"]["values"]["share_of_gain"]["mean"] == pytest.approx(100)
     assert set(row["values"]) == set(kept["columns"])
+    asked = {"rows": [ring.name], "columns": ["loss"]}
+    assert table_of(record_of_comparison(kept), asked)[2] == f"| `{ring.name}` | {loss} |"
 
 
 # -- statistics, by hand
 
 
 def results(method: str, finals: list[float | None], rounds: dict[str, Any] | None = None) -> MethodResults:
+    starts = {"start_loss": 6.0, "bytes_per_peer": 4e6, "best_round": 3, "last_round": 4}
+    losses = ("final_loss", "final_worst", "unmerged_worst", "validation_loss")
     runs: dict[int, dict[str, Any]] = {
-        seed: {"start_loss": 6.0, "final_loss": final, "bytes_per_peer": 4e6, "validation_loss": final}
-        for seed, final in enumerate(finals)
+        seed: {**starts, **dict.fromkeys(losses, final)} for seed, final in enumerate(finals)
     }
     curve = {name: np.asarray(values, dtype=float) for name, values in (rounds or {}).items()}
     return MethodResults(method, runs, dict.fromkeys(runs, curve), {})
@@ -488,6 +525,34 @@ def test_losses_are_interpolated_at_equal_bytes() -> None:
         assert loss_within(ring, budget).mean == pytest.approx(loss)
     limits = budgets(ComparisonResults({}, (ring,), {}, {}))
     assert limits == pytest.approx([2e6, 5e6])
+
+
+def test_what_is_spent_until_the_target_is_interpolated_and_may_never_be() -> None:
+    central = results("central", [2.0, 2.0])  # from 6: the target is 2.2
+    curve = {
+        "loss": [6.0, np.nan, 2.6, 2.1, 2.0],
+        "tokens_per_peer": [0.0, 1e3, 2e3, 4e3, 5e3],
+        "bytes_per_peer": [0.0, 1e6, 2e6, 4e6, 5e6],
+        "merging": [0, 0, 0, 0, 1],
+    }
+    ring, stuck = (
+        results("ring", [1.9, 2.4], curve),
+        results("base:1", [2.5, 2.5], {**curve, "loss": [6, 5, 4, 3, 2]}),
+    )
+    manifest = {"spec": {"comparison": {"until": "converged"}}}
+    methods = central, ring, stuck
+    comparison = ComparisonResults(manifest, methods, {}, dict.fromkeys(("central", "ring", "base:1"), 0.1))
+    spent = spent_until_target(comparison, ring, "tokens_per_peer")
+    assert spent.mean == pytest.approx(2e3 + 2e3 * 0.4 / 0.5)
+    assert spent_until_target(comparison, stuck, "tokens_per_peer").mean is None  # only the merge gets there
+    above = above_central(comparison, ring, "final_loss")
+    assert above.mean == pytest.approx((-0.05 + 0.2) / 2)
+    rows = convergence_table(comparison).rows
+    shown = dict(zip(rows[0], rows[2], strict=True))
+    assert shown["MB a peer to 95 %"] == "3.6 ± 0"
+    assert rows[3][-1] == "not reached on 2 of 2"
+    fixed = dataclasses.replace(comparison, manifest={"spec": {"comparison": {}}})
+    assert len(convergence_table(fixed).rows) == 1
 
 
 def test_rates_are_chosen_by_the_mean_over_seeds(small: Comparison) -> None:

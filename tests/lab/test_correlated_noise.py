@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from scripts.lab.correlated_noise import (
     own_noise,
     pair_noise,
 )
+from scripts.lab.records import records_in, table_of
 
 noises = st.floats(0.05, 20)
 
@@ -104,14 +106,15 @@ def test_at_equal_promises_pairs_are_right_more_often(monkeypatch: pytest.Monkey
 
 
 def test_the_table_has_a_line_for_each_way(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = {"rounds": 1, "rows": 40, "batch": 16}
     ways = {"curator": {"together": True, **small}, "lost": {"pair": 1.0, "lost": 0.5, **small}}
     monkeypatch.setattr(correlated_noise, "WAYS", ways)
     monkeypatch.setattr(correlated_noise, "HELD_OUT", 50)
     monkeypatch.setattr(correlated_noise, "RATES", (0.3,))
-    main(["--epsilon", "8", "--seeds", "2"])
+    main(["--epsilon", "8", "--seeds", "2", "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert all(line.count("±") == 2 for line in lines[2:])
+    assert lines == table_of(records_in(tmp_path)("record"), {})

@@ -6,16 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.lab.convergence.gallery import BEGIN, END, TOPOLOGIES
+import pytest
+
+from scripts.lab.convergence import gallery
+from scripts.lab.convergence.gallery import TOPOLOGIES, record_of_consensus
+from scripts.lab.convergence.statistics import read_results
 from scripts.lab.convergence.sweep import CELL_LAYOUT
+from scripts.lab.records import records_in, table_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_page_shows_all_ten_and_its_pictures_are_small() -> None:
     page = (DOCS / "topology.md").read_text()
-    table = page[page.index(BEGIN) : page.index(END)]
-    assert [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")] == list(TOPOLOGIES)
+    assert "<!-- record: topologies -->" in page
+    assert list(records_in(DOCS / "records")("topologies").rows) == list(TOPOLOGIES)
     for name in ("topologies", "consensus", "learning"):
         assert f"(images/{name}.png)" in page
         assert (DOCS / "images" / f"{name}.png").stat().st_size < 150_000
@@ -27,12 +32,12 @@ def test_the_page_explains_every_column() -> None:
         assert f"`{name}`" in page, name
 
 
-def test_a_page_without_a_place_for_the_table_is_refused(
-    convergence: Callable[..., Any], tmp_path: Path
+def test_the_table_is_a_record_of_real_runs(
+    convergence: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("nothing here\n")
-    said = convergence("gallery", "--out", tmp_path, "--pages", page, "--seeds", 1)
-    assert said.code == 2
-    assert "has no place for the table" in said.err
-    assert page.read_text() == "nothing here\n"
+    words = ("consensus", "star", "base:1", "--peers", 8, "--seeds", 2, "--payload-mb", 4, "--workers", 1)
+    assert convergence(*words, "--out", tmp_path).code == 0
+    monkeypatch.setattr(gallery, "PEERS", 8)
+    star, exact = table_of(record_of_consensus(read_results(tmp_path).groups), {})[2:]
+    assert star.startswith("| `star` | 1.75 | 0.1250 |")
+    assert exact.startswith("| `base:1` | 1 |  |  | 3 | 3 | 12 | 12 | 0 |")

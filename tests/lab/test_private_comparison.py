@@ -13,6 +13,7 @@ from peer.privacy.ledger import Ledger
 from peer.training import tiny_model
 from scripts.lab.comparison import cached_model, command, private
 from scripts.lab.comparison.private import TUNING_SEED, Trial, compare, results, run_trial, table
+from scripts.lab.records import records_in, table_of
 from scripts.lab.workloads import Sample, Workload
 
 
@@ -104,6 +105,7 @@ def test_rates_are_chosen_on_a_seed_of_their_own_and_finished_runs_are_kept(
     assert {trial.rate for trial in results(tmp_path) if trial.seed != TUNING_SEED} == {3e-2}
     lines = table(tmp_path)
     assert lines[0] == "| epsilon | alone | gossip | central | gossip minus alone |"
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| inf", "| 8", "| 2"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| none promised", "| 8", "| 2"]
     assert "(rate 0.03)" in lines[2]
+    assert lines == table_of(records_in(tmp_path)("record"), {})
     assert capsys.readouterr().err.startswith("alone, epsilon inf, rate 0.003, seed 1000: ")

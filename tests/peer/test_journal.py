@@ -38,6 +38,7 @@ from peer.journal_events import (
 from peer.journal_file import JournalFile
 from peer.journal_lines import Record, parse_record
 from peer.journal_page import field_texts, page
+from peer.rate_event import RateChosen
 
 ROUND = RoundDone(
     round=0,
@@ -87,6 +88,9 @@ TOLD: tuple[JournalEvent, ...] = (
         sequences=4,
         seconds=1.5,
     ),
+    RateChosen(rate=0.0126, source="tried", why="", tried_rates=(1e-3, 2e-3), gains=(0.0, 0.5)),
+    RateChosen(rate=2e-3, source="usual", why="a trial takes too long", tried_rates=(), gains=()),
+    RateChosen(rate=0.01, source="kept", why="", tried_rates=(), gains=()),
     Resumed(round=3, checkpoint=Path("anna/checkpoints/round-000003")),
     Listening(addresses=("/ip4/1.2.3.4/tcp/5",), join="peer run --join x"),
     Note(text="two\nlines"),

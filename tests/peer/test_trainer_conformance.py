@@ -278,7 +278,7 @@ def test_an_unknown_trainer_is_refused_with_the_known_ones(
 def test_only_the_local_configuration_chooses(quick: Configure) -> None:
     """Neither the manifest nor the line with which a friend joins speaks of a trainer."""
     assert OPTIONS["trainer"].roles == Role(0)
-    ours, other = quick(), quick(trainer=PLUG_IN)
+    ours, other = quick(learning_rate=0.0), quick(learning_rate=0.0, trainer=PLUG_IN)
     address = ("/ip4/1.2.3.4/tcp/5/p2p/x",)
     assert join_line(other, address) == join_line(ours, address)
     ready = trainer_of(ours).ready(0.0)

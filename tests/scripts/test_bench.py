@@ -32,7 +32,7 @@ FIGURES = {
     "methods": ("methods: factors tsvd, share of the local steps", 16),
     "dp": ("dp: a million values of noise", 2),
     "memory": ("memory: a whole peer, private", 4),
-    "learning": ("demo: gossip below local only", 7),
+    "learning": ("demo: gossip below local only", 9),
 }
 """Section -> one of its figures, and how many there are."""
 

@@ -116,6 +116,6 @@ def test_outside_of_a_checkout_there_is_no_commit_and_no_page(
     monkeypatch.setattr(checkout, "_ROOT", tmp_path)
     assert checkout.checkout() is None
     assert checkout.commit() is None
-    assert targets(tmp_path, []) == (tmp_path, [])
-    with pytest.raises(LocalError, match="give --out FOLDER and --pages FILE"):
+    assert targets(tmp_path, tmp_path / "a.json") == (tmp_path, tmp_path / "a.json")
+    with pytest.raises(LocalError, match="give --out FOLDER and --record FILE"):
         targets(tmp_path, None)

@@ -43,6 +43,9 @@ def run(
         str | None, Parameter(help="Name, file:PATH[:FIELD] or labeled:PATH[:FIELD].")
     ] = None,
     method: Annotated[list[str] | None, Parameter(help="What to compare; may be given many times.")] = None,
+    baselines: Annotated[
+        list[str] | None, Parameter(help="Which of them; default: all that no --method names.")
+    ] = None,
     spec: Annotated[
         Path | None, Parameter(help="TOML file with these options; flags count before it.")
     ] = None,
@@ -59,6 +62,15 @@ def run(
     ] = None,
     tune_seeds: Annotated[int | None, Parameter(help="Seeds that rates are tuned with; default: 1.")] = None,
     set: Annotated[list[str] | None, Parameter(help="KEY=VALUE: a setting of all methods.")] = None,
+    until: Annotated[
+        str | None, Parameter(help="rounds, or converged: until the validation loss falls no more.")
+    ] = None,
+    patience: Annotated[
+        int | None, Parameter(help="Evaluations without a better validation loss; default: 3.")
+    ] = None,
+    rounds_factor: Annotated[
+        int | None, Parameter(help="At most so many times --rounds until converged; default: 10.")
+    ] = None,
     evaluate_every: Annotated[
         int | None, Parameter(help="Rounds; default: for a quarter of the cost of training.")
     ] = None,

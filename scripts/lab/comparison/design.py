@@ -32,6 +32,15 @@ LEARNING_RATES = (4e-3, 8e-3, 1.6e-2)
 """The grid if nothing else is said, before it is widened. Source: ours; around what short runs of LoRA with AdamW want,
 factors of 2."""
 
+UNTIL = ("rounds", "converged")
+"""When training ends: after the rounds given, or when the validation loss falls no more."""
+
+PATIENCE = 3
+"""Evaluations without a better validation loss that end a training. Source: guess; one or two may be noise."""
+
+ROUNDS_FACTOR = 10
+"""A training that has not converged ends after so many times the rounds given. Source: ours; what it may cost."""
+
 WIDENINGS = 4
 """How often a grid is widened on a side at most. Source: ours; a factor of 16 with factors of 2."""
 
@@ -44,7 +53,8 @@ class Comparison:
     """What a user asks for.
 
     Args:
-        methods: as written; baselines are added to them.
+        baselines: regimes without gossip that are added to the methods, unless a method names one in a form of its own.
+        methods: as written.
         local_steps: of a round where a method does not say; 0 = the workload's own.
         rounds: of such methods; one with other ``local_steps`` or ``batch_size`` gets rounds so that the sequences are
             as many.
@@ -53,6 +63,9 @@ class Comparison:
         widenings: how often a grid is widened on a side at most, while the best rate lies at its edge.
         evaluate_every: 0 = so that measuring costs about a quarter of training.
         settings: ``KEY=VALUE`` words for all methods.
+        until: one of ``UNTIL``; with ``converged``, ``rounds`` may become ``rounds_factor`` times as many.
+        patience: evaluations; see ``Trial``.
+        rounds_factor: at least 1.
 
     Raises:
         LocalError: a value out of range.
@@ -67,6 +80,7 @@ class Comparison:
     tune_seeds: int = 1
     learning_rates: tuple[float, ...] = LEARNING_RATES
     widenings: int = WIDENINGS
+    baselines: tuple[str, ...] = tuple(BASELINES)
     methods: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     evaluate_every: int = 0
@@ -74,9 +88,14 @@ class Comparison:
     bandwidth_mbit: float = 20.0
     loss: float = 0.0
     step_s: float = 0.1
+    until: str = "rounds"
+    patience: int = PATIENCE
+    rounds_factor: int = ROUNDS_FACTOR
 
     def __post_init__(self) -> None:
-        least = {"peers": 2, "rounds": 1, "seeds": 1, "tune_seeds": 1}
+        least = {"peers": 2} | dict.fromkeys(
+            ("rounds", "seeds", "tune_seeds", "patience", "rounds_factor"), 1
+        )
         least |= dict.fromkeys(("local_steps", "evaluate_every", "widenings"), 0)
         for name, low in least.items():
             value = getattr(self, name)
@@ -86,6 +105,10 @@ class Comparison:
             raise LocalError(f"seeds must be at most {TUNING_SEED}: from there on they are for tuning")
         if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
             raise LocalError(f"learning_rates must be numbers above 0, not {self.learning_rates!r}")
+        if unknown := sorted(set(self.baselines) - set(BASELINES)):
+            raise LocalError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
+        if self.until not in UNTIL:
+            raise LocalError(f"until must be one of {', '.join(UNTIL)}, not {self.until!r}")
         if not 0 <= self.loss < 1:
             raise LocalError(f"loss must be a probability from 0 to below 1, not {self.loss!r}")
         for name in ("bandwidth_mbit", "step_s"):
@@ -96,7 +119,10 @@ class Comparison:
 
     def all_methods(self) -> tuple[str, ...]:
         """Return baselines and methods in canonical writing, each once."""
-        return tuple(dict.fromkeys(str(Method.parse(text)) for text in (*BASELINES, *self.methods)))
+        methods = [Method.parse(text) for text in self.methods]
+        named = {method.regime for method in methods}
+        plain = [Method.parse(name) for name in self.baselines if name not in named]
+        return tuple(dict.fromkeys(map(str, sorted([*plain, *methods], key=_place))))
 
     @property
     def searches(self) -> bool:
@@ -136,16 +162,19 @@ class Comparison:
         every = (self.evaluate_every or self._evaluate_every()) * rounds / self.rounds
         shared = self._batch_size()
         kept = ("workload", "partition", "peers", "latency_s", "bandwidth_mbit", "loss")
+        converges = self.until == "converged"
+        measured = max(1, round(every))
         return Trial(
             **{name: getattr(self, name) for name in kept},
             method=method,
             settings=" ".join(written_settings(self._settings())),
             learning_rate=rate,
-            rounds=rounds,
+            rounds=rounds * self.rounds_factor if converges else rounds,
             local_steps=steps,
             batch_size=batch,
             seed=seed,
-            evaluate_every=rounds if seed >= TUNING_SEED else max(1, round(every)),
+            evaluate_every=rounds if seed >= TUNING_SEED and not converges else measured,
+            patience=self.patience if converges else 0,
             step_s=self.step_s * batch / shared,
         )
 
@@ -223,6 +252,11 @@ class Comparison:
         return " ".join([*words, f"--out {shlex.quote(str(out))}"])
 
 
+def _place(method: Method) -> int:
+    """Return a method's place in tables: baselines first, in the order of their catalogue."""
+    return list(BASELINES).index(method.regime) if method.is_baseline else len(BASELINES)
+
+
 OPTION_OF = {"methods": "method", "settings": "set"}
 """Field -> option of the command, where the names differ."""
 
@@ -242,7 +276,7 @@ def read_comparison(given: Mapping[str, Any], file: Path | None = None) -> Compa
     merged = {**content, **{name: value for name, value in given.items() if value is not None}}
     if "workload" not in merged:
         raise LocalError("a comparison needs a workload: --workload languages-tiny, for one")
-    for name in ("methods", "settings"):
+    for name in ("baselines", "methods", "settings"):
         if name in merged:
             merged[name] = _checked_list(name, merged[name], str, "texts")
     if "learning_rates" in merged:

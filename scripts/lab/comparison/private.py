@@ -40,7 +40,8 @@ from scripts.lab.comparison.cached_model import (
     task_on,
 )
 from scripts.lab.comparison.record import mean_adapter
-from scripts.lab.statistics import interval
+from scripts.lab.records import Record, Value, record_of_table, table_of, value_of, write_record
+from scripts.lab.statistics import interval, paired_difference
 from scripts.lab.workloads import lay_out, parse_workload
 from topology.links import parse_topology
 
@@ -53,6 +54,9 @@ TUNING_SEED, TUNING_PEERS = 1000, 2
 PEERS, STEPS, LOCAL_STEPS, BATCH, DELTA = 8, 60, 2, 64, 1e-5
 TOPOLOGY = "random-regular:4"
 RESULTS = "private.jsonl"
+TITLE = "What differential privacy costs MiniLM, and what learning together buys back"
+COMMAND = "python scripts/compare.py privacy --out runs/private"
+"""That made the record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +238,16 @@ def results(out: Path) -> dict[Trial, float]:
 
 
 def table(out: Path) -> list[str]:
-    """Return the outcome as lines of Markdown: accuracy in percent, mean and half of the 95 % interval over seeds."""
+    """Write ``record.json``; return it as lines of Markdown."""
+    record = record_in(out)
+    write_record(out / "record.json", record)
+    return table_of(record, {})
+
+
+def record_in(out: Path) -> Record:
+    """Return what has been measured: accuracy in percent, mean and half of the 95 % interval over seeds."""
     found = {trial: value for trial, value in results(out).items() if trial.seed != TUNING_SEED}
-    lines = [
-        f"| epsilon | {' | '.join(WAYS)} | gossip minus alone |",
-        "| --- |" + " ---: |" * (len(WAYS) + 1),
-    ]
+    rows: list[list[Value]] = [["epsilon", *WAYS, "gossip minus alone"]]
     for epsilon in EPSILONS:
         by_way = {
             way: {
@@ -249,14 +257,10 @@ def table(out: Path) -> list[str]:
             }
             for way in WAYS
         }
-        cells = [f"{interval(list(by_way[way].values()))} ({_rates(found, way, epsilon)})" for way in WAYS]
-        gains = [
-            value - by_way["alone"][seed]
-            for seed, value in by_way["gossip"].items()
-            if seed in by_way["alone"]
-        ]
-        lines.append(f"| {epsilon:g} | {' | '.join(cells)} | {interval(gains)} |")
-    return lines
+        cells = [value_of(interval(list(by_way[way].values())), _rates(found, way, epsilon)) for way in WAYS]
+        gain = value_of(paired_difference(by_way["gossip"], by_way["alone"]))
+        rows.append([f"{epsilon:g}", *cells, gain])
+    return record_of_table(TITLE, COMMAND, rows, 1, {"inf": "none promised"})
 
 
 def _rates(found: Mapping[Trial, float], way: str, epsilon: float) -> str:

@@ -10,6 +10,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from peer.training.adapted_model import AdaptedModel
 from peer.training.local_trainer import LocalTrainer
 from peer.training.schedules import Position
 from scripts.lab import corpus
+from scripts.lab.records import Record, Value, record_of_table, table_of, write_record
 
 SOURCE = "movie"
 TRIALS = ((math.inf, 2e-3), (8.0, 1e-2), (math.inf, 5e-3), (8.0, 2e-2), (8.0, 5e-3))
@@ -39,6 +41,9 @@ SETTINGS: dict[str, Any] = {
 }
 """Source: ours: few values (noise grows with their root) and large batches, and what a core computes in minutes."""
 RESULTS = "private-text.jsonl"
+TITLE = "What is left of what SmolLM2 learns alone, with differential privacy"
+COMMAND = "python scripts/compare.py privacy-text --out runs/text"
+"""That made the record."""
 
 
 class Outcome(NamedTuple):
@@ -89,13 +94,20 @@ def results(out: Path) -> list[Outcome]:
 
 
 def table(out: Path) -> list[str]:
-    """Return the outcome as lines of Markdown, with the share of the best gain without a promise that is kept."""
+    """Write ``record.json``; return it as lines of Markdown."""
+    record = record_in(out)
+    write_record(out / "record.json", record)
+    return table_of(record, {})
+
+
+def record_in(out: Path) -> Record:
+    """Return what has been measured, with the share of the best gain without a promise that is kept."""
     found = results(out)
     best = max((one.before - one.after for one in found if math.isinf(one.epsilon)), default=math.nan)
-    lines = ["| epsilon | rate | rows | loss before | loss after | gain kept, % |", "| --- |" + " ---: |" * 5]
+    rows: list[list[Value]] = [["epsilon, rate", "rows", "loss before", "loss after", "gain kept, %"]]
     for one in sorted(found, key=lambda one: (-one.epsilon, one.rate)):
         kept = 100 * (one.before - one.after) / best
-        lines.append(
-            f"| {one.epsilon:g} | {one.rate:g} | {one.rows:,} | {one.before:.3f} | {one.after:.3f} | {kept:.0f} |"
-        )
-    return lines
+        name = f"{one.epsilon:g}".replace("inf", "none promised")
+        rows.append([f"{name}, {one.rate:g}", one.rows, one.before, one.after, kept])
+    record = record_of_table(TITLE, COMMAND, rows, 3)
+    return replace(record, digits={**record.digits, "gain kept, %": 0})

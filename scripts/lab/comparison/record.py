@@ -5,10 +5,11 @@ A moment is all peers' adapters after a round. It runs nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,6 +59,24 @@ class Moment:
     last: bool = False
 
 
+class Converged(Exception):
+    """A trial need not go on: its validation loss falls no more, or all rounds are taken."""
+
+
+class Best(NamedTuple):
+    """The best evaluation of a trial that goes on until it has converged.
+
+    Attributes:
+        validation: mean over peers of the loss of their own adapters on validation rows.
+        moment: the peers then.
+        row: of the table of rounds.
+    """
+
+    validation: float
+    moment: Moment
+    row: dict[str, float]
+
+
 class Record:
     """The tables of a trial, filled in moment by moment.
 
@@ -75,9 +94,15 @@ class Record:
         self._bytes = 0.0
         self._milestones: dict[str, dict[str, float]] = {}
         self._latest: Moment | None = None
+        self._best: Best | None = None
+        self._evaluations_since = 0
 
     def add(self, now: Moment) -> None:
-        """Take the next round."""
+        """Take the next round.
+
+        Raises:
+            Converged: of a trial with patience, which has ended.
+        """
         trial = self._trial
         self._latest = now
         self._bytes += now.bytes
@@ -97,20 +122,48 @@ class Record:
         if due and not trial.tunes:
             scores = {name: self._judge(state) for name, state in now.states.items()}
             row |= _measures(list(scores.values()), self._judge(mean))
-            if trained or now.last:
-                self._milestone("final" if now.last else "unmerged", now, row, scores)
+            if (trained or now.last) and not trial.patience:
+                self._milestone("final" if now.last else "unmerged", now, row)
         self._rounds.append(row)
+        if due and trial.patience:
+            self._follow(now, row)
+
+    def _follow(self, now: Moment, row: dict[str, float]) -> None:
+        """Keep the best evaluation; end the trial where there has been no better one for too long."""
+        validation = self._validation(now)
+        self._evaluations_since += 1
+        if self._best is None or validation < self._best.validation:
+            self._best, self._evaluations_since = Best(validation, now, row), 0
+        if self._evaluations_since >= self._trial.patience or now.round >= self._trial.rounds:
+            raise Converged
+
+    def _validation(self, now: Moment) -> float:
+        return average([self._judge.validation(state).loss for state in now.states.values()])
+
+    def _recall(self, best: Best) -> None:
+        """Make milestones of the best evaluation: as it was, and merged where peers merge."""
+        self._milestone("unmerged", best.moment, best.row)
+        if self._trial.what.is_baseline or self._peers.config.mixing.merge == "none":
+            return
+        mean = mean_adapter(list(best.moment.states.values()))
+        merged = dict.fromkeys(best.moment.states, mean)
+        score = self._judge(mean)
+        self._milestone(
+            "final",
+            dataclasses.replace(best.moment, round=best.moment.round + 1, states=merged),
+            best.row | _measures([score], score),
+        )
 
     def _tokens(self, rounds: int) -> float:
         """Return the targets that all peers together have trained on in so many rounds, over their number."""
         trained = (tokens for round, tokens in self._peers.tokens.items() if round < rounds)
         return sum(trained) / self._trial.peers
 
-    def _milestone(self, name: str, now: Moment, row: dict[str, float], scores: dict[str, Score]) -> None:
+    def _milestone(self, name: str, now: Moment, row: dict[str, float]) -> None:
         is_one = self._trial.what.is_central  # there is nothing to see of peers
         own = {peer: self._judge.own(peer, state) for peer, state in now.states.items()}
         for index, peer in enumerate([] if is_one else sorted(now.states)):
-            score = scores[peer]
+            score = self._judge(now.states[peer])
             values = (now.round, index, score.loss, own[peer], score.accuracy)
             self._peer_rows.append(dict(zip(PEER_COLUMNS, values, strict=True)))
         self._milestones[name] = {**row, "own": average(list(own.values()))}
@@ -123,16 +176,21 @@ class Record:
 
     def result(self) -> TrialResult:
         """Return tables and outcome of what has been added."""
+        best, latest = self._best, self._latest
+        if best is not None and not self._trial.tunes:
+            self._recall(best)
         rounds = _table(self._rounds, COLUMNS)
         uneven = self._peers.layout.heterogeneity
         known = {
             "start_loss": self._rounds[0]["loss"],
             **self._losses(rounds["cross_term"]),
-            "tokens_per_peer": self._tokens(self._trial.rounds),
+            "tokens_per_peer": self._tokens(best.moment.round if best else self._trial.rounds),
             "total_variation": uneven.total_variation,
             "jensen_shannon": uneven.jensen_shannon,
             "rows_least": min(uneven.sizes),
             "rows_most": max(uneven.sizes),
+            "best_round": best.moment.round if best else None,
+            "last_round": latest.round if best and latest else None,
             **self.simulated,
         }
         outcome = {name: _finite(known.get(name)) for name in OUTCOMES}
@@ -140,10 +198,10 @@ class Record:
 
     def _losses(self, cross_terms: Values) -> dict[str, Any]:
         """Return the outcomes of a trial that came to its end with finite losses; of another, that it diverged."""
-        latest = self._latest
-        if self.diverged or latest is None or latest.round < self._trial.rounds:
+        best, latest = self._best, self._latest
+        if self.diverged or latest is None or (best is None and latest.round < self._trial.rounds):
             return {"diverged": 1}
-        validation = average([self._judge.validation(state).loss for state in latest.states.values()])
+        validation = self._validation(latest) if best is None else best.validation
         unmerged = self._milestones.get("unmerged", {"loss": 0.0})
         final = self._milestones.get("final", unmerged)
         if not math.isfinite(unmerged["loss"] + final["loss"] + validation):

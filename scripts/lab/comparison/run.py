@@ -24,7 +24,7 @@ from peer.training.local_trainer import LocalTrainer
 from peer.training.sequences import Tokens
 from scripts.lab.comparison.method import BASELINES
 from scripts.lab.comparison.peers import Peers, prepare_peers
-from scripts.lab.comparison.record import Moment, Record, TrialResult, average
+from scripts.lab.comparison.record import Converged, Moment, Record, TrialResult, average
 from scripts.lab.comparison.server import Server
 from scripts.lab.comparison.trial import Trial
 from scripts.lab.threads import one_thread
@@ -42,9 +42,11 @@ def run_trial(trial: Trial) -> TrialResult:
     with one_thread():
         peers = prepare_peers(trial)
         record = Record(trial, peers)
-        record.add(Moment(0, dict.fromkeys(peers.names, peers.model.initial)))
         try:
+            record.add(Moment(0, dict.fromkeys(peers.names, peers.model.initial)))
             REGIMES.get(trial.what.regime, _gossip)(trial, peers, record)
+        except Converged:
+            pass  # the record holds the best round
         except LocalError as error:
             if error.exit_code != Diverged.exit_code:
                 raise

@@ -13,7 +13,8 @@ from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from gossip.methods.catalogue import find
 from gossip.methods.contribution import Contribution
-from gossip.methods.optimizers import OPTIMIZERS, OptimizerStage
+from gossip.methods.optimizer_stage import OptimizerStage
+from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.requirements import State
 from gossip.methods.stage import Combination, RoundContext
 from scripts.lab.comparison.record import mean_adapter

@@ -23,6 +23,9 @@ from scripts.lab.comparison.tuning import at_edge, grid_of
 from scripts.lab.results import Columns, read_collected
 from scripts.lab.statistics import Interval, Values, interval, paired_difference
 
+TARGET_SHARE = 0.95
+"""Share of central's best gain that a method shall reach. Source: ours; the figure that gossip is to come to."""
+
 BUDGETS_MAX = 6
 """Byte budgets of the frontier. Source: ours; what a table holds."""
 
@@ -59,7 +62,7 @@ class MethodResults:
 
     def has(self, column: str) -> bool:
         """Tell whether any run has a value."""
-        return any(run[column] is not None for run in self.runs.values())
+        return any(run.get(column) is not None for run in self.runs.values())
 
     def minus(self, baseline: MethodResults, column: str) -> Interval:
         """Return an outcome of this method minus that of the baseline, seed by seed, over the seeds that both have."""
@@ -89,6 +92,11 @@ class ComparisonResults:
     def named(self, name: str) -> MethodResults | None:
         """Return one method's results, if there are any."""
         return next((method for method in self.methods if method.name == name), None)
+
+    @property
+    def converges(self) -> bool:
+        """Training went on until it had converged."""
+        return str(self.manifest["spec"]["comparison"].get("until")) == "converged"
 
     def strongest_central(self) -> MethodResults | None:
         """Return the central training of equal tokens with the least validation loss at its tuned rate.
@@ -144,7 +152,7 @@ def _tuned(runs: Sequence[dict[str, Any]]) -> list[tuple[Trial, float | None]]:
     """Return the trials that tuned learning rates, with their validation losses."""
     fields = [field.name for field in dataclasses.fields(Trial)]
     return [
-        (Trial(**{name: run[name] for name in fields}), run["validation_loss"])
+        (Trial(**{name: run[name] for name in fields if run.get(name) is not None}), run["validation_loss"])
         for run in runs
         if run["seed"] >= TUNING_SEED
     ]
@@ -192,6 +200,58 @@ def _shares(
         else:
             shares.append((first - reached) / (first - last))
     return interval(shares)
+
+
+def above_central(comparison: ComparisonResults, method: MethodResults, column: str) -> Interval:
+    """Return a loss of a method over that of the strongest central, minus 1, seed by seed.
+
+    Args:
+        column: of runs.parquet, such as ``final_worst``.
+    """
+    central = comparison.strongest_central()
+    theirs = central.by_seed("final_loss") if central else {}
+    ours = {seed: loss for seed, loss in method.by_seed(column).items() if seed in theirs}
+    ratios: list[float | None] = []
+    for seed, loss in ours.items():
+        best = theirs[seed]
+        ratios.append(None if loss is None or best is None else loss / best - 1)
+    return interval(ratios)
+
+
+def spent_until_target(comparison: ComparisonResults, method: MethodResults, column: str) -> Interval:
+    """Return what a method has spent when it has ``TARGET_SHARE`` of the gain of the strongest central, seed by seed.
+
+    The loss is the mean over peers of their own adapters after mixing, on test rows, taken to fall evenly between two
+    measurements; a seed on which it never gets there is censored.
+
+    Args:
+        column: of rounds.parquet: ``tokens_per_peer`` or ``bytes_per_peer``.
+    """
+    central = comparison.strongest_central()
+    if central is None:
+        return interval([])
+    start, ends = central.by_seed("start_loss"), central.by_seed("final_loss")
+    spent: list[float | None] = []
+    for seed, rounds in method.rounds.items():
+        first, last = start.get(seed), ends.get(seed)
+        if first is None or last is None or not rounds:
+            spent.append(None)
+        else:
+            spent.append(_spent_until(rounds, column, first - TARGET_SHARE * (first - last)))
+    return interval(spent)
+
+
+def _spent_until(rounds: Columns, column: str, target: float) -> float | None:
+    known = np.isfinite(rounds["loss"]) & (rounds["merging"] == 0)
+    losses, spent = rounds["loss"][known], rounds[column][known]
+    there = np.nonzero(losses <= target)[0]
+    if not len(there):
+        return None
+    after = int(there[0])
+    if not after:
+        return float(spent[0])
+    share = (losses[after - 1] - target) / (losses[after - 1] - losses[after])
+    return float(spent[after - 1] + share * (spent[after] - spent[after - 1]))
 
 
 def budgets(comparison: ComparisonResults) -> list[float]:

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 from scripts.lab.comparison.statistics import (
     ComparisonResults,
     MethodResults,
+    above_central,
     base_loss,
     budgets,
     gap_closed,
     loss_within,
     on_edge,
     share_of_gain,
+    spent_until_target,
 )
 from scripts.lab.statistics import Interval, interval
 
@@ -84,9 +86,42 @@ DETAILS = (
 """Columns of the table of details."""
 
 
+def _above(name: str, heading: str, column: str) -> Column:
+    return _percent(name, heading, lambda comparison, method: above_central(comparison, method, column))
+
+
+def _until_target(name: str, heading: str, column: str, factor: float) -> Column:
+    def of(comparison: ComparisonResults, method: MethodResults) -> Interval:
+        return spent_until_target(comparison, method, column).times(factor)
+
+    return Column(name, heading, of)
+
+
+CONVERGENCE = (
+    _above("above_central_percent", "loss above central's, %", "final_loss"),
+    _above("worst_above_central_percent", "worst peer above central's, %", "final_worst"),
+    _above("worst_unmerged_above_central_percent", "the same before the merge, %", "unmerged_worst"),
+    _outcome("best_round", "best round", "best_round"),
+    _outcome("last_round", "last round", "last_round"),
+    _until_target(
+        "kilotokens_to_target", "tokens a peer to 95 % of central's gain, thousands", "tokens_per_peer", 1e-3
+    ),
+    _until_target("megabytes_to_target", "MB a peer to 95 %", "bytes_per_peer", 1e-6),
+)
+"""Columns of the table of trainings that go on until they have converged; 95 % is ``TARGET_SHARE``."""
+
+
 def tables(comparison: ComparisonResults) -> list[Table]:
     """Return all tables of the report that have rows."""
-    makers = (main_table, paired_table, detail_table, frontier_table, tuning_table, split_table)
+    makers = (
+        main_table,
+        convergence_table,
+        paired_table,
+        detail_table,
+        frontier_table,
+        tuning_table,
+        split_table,
+    )
     return [table for table in (make(comparison) for make in makers) if len(table.rows) > 1]
 
 
@@ -101,7 +136,8 @@ def main_table(comparison: ComparisonResults) -> Table:
         rows.append([method.name, method.what.budget, f"{comparison.rates[method.name]:g}", *cells])
     central = comparison.strongest_central()
     strongest = f" Strongest central: {central.name}." if central else ""
-    return Table("Results", f"{MAIN_DOC}{strongest}", rows)
+    ended = CONVERGED_DOC if comparison.converges else ""
+    return Table("Results", f"{MAIN_DOC}{ended}{strongest}", rows)
 
 
 MAIN_DOC = (
@@ -112,6 +148,32 @@ MAIN_DOC = (
     "validation loss) gains over the base model, seed by seed. The worst peer is the one with the highest loss over "
     "all text."
 )
+
+
+CONVERGED_DOC = (
+    " Every method went on with a constant rate until the loss on validation rows (mean over peers, their own adapters "
+    "after mixing) had not improved for some evaluations: losses are those of its best round by that measure, and "
+    "bytes, seconds and tokens those until then, so tokens differ. Where peers merge, the loss is that of the mean of "
+    "their adapters of that round, which the final merge comes near to; its bytes are not counted."
+)
+
+
+def convergence_table(comparison: ComparisonResults) -> Table:
+    """Return how near methods come to the best central training, and how soon; no rows unless they converge."""
+    shown = _filled(comparison, CONVERGENCE) if comparison.converges else []
+    rows = [["method", *(column.heading for column in shown)]]
+    if shown:
+        rows += [
+            [method.name, *(_cell(column, comparison, method, "not reached") for column in shown)]
+            for method in comparison.methods
+        ]
+    return Table(
+        "At convergence",
+        "Loss above that of the strongest central, seed by seed, both at their best. Rounds: the best one, and the one "
+        "at which training ended. Tokens and bytes to 95 % of central's best gain over the base model are by the mean "
+        "over peers of their own adapters after mixing, between measurements interpolated.",
+        rows,
+    )
 
 
 def detail_table(comparison: ComparisonResults) -> Table:
@@ -136,20 +198,22 @@ def _filled(comparison: ComparisonResults, columns: Sequence[Column]) -> list[Co
     ]
 
 
-def _cell(column: Column, comparison: ComparisonResults, method: MethodResults) -> str:
+def _cell(
+    column: Column, comparison: ComparisonResults, method: MethodResults, missing: str = "diverged"
+) -> str:
     value = column.of(comparison, method)
     if not value.runs or value.mean is None or column.digits is None:
-        return _shown(value) if value.runs else ""
+        return _shown(value, missing) if value.runs else ""
     half = "" if value.half is None else f" ± {value.half:.{column.digits}f}"
     return f"{value.mean:.{column.digits}f}{half}"
 
 
 def record(comparison: ComparisonResults) -> dict[str, Any]:
-    """Return every number of the first table and of the details, in full, and what made them; for JSON.
+    """Return every number of the tables of results, details and convergence, in full, and what made them; for JSON.
 
     Rows are the base model and the methods; a value is mean, half of the 95 % interval (None: one seed), and seeds.
     """
-    columns = _filled(comparison, (*MAIN, *DETAILS))
+    columns = _filled(comparison, (*MAIN, *DETAILS, *(CONVERGENCE if comparison.converges else ())))
     manifest, central = comparison.manifest, comparison.strongest_central()
     rows: list[dict[str, Any]] = [
         {"method": "base model", "values": {"loss": _numbers(base_loss(comparison))}}
@@ -251,9 +315,9 @@ def split_table(comparison: ComparisonResults) -> Table:
     )
 
 
-def _shown(value: Interval) -> str:
+def _shown(value: Interval, missing: str = "diverged") -> str:
     if value.mean is None:
-        return f"diverged on {value.runs - value.reached} of {value.runs}"
+        return f"{missing} on {value.runs - value.reached} of {value.runs}"
     return str(value)
 
 

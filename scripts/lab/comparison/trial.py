@@ -5,7 +5,7 @@ It imports nothing heavy and runs nothing; ``run.py`` does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from gossip.errors import LocalError
 from peer.config import PeerConfig
 from scripts.lab.comparison.method import BASELINES, COMMON_FIELDS, Method, read_settings
 from scripts.lab.files import file_digest
-from scripts.lab.spec import hashed_name
+from scripts.lab.spec import LATER, hashed_name
 
 FORMAT = 2
 """Raised when the same trial begins to mean something else, so that old results are not taken for new ones."""
@@ -41,11 +41,15 @@ OUTCOMES = (
     "start_loss", "unmerged_loss", "unmerged_worst", "unmerged_own", "unmerged_accuracy", "final_loss", "final_worst",
     "final_own", "final_mean_adapter", "final_accuracy", "validation_loss", "bytes_per_peer", "seconds",
     "tokens_per_peer", "consensus_distance", "cross_term", "diverged", "total_variation", "jensen_shannon",
-    "rows_least", "rows_most", "events", "log_hash",
+    "rows_least", "rows_most", "best_round", "last_round", "events", "log_hash",
 )  # fmt: skip
 """Fields of the record of a trial; ``unmerged`` is after the last round of training, ``final`` after the merge.
 
 ``validation_loss`` is ``final_loss`` on validation rows, with which learning rates are tuned; all else is on test rows.
+Where training goes on until it has converged, ``unmerged`` is at the best evaluation, ``best_round``: the one at which
+the mean over peers of the loss on validation rows was least, each with its own adapter after mixing; and ``final`` is
+the mean of these adapters, which the final merge comes near to. There ``validation_loss`` is that least mean,
+``last_round`` the one after which patience ended, and bytes, seconds and tokens are those until ``best_round``.
 """
 
 
@@ -68,6 +72,8 @@ class Trial:
         evaluate_every: rounds between evaluations; the last ones are always evaluated.
         latency_s, bandwidth_mbit, loss: of the simulated links.
         step_s: virtual seconds of one optimizer step of one peer, or of central.
+        patience: so many evaluations in a row without a better validation loss end the training; 0 = all rounds are
+            taken.
     """
 
     workload: str
@@ -85,6 +91,7 @@ class Trial:
     bandwidth_mbit: float = 20.0
     loss: float = 0.0
     step_s: float = 0.1
+    patience: int = field(default=0, metadata={LATER: True})
 
     def name(self) -> str:
         """Return 16 hex digits that stand for the spec and the content of the files it names.
@@ -147,6 +154,11 @@ class Trial:
         from peer.run_plan import plan_run
         from scripts.lab.comparison.server import check_server
 
+        if self.patience and config.training.schedule != "constant":
+            raise LocalError(
+                f"schedule={config.training.schedule} falls towards an end that is not known before training has "
+                "converged: take schedule=constant, or leave out --until converged and compare several --rounds"
+            )
         if not self.what.is_baseline:
             plan_run(config, peers=self.peers)
         elif "optimizer" in self.what.all_settings:

@@ -33,7 +33,10 @@ TRIAL_LAYOUT = ResultLayout(
         "peers": table_schema(PEER_COLUMNS, ("round", "peer")),
     },
     runs_schema(
-        Trial(workload=""), OUTCOMES, ("diverged", "rows_least", "rows_most", "events"), ("log_hash",)
+        Trial(workload=""),
+        OUTCOMES,
+        ("diverged", "rows_least", "rows_most", "best_round", "last_round", "events"),
+        ("log_hash",),
     ),
     FORMAT,
 )

@@ -158,15 +158,18 @@ def gallery(
     out: Annotated[
         Path | None, Parameter(help="Folder of the pictures; default: docs/images of the checkout.")
     ] = None,
-    pages: Annotated[
-        tuple[Path, ...] | None, Parameter(help="Pages whose table is replaced; default: the two.")
+    record: Annotated[
+        Path | None, Parameter(help="File of the table's figures; default: docs/records/topologies.json.")
     ] = None,
     seeds: SeedsOption = 10,
 ) -> None:
-    """Make the pictures and the table of docs/topology.md and the README again."""
+    """Make the pictures of docs/topology.md again, and the figures of its table and the README's.
+
+    Then `python -m scripts.lab.evidence` puts the figures on the pages.
+    """
     from scripts.lab.convergence.gallery import make_gallery, targets
 
-    for written in make_gallery(*targets(out, pages), seeds):
+    for written in make_gallery(*targets(out, record), seeds):
         note(f"written to {written}")
 
 

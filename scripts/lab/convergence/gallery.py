@@ -20,10 +20,10 @@ from scripts.lab.convergence.statistics import Group, band, read_results
 from scripts.lab.convergence.sweep import sweep_cells
 from scripts.lab.figures import add_legend, new_figure, png
 from scripts.lab.files import write_file
-from scripts.lab.page import markdown_table
 from scripts.lab.progress import progress
+from scripts.lab.records import Record, Value, value_of, write_record
 from scripts.lab.spec import expand
-from scripts.lab.statistics import Interval, Values
+from scripts.lab.statistics import Values
 from topology.analysis import consensus_cost, measure
 from topology.links import parse_topology
 
@@ -73,36 +73,44 @@ FLOOR = 1e-7
 """Of a relative distance: less is drawn as this."""
 Abscissae = Sequence[tuple[str, str, float]]
 """(column, label, factor) of each panel."""
-BEGIN, END = "<!-- table: made by scripts/convergence.py gallery -->", "<!-- end of table -->"
-"""Lines of a page between which its table stands."""
+DIGITS = {
+    "reads a round": None,
+    "gap": 4,
+    "n_W(0.9)": 1,
+    "rounds to 1e-6, predicted": 0,
+    "measured": 0,
+    "MB per peer": 0,
+    "MB of the busiest": 0,
+    "error of the mean": 2,
+}
+"""Columns of the page's table -> digits behind the point; None = four significant ones."""
 
 
-def targets(out: Path | None, pages: Sequence[Path] | None) -> tuple[Path, Sequence[Path]]:
-    """Return the folder of the pictures and the pages of the table; by default those of our checkout.
+def targets(out: Path | None, record: Path | None) -> tuple[Path, Path]:
+    """Return the folder of the pictures and the file of the table's record; by default those of our checkout.
 
     Raises:
         LocalError: something was not given, and we are an installed copy.
     """
     root = checkout()
-    if root is None and (out is None or pages is None):
+    if root is None and (out is None or record is None):
         raise LocalError(
-            "this installed copy has no docs folder: give --out FOLDER and --pages FILE, or call it in a checkout"
+            "this installed copy has no docs folder: give --out FOLDER and --record FILE, or call it in a checkout"
         )
     if root is not None:
         out = root / "docs" / "images" if out is None else out
-        pages = (root / "docs" / "topology.md", root / "README.md") if pages is None else pages
+        record = root / "docs" / "records" / "topologies.json" if record is None else record
     assert out is not None
-    assert pages is not None
-    return out, pages
+    assert record is not None
+    return out, record
 
 
-def make_gallery(out: Path, pages: Sequence[Path], seeds: int) -> Iterator[Path]:
-    """Write the pictures into ``out``, put the table into each of ``pages``, and yield each file written.
+def make_gallery(out: Path, record: Path, seeds: int) -> Iterator[Path]:
+    """Write the pictures into ``out``, the table as a record, and yield each file written.
 
     Raises:
-        LocalError: a page has no place for the table, or a file cannot be written.
+        LocalError: a file cannot be written.
     """
-    around = {page: _around_table(page) for page in pages}
     drawings = _drawings()
     write_file(out / "topologies.png", drawings)
     yield out / "topologies.png"
@@ -114,9 +122,8 @@ def make_gallery(out: Path, pages: Sequence[Path], seeds: int) -> Iterator[Path]
             _curves(consensus, "consensus_distance", "consensus distance / first", axes),
         )
         yield out / "consensus.png"
-        for page, (before, after) in around.items():
-            write_file(page, (before + "\n".join(["", *_table(consensus), ""]) + after).encode())
-            yield page
+        write_record(record, record_of_consensus(consensus))
+        yield record
         learning = _run({**LEARNING, "seeds": LEARNING_SEEDS}, Path(scratch) / "learning")
         axes = (("round", "rounds", 1.0), ("bytes_per_peer", "MB read per peer", 1e-6))
         # alone, each ends at its own optimum: standard normal, so on average this far from the mean of all
@@ -124,16 +131,6 @@ def make_gallery(out: Path, pages: Sequence[Path], seeds: int) -> Iterator[Path]
         label = "distance to the common optimum / of learning alone"
         write_file(out / "learning.png", _curves(learning, "distance_to_optimum", label, axes, alone=alone))
         yield out / "learning.png"
-
-
-def _around_table(page: Path) -> tuple[str, str]:
-    try:
-        text = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise LocalError(f"cannot read the page {page}: {error.strerror}") from error
-    if BEGIN not in text or END not in text:
-        raise LocalError(f"{page} has no place for the table: write the lines {BEGIN!r} and {END!r}")
-    return text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
 
 
 def _run(fields: Mapping[str, Any], folder: Path) -> tuple[Group, ...]:
@@ -185,35 +182,34 @@ def _relative(drawn: tuple[Values, Values, Values], alone: float | None) -> tupl
     return tuple(values / whole for values in drawn)
 
 
-def _table(groups: Sequence[Group]) -> list[str]:
-    head = (
-        "topology", "reads a round", "gap", "n_W(0.9)", "rounds to 1e-6, predicted", "measured", "MB per peer",
-        "MB of the busiest", "error of the mean",
-    )  # fmt: skip
-    return markdown_table([head, *(_row(group) for group in groups)])
+def record_of_consensus(groups: Sequence[Group]) -> Record:
+    """Return the table of the page as a record."""
+    rows = {group.fields["topology"]: dict(zip(DIGITS, _row(group), strict=True)) for group in groups}
+    return Record(
+        title=f"Ten topologies at {PEERS} peers: averaging",
+        command="python scripts/convergence.py gallery",
+        columns=tuple(DIGITS),
+        rows=rows,
+        heading="topology",
+        titles={name: f"`{name}`" for name in rows},
+        digits={column: digits for column, digits in DIGITS.items() if digits is not None},
+    )
 
 
-def _row(group: Group) -> tuple[str, ...]:
+def _row(group: Group) -> tuple[Value, ...]:
     topology = parse_topology(group.fields["topology"], seed=0)
     measures = measure(topology, PEERS)
     rounds = group.outcome("rounds_to_tolerance")
     busiest = consensus_cost(topology, PEERS, rounds.mean or 0.0, 4e6)[1]
     neighbors = measures.effective_neighbors
-    error = group.outcome("final_mean_error")
+    error = group.outcome("final_mean_error").mean or 0.0
     return (
-        f"`{group.fields['topology']}`",
-        f"{measures.reads_per_round / PEERS:.3g}",
-        "" if measures.spectral_gap is None else f"{measures.spectral_gap:.4f}",
-        "" if neighbors is None else f"{neighbors['0.9']:.1f}",
-        f"{measures.rounds_to_tolerance:.0f}",
-        _rounded(rounds),
-        _rounded(group.outcome("bytes_per_peer_to_tolerance", 1e-6)),
-        f"{busiest / 1e6:.0f}",
-        "0" if (error.mean or 0.0) < 1e-9 else f"{error.mean:.2f}",
+        measures.reads_per_round / PEERS,
+        measures.spectral_gap,
+        None if neighbors is None else neighbors["0.9"],
+        measures.rounds_to_tolerance,
+        value_of(rounds),
+        value_of(group.outcome("bytes_per_peer_to_tolerance", 1e-6)),
+        busiest / 1e6,
+        0 if error < 1e-9 else error,
     )
-
-
-def _rounded(value: Interval) -> str:
-    if value.mean is None:
-        return str(value)
-    return f"{value.mean:.0f}" if not value.half else f"{value.mean:.0f} ± {value.half:.0f}"

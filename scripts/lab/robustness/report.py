@@ -20,7 +20,7 @@ from gossip.attacks import ATTACKS as ON_VALUES
 from gossip.errors import LocalError
 from scripts.lab.figures import new_figure, png
 from scripts.lab.files import write_file
-from scripts.lab.page import Rows, markdown_table
+from scripts.lab.records import Value, record_of_table, shown, table_of, write_record
 from scripts.lab.results import ResultFolder, ResultLayout, runs_schema, table_schema
 from scripts.lab.robustness.cell import ALONE, FORMAT, OUTCOMES, PEER_COLUMNS, Attacked
 from scripts.lab.robustness.design import ATTACKS, CLASSIFYING, FEW, PARTITIONS, PLANTED, RULES, TOPOLOGIES
@@ -31,6 +31,10 @@ LAYOUT = ResultLayout(
 )
 """``peers``: a row is one peer of one cell. ``runs``: a row is one cell, its spec, then its outcomes."""
 
+DIGITS = 1
+"""Behind the point of percent."""
+COMMAND = "python scripts/compare.py robustness --out runs/robustness"
+"""That made the records."""
 SAYS = {"natural": "a language each", "iid": "all alike", "default": "the default"}
 """How tables call what cells name."""
 TRAINING_ATTACKS = {"ascent": "gradient ascent", "label-flip": "label flip: learns C - 1 - y for y"}
@@ -41,6 +45,8 @@ PICTURED = (
     (2, "unguarded", "unguarded, 2 of 10 lie"),
 )
 """(liars, guard, label) of the picture's points."""
+Rows = list[list[Value]]
+"""Values of a table, row by row, the heading first; each row begins with its name."""
 TICKS = (-1, 0, 1, 3, 10, 30, 100)
 """Percent that the picture's axis names."""
 
@@ -58,12 +64,15 @@ class Spread(NamedTuple):
     most: float
     seeds: int
 
-    def __str__(self) -> str:
+    @property
+    def value(self) -> Value:
+        """As a place of a record has it."""
         if not self.seeds:
-            return ""
-        if self.seeds == 1:
-            return f"{self.mean:.1f} (one seed)"
-        return f"{self.mean:.1f} ({self.least:.1f} to {self.most:.1f})"
+            return None
+        return {"mean": self.mean, "least": self.least, "most": self.most, "n": self.seeds}
+
+    def __str__(self) -> str:
+        return shown(self.value, DIGITS)
 
 
 class Results:
@@ -111,17 +120,22 @@ class Results:
 
 
 def write_report(folder: Path, seeds: int) -> Path:
-    """Write ``table.md`` and ``robustness.png`` of what is finished; return the former.
+    """Write ``table.md``, ``records/`` and ``robustness.png`` of what is finished; return the first.
 
     Raises:
         LocalError: nothing is finished.
     """
     results = Results(folder, seeds)
-    made = [(title, make(results)) for title, make in TABLES.items()]
-    shown = [(title, rows) for title, rows in made if len(rows) > 1]
-    if not shown:
+    made = [(name, title, make(results)) for name, (title, make) in TABLES.items()]
+    tables = [(name, title, rows) for name, title, rows in made if len(rows) > 1]
+    if not tables:
         raise LocalError(f"{folder} holds no finished results")
-    text = "\n\n".join("\n".join([f"**{title}**", "", *markdown_table(rows)]) for title, rows in shown)
+    titles, parts = {attack: _says(attack) for attack in ATTACKS}, []
+    for name, title, rows in tables:
+        record = record_of_table(title, COMMAND, rows, DIGITS, titles)
+        write_record(folder / "records" / f"{name}.json", record)
+        parts.append("\n".join([f"**{title}**", "", *table_of(record, {})]))
+    text = "\n\n".join(parts)
     write_file(folder / "robustness.png", _picture(results))
     write_file(folder / "table.md", f"{text}\n".encode())
     return folder / "table.md"
@@ -130,22 +144,24 @@ def write_report(folder: Path, seeds: int) -> Path:
 # -- tables
 
 
+def _place(cell: Attacked) -> str:
+    return f"`{cell.topology}`, {SAYS[cell.partition]}"
+
+
 def _says(attack: str) -> str:
     return f"{attack}: {ON_VALUES[attack].doc}" if attack in ON_VALUES else TRAINING_ATTACKS[attack]
 
 
 def _clean_table(results: Results) -> Rows:
     """What the default costs where nobody lies: against the same runs without a robust rule."""
-    rows = [["topology", "text", "before the merge, %", "after, %", "checks a round"]]
+    rows: Rows = [["where", "before the merge, %", "after, %", "checks a round"]]
     for partition in PARTITIONS:
         for topology in TOPOLOGIES:
             ours = Attacked(topology=topology, partition=partition)
             without = dataclasses.replace(ours, guard="none")
-            costs = [str(results.above_clean(ours, column, without)) for column in ("loss", "merged_loss")]
+            costs = [results.above_clean(ours, column, without).value for column in ("loss", "merged_loss")]
             if all(costs):
-                rows.append(
-                    [f"`{topology}`", SAYS[partition], *costs, f"{results.outcome(ours, 'checks'):.2f}"]
-                )
+                rows.append([_place(ours), *costs, results.outcome(ours, "checks")])
     return rows
 
 
@@ -155,15 +171,15 @@ def _attacked_table(results: Results, *, liars: int, column: str) -> Rows:
         for topology in TOPOLOGIES
         for partition in PARTITIONS
     ]
-    heading = [f"`{place.topology}`, {SAYS[place.partition]}" for place in places]
+    heading = [_place(place) for place in places]
     control = Attacked(guard="unguarded")
-    rows = [["attack", *heading, *(["unguarded, the first of these"] if liars == 2 else [])]]
+    rows: Rows = [["attack", *heading, *(["unguarded, the first of these"] if liars == 2 else [])]]
     for attack in ATTACKS:
-        cells = [str(_attacked(results, place, attack, liars, column)) for place in places]
+        cells = [_attacked(results, place, attack, liars, column).value for place in places]
         if liars == 2:
-            cells.append(str(_attacked(results, control, attack, liars, column)))
+            cells.append(_attacked(results, control, attack, liars, column).value)
         if any(cells):
-            rows.append([_says(attack), *cells])
+            rows.append([attack, *cells])
     return rows
 
 
@@ -174,15 +190,15 @@ def _attacked(results: Results, cell: Attacked, attack: str, liars: int, column:
 
 
 def _elsewhere_table(results: Results) -> Rows:
-    rows = [["where", "nobody lies, %", *(f"{attack}, %" for attack in FEW)]]
+    rows: Rows = [["where", "nobody lies, %", *(f"{attack}, %" for attack in FEW)]]
     for cell in (
         Attacked(topology="ring"),
         Attacked(topology="ring", guard="trim-clip"),
         Attacked(topology="epidemic:3"),
     ):
         clean = dataclasses.replace(cell, guard="default")
-        cost = str(results.above_clean(cell, "loss", clean)) if cell != clean else "0"
-        lying = [str(_attacked(results, cell, attack, 2, "loss")) for attack in FEW]
+        cost = results.above_clean(cell, "loss", clean).value if cell != clean else 0
+        lying = [_attacked(results, cell, attack, 2, "loss").value for attack in FEW]
         if any(lying):
             forced = "" if cell.guard == "default" else f", `--robust {cell.guard}`"
             rows.append([f"`{cell.topology}`{forced}", cost, *lying])
@@ -190,19 +206,20 @@ def _elsewhere_table(results: Results) -> Rows:
 
 
 def _rules_table(results: Results) -> Rows:
-    rows = [["rule", "nobody lies, %", *(f"{attack}, %" for attack in FEW)]]
+    rows: Rows = [["rule", "nobody lies, %", *(f"{attack}, %" for attack in FEW)]]
     clean = Attacked(guard="none")
     for guard in ("default", *RULES):
         cell = Attacked(guard=guard)
         attacked = [dataclasses.replace(cell, attack=attack, liars=2) for attack in FEW]
-        shown = [str(results.above_clean(each, "loss", clean)) for each in (cell, *attacked)]
-        if all(shown):
-            rows.append([SAYS.get(guard, f"`{guard}`"), *shown])
+        costs = [results.above_clean(each, "loss", clean).value for each in (cell, *attacked)]
+        if all(costs):
+            rows.append([SAYS.get(guard, f"`{guard}`"), *costs])
     return rows
 
 
 def _backdoor_table(results: Results) -> Rows:
-    rows = [["peers", "accuracy, %", "backdoor opens, %", "accuracy after the merge, %", "backdoor opens, %"]]
+    told = ("accuracy, %", "backdoor opens, %")
+    rows: Rows = [["peers", *told, *(f"{name[:-3]} after the merge, %" for name in told)]]
     alone = dataclasses.replace(CLASSIFYING, topology=ALONE, attack="backdoor", liars=2)
     names = ("accuracy", "success", "merged_accuracy", "merged_success")
     _add_shares(rows, results, alone, "a liar alone", ("liar_accuracy", "liar_success"))
@@ -216,26 +233,30 @@ def _backdoor_table(results: Results) -> Rows:
     return rows
 
 
-def _add_shares(
-    rows: list[list[str]], results: Results, cell: Attacked, title: str, names: Sequence[str]
-) -> None:
+def _add_shares(rows: Rows, results: Results, cell: Attacked, title: str, names: Sequence[str]) -> None:
     found = [results.outcome(cell, name) for name in names]
     if None not in found:
-        shown = [f"{100 * share:.1f}" for share in found if share is not None]
-        rows.append([title, *shown, *[""] * (len(rows[0]) - 1 - len(shown))])
+        shares = [100 * share for share in found if share is not None]
+        rows.append([title, *shares, *[None] * (len(rows[0]) - 1 - len(shares))])
 
 
-TABLES: dict[str, Callable[[Results], Rows]] = {
-    "Nobody lies: honest loss above that without a robust rule": _clean_table,
-    "Two of ten lie, before the merge": partial(_attacked_table, liars=2, column="loss"),
-    "Two of ten lie, after the merge": partial(_attacked_table, liars=2, column="merged_loss"),
-    "Three of ten lie, before the merge": partial(_attacked_table, liars=3, column="loss"),
-    "Three of ten lie, after the merge": partial(_attacked_table, liars=3, column="merged_loss"),
-    "Rows of fewer than four, two of ten lie": _elsewhere_table,
-    "Other rules, two of ten lie, against no rule and no liar": _rules_table,
-    "A backdoor": _backdoor_table,
+TABLES: dict[str, tuple[str, Callable[[Results], Rows]]] = {
+    "clean": ("Nobody lies: honest loss above that without a robust rule", _clean_table),
+    "two": ("Two of ten lie, before the merge", partial(_attacked_table, liars=2, column="loss")),
+    "two-merged": (
+        "Two of ten lie, after the merge",
+        partial(_attacked_table, liars=2, column="merged_loss"),
+    ),
+    "three": ("Three of ten lie, before the merge", partial(_attacked_table, liars=3, column="loss")),
+    "three-merged": (
+        "Three of ten lie, after the merge",
+        partial(_attacked_table, liars=3, column="merged_loss"),
+    ),
+    "elsewhere": ("Rows of fewer than four, two of ten lie", _elsewhere_table),
+    "rules": ("Other rules, two of ten lie, against no rule and no liar", _rules_table),
+    "backdoor": ("A backdoor", _backdoor_table),
 }
-"""Tables by title, in order."""
+"""Name of its record -> title and maker of a table, in order."""
 
 
 # -- the picture

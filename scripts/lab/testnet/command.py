@@ -52,15 +52,18 @@ def launch(
     from scripts.lab.testnet.screen import prepare_model, watching
 
     console = Console()
-    prepare_model(config.model, console)
     try:
+        prepare_model(config.model, console)
         with watching(console) as watch:
             summary, views = run_testnet(config, watch)
     except KeyboardInterrupt:
-        note(f"interrupted; what the peers have learned so far is in {config.out}")
+        note(f"interrupted before gossip was finished; what the peers have learned so far is in {config.out}")
         raise SystemExit(130) from None
+    if summary.interrupted:
+        note(f"interrupted; finished: {', '.join(views)}; their summary is in {config.out / 'summary.json'}")
+        raise SystemExit(130)
     curves = config.out / "curves.png"
-    write_curves(views, summary, curves)
+    write_curves(summary, curves)
     print_summary(summary, views["gossip"][0].load, console)
     console.print(f"curves in {curves}, numbers in {config.out / 'summary.json'}", soft_wrap=True)
     console.print(f"took {summary.wall_s:.0f} s")
@@ -91,26 +94,20 @@ def _print_table(summary: Summary, console: Console) -> None:
     labels = summary.base_accuracy is not None
     title = f"held-out loss over all shards, nats per {summary.target}"
     table = Table(title=title, title_justify="left")
-    for column in ("", "loss", "gain over base", "share of central", *(("right labels",) if labels else ())):
-        table.add_column(column, justify="right" if column else "left")
-    rows = (
-        ("base model, random head" if labels else "base model", summary.base_loss, summary.base_accuracy),
-        ("local only", summary.local_loss, summary.local_accuracy),
-        ("gossip, mean of peers", summary.gossip_loss_mean, summary.gossip_accuracy_mean),
-        ("gossip, worst peer", summary.gossip_loss_worst, summary.gossip_accuracy_worst),
-        ("centralized", summary.central_loss, summary.central_accuracy),
-    )
-    for name, loss, accuracy in rows:
-        if loss is not None:
-            right = [] if accuracy is None else [f"{accuracy:.1%}"]
-            table.add_row(name, *_gain(loss, summary), *right)
+    columns = ("", "budget", "loss", "gain over base", "share of strongest central's")
+    for column in (*columns, *(("right labels",) if labels else ())):
+        table.add_column(column, justify="left" if column in ("", "budget") else "right")
+    for row in summary.rows():
+        title = f"{row.title} (strongest)" if row.name == summary.strongest else row.title
+        share = "" if row.share is None else f"{row.share:.0%}"
+        right = [] if row.accuracy is None else [f"{row.accuracy:.1%}"]
+        table.add_row(title, row.budget, f"{row.loss:.3f}", f"{row.gain:.3f}", share, *right)
     console.print(table)
-
-
-def _gain(loss: float, summary: Summary) -> tuple[str, str, str]:
-    """Return the cells of a loss: itself, its gain over the base model, and that as a share of central training's."""
-    gain, whole = summary.base_loss - loss, summary.base_loss - (summary.central_loss or summary.base_loss)
-    return (f"{loss:.3f}", f"{gain:.3f}", f"{gain / whole:.0%}" if whole > 0 else "")
+    if summary.strongest:
+        console.print(
+            "Central training draws from everybody's text alike: with equal tokens it takes as many small steps as all "
+            "peers together,\nwith equal time as many steps as one peer, on batches as large as all peers' together."
+        )
 
 
 def main(words: Sequence[str] | None = None, called: str | None = None) -> int:

@@ -15,15 +15,15 @@ from cyclopts import Parameter, Token
 
 from gossip.errors import LocalError
 
-Regime = Literal["gossip", "local", "central"]
-BASELINES: tuple[Regime, ...] = ("local", "central")
+Regime = Literal["gossip", "local", "central", "central-large"]
+BASELINES: tuple[Regime, ...] = ("local", "central", "central-large")
 """What gossip is compared with, in the order in which it is run."""
 PEERS_MAX = 64
 """Source: guess; each peer is two processes of some 200 MB."""
 
 
 def _baselines_of(annotation: object, tokens: Sequence[Token]) -> tuple[str, ...]:
-    """Read ``local,central``; ``none`` is the empty tuple."""
+    """Read ``local,central,central-large``; ``none`` is the empty tuple."""
     text = tokens[0].value
     return () if text == "none" else tuple(text.split(","))
 
@@ -45,7 +45,7 @@ class TestnetConfig:
     peers: int = 4
     """Number of peers, each a process. Default: the demo's languages."""
     rounds: int | None = None
-    """Rounds of every regime (default: the peer's)."""
+    """Rounds of every regime (default: the demo's, else the peer's)."""
     topology: str | None = None
     """Who reads whom (default: the peer's)."""
     model: str = "smollm2-135m"
@@ -60,7 +60,8 @@ class TestnetConfig:
         tuple[str, ...],
         Parameter(converter=_baselines_of, n_tokens=1, negative=(), show_default=_baselines_text),
     ] = BASELINES
-    """Baselines to run: local,central or none."""
+    """Baselines to run: local, central (equal tokens: a peer's batch, as many times the steps as there are peers),
+    central-large (equal time: that many times the batch), or none."""
     out: Annotated[Path, Parameter(show_default=lambda path: "runs/ and the time")] = field(
         default_factory=lambda: Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     )
@@ -77,4 +78,6 @@ class TestnetConfig:
             raise LocalError(f"--peers must be 1 to {PEERS_MAX} on one machine, not {self.peers}")
         unknown = set(self.compare) - set(BASELINES)
         if unknown:
-            raise LocalError(f"--compare knows local, central and none, not {', '.join(sorted(unknown))}")
+            raise LocalError(
+                f"--compare knows {', '.join(BASELINES)} and none, not {', '.join(sorted(unknown))}"
+            )

@@ -31,9 +31,11 @@ Views = Mapping[Regime, Sequence[PeerView]]
 def run_testnet(config: TestnetConfig, watch: Watch) -> tuple[Summary, Views]:
     """Run all regimes, write ``summary.json`` and return it with everything the peers told.
 
+    An interrupt after gossip ends it with what was finished by then.
+
     Raises:
         LocalError: bad input, or a peer failed.
-        KeyboardInterrupt: the peers have left by then.
+        KeyboardInterrupt: before gossip was finished; the peers have left by then.
     """
     started = time.monotonic()
     if (config.out / "peers").exists():
@@ -41,16 +43,28 @@ def run_testnet(config: TestnetConfig, watch: Watch) -> tuple[Summary, Views]:
     config.out.mkdir(parents=True, exist_ok=True)
     shards = prepare_shards(config)
     views: dict[Regime, Sequence[PeerView]] = {}
+    interrupted = False
     try:
         for regime in ("gossip", *(baseline for baseline in BASELINES if baseline in config.compare)):
-            views[regime] = trio.run(run_regime, config, regime, shards, watch)
-    except BaseExceptionGroup as group:
-        raise reason_of(group) from None
-    summary = summarize(config, views, time.monotonic() - started)
+            views[regime] = _run_to_its_end(config, regime, shards, watch)
+    except KeyboardInterrupt:
+        if "gossip" not in views:
+            raise
+        interrupted = True
+    summary = summarize(config, views, time.monotonic() - started, interrupted=interrupted)
     (config.out / "summary.json").write_text(json.dumps(summary.record(), indent=2) + "\n")
     if not config.keep:
         _remove_scaffolding(config.out, views)
     return summary, views
+
+
+def _run_to_its_end(
+    config: TestnetConfig, regime: Regime, shards: Mapping[str, Path], watch: Watch
+) -> Sequence[PeerView]:
+    try:
+        return trio.run(run_regime, config, regime, shards, watch)
+    except BaseExceptionGroup as group:
+        raise reason_of(group) from None
 
 
 def reason_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -65,8 +79,9 @@ def reason_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _remove_scaffolding(out: Path, views: Views) -> None:
-    for regime in set(views) - {"gossip"}:
-        shutil.rmtree(out / regime)
+    for regime in BASELINES:
+        if (out / regime).exists():
+            shutil.rmtree(out / regime)
     for view in views["gossip"]:
         shutil.rmtree(view.planned.home / "checkpoints")
 

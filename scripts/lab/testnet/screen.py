@@ -31,7 +31,7 @@ def watching(console: Console) -> Iterator[Watch]:
 
 
 def _print(console: Console, view: PeerView, happened: str) -> None:
-    who = f"{view.planned.regime:8} {view.planned.name:12}"
+    who = f"{view.planned.regime:13} {view.planned.name:12}"
     if happened == "round" and view.round is not None:
         console.print(f"{who} {_round_line(view.round)}")
     elif happened == "eval":

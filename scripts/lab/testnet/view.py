@@ -15,6 +15,8 @@ class Evaluation(NamedTuple):
     Attributes:
         own, all: held-out losses, nats a token or labeled text: of its own shard, and the mean over all shards.
         accuracy, accuracy_all: the same of right labels, 0 to 1; None where nothing is classified.
+        tokens: what its whole regime has trained on by then; see ``PlannedPeer.round_tokens``.
+        seconds: wall time since training began, without measurements.
     """
 
     round: int
@@ -22,6 +24,8 @@ class Evaluation(NamedTuple):
     all: float
     accuracy: float | None
     accuracy_all: float | None
+    tokens: int
+    seconds: float
 
 
 class LocalStep(NamedTuple):
@@ -72,6 +76,9 @@ class PeerView:
     evaluations: list[Evaluation] = field(default_factory=list)
     load: str = ""
     exit_code: int | None = None
+    _trained_rounds: int = 0
+    _trained_s: float = 0.0  # since the first measurement, without measurements
+    _goes_on_at: float | None = None  # when the latest measurement or round ended, seconds since 1970
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Note one event of the process; events and fields are those of docs/events.md."""
@@ -83,15 +90,26 @@ class PeerView:
             case "step":
                 self.doing, self.step = "train", LocalStep(event["step"], event["steps"])
             case "round":
+                self._trained(event["at"], event["merging"])
                 self.round = RoundReport(
                     round=event["round"] + 1,
                     mixed=tuple(event["mixed"]),
                     **{name: event[name] for name in RoundReport._fields if name not in ("round", "mixed")},
                 )
             case "eval":
+                self._goes_on_at = event[
+                    "at"
+                ]  # measured at once after the round before, so this time was for it
                 self.evaluations.append(self._evaluation(event))
             case "finished":
                 self.doing, self.load = "done", event["load"] or ""
+
+    def _trained(self, at: float, is_merging: bool) -> None:
+        """Count a round that ended then."""
+        self._trained_rounds += not is_merging
+        if self._goes_on_at is not None:
+            self._trained_s += at - self._goes_on_at
+        self._goes_on_at = at
 
     def _evaluation(self, event: Mapping[str, Any]) -> Evaluation:
         accuracy, accuracy_all = event["accuracy"], event["accuracy_all"]
@@ -101,7 +119,15 @@ class PeerView:
         losses: list[float] = list(event["per_file"].values())
         if len(losses) != self.shards:
             losses.append(event["own"])
-        return Evaluation(event["round"], event["own"], sum(losses) / len(losses), accuracy, accuracy_all)
+        return Evaluation(
+            round=event["round"],
+            own=event["own"],
+            all=sum(losses) / len(losses),
+            accuracy=accuracy,
+            accuracy_all=accuracy_all,
+            tokens=self._trained_rounds * self.planned.round_tokens,
+            seconds=self._trained_s,
+        )
 
 
 Watch = Callable[[PeerView, str], None]
