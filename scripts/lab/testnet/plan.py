@@ -71,7 +71,7 @@ def plan_regime(config: TestnetConfig, regime: Regime, shards: Mapping[str, Path
 
 def _together(config: TestnetConfig, shards: Mapping[str, Path]) -> list[PlannedPeer]:
     """All peers, with each other's ids and a group's secret, the first of them being where the others join."""
-    is_open = _place_of(config.options, "open") is not None
+    is_open = gives(config.options, "open")
     secret = "" if is_open else new_secret()
     homes = {name: config.out / "peers" / name for name in shards}
     ids = {}
@@ -109,7 +109,7 @@ def _central(config: TestnetConfig, regime: Regime, shards: Mapping[str, Path]) 
     """
     files = shards.values()
     flags = [*shared_flags(config, regime, 0), *_many("data", files), *_many("eval-data", files), *ANY_PORT]
-    if _place_of(flags, "trainer") is None:
+    if not gives(flags, "trainer"):
         flags += [OPTIONS["trainer"].flag, EVERY_SHARD]
     for name in ("local_steps", "warmup_steps") if regime == "central" else ("batch_size",):
         size = len(shards) * number_of(flags, name)
@@ -148,7 +148,7 @@ def shared_flags(config: TestnetConfig, regime: Regime, threads: int) -> list[st
     }
     flags: list[str] = []
     for name, value in options.items():
-        if _place_of(config.options, name) is None:
+        if not gives(config.options, name):
             flags += [OPTIONS[name].flag, str(value)]
     return [*flags, *config.options]
 
@@ -167,6 +167,11 @@ def _place_of(flags: Sequence[str], name: str) -> slice | None:
         if word.startswith(f"{flag}="):
             return slice(index, index + 1)
     return None
+
+
+def gives(flags: Sequence[str], name: str) -> bool:
+    """Tell whether an option stands among flags."""
+    return _place_of(flags, name) is not None
 
 
 def _without(flags: Sequence[str], name: str) -> list[str]:

@@ -8,14 +8,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import trio
+from trio import TaskStatus
 
 from gossip.errors import LocalError
 from peer.child_python import child_environment, python_module
+from peer.config import OPTIONS
 from scripts.lab.testnet.config import BASELINES, Regime, TestnetConfig
-from scripts.lab.testnet.plan import PlannedPeer, plan_regime
+from scripts.lab.testnet.plan import PlannedPeer, gives, plan_regime
 from scripts.lab.testnet.shards import prepare_shards
 from scripts.lab.testnet.summary import Summary, summarize
 from scripts.lab.testnet.view import PeerView, Watch
@@ -91,6 +94,9 @@ async def run_regime(
 ) -> list[PeerView]:
     """Run all processes of a regime to their end and return what they told.
 
+    Peers that learn together have one learning rate: where none is given, that which the first of them finds, as if its
+    line to join with had been pasted for the others.
+
     Args:
         shards: peer name -> data file.
 
@@ -101,13 +107,26 @@ async def run_regime(
     for view in views:
         watch(view, "planned")
     async with trio.open_nursery() as nursery:
-        for view in views:
+        first, *others = views
+        if regime == "gossip" and not gives(first.planned.flags, "learning_rate"):
+            rate = await nursery.start(_run_process, first, watch)
+            for view in others:
+                view.planned = replace(
+                    view.planned, flags=(*view.planned.flags, OPTIONS["learning_rate"].flag, str(rate))
+                )
+        else:
+            nursery.start_soon(_run_process, first, watch)
+        for view in others:
             nursery.start_soon(_run_process, view, watch)
     return views
 
 
-async def _run_process(view: PeerView, watch: Watch) -> None:
-    """Run one ``peer run --json``, reading its events."""
+async def _run_process(
+    view: PeerView,
+    watch: Watch,
+    task_status: TaskStatus[float] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run one ``peer run --json``, reading its events; it has started when it has found a learning rate."""
     planned = view.planned
     planned.home.mkdir(parents=True, exist_ok=True)
     errors = planned.home / "stderr.log"
@@ -116,7 +135,7 @@ async def _run_process(view: PeerView, watch: Watch) -> None:
             _command(planned), stdout=subprocess.PIPE, stderr=log, env=child_environment()
         )
         try:
-            await _read_events(process, view, watch)
+            await _read_events(process, view, watch, task_status)
             view.exit_code = await process.wait()
         finally:
             with trio.CancelScope(shield=True):
@@ -134,7 +153,9 @@ def _command(planned: PlannedPeer) -> list[str]:
     return python_module("peer", "run", "--json", *home_and_name, *planned.flags)
 
 
-async def _read_events(process: trio.Process, view: PeerView, watch: Watch) -> None:
+async def _read_events(
+    process: trio.Process, view: PeerView, watch: Watch, task_status: TaskStatus[float]
+) -> None:
     assert process.stdout is not None
     rest = b""
     async for piece in process.stdout:
@@ -142,6 +163,8 @@ async def _read_events(process: trio.Process, view: PeerView, watch: Watch) -> N
         for line in lines:
             event = json.loads(line)
             view.take(event)
+            if event["event"] == "rate":
+                task_status.started(event["rate"])
             watch(view, event["event"])
 
 

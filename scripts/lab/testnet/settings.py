@@ -69,10 +69,10 @@ SMOLLM2 = DemoSettings(
         "central-large": {"learning_rate": 4e-3},
     },
 )
-"""Source: docs/comparisons/languages.toml, a seed of its tuning, a third more text (base 5.0, validation text). Few rows
-make few steps, so each regime learns most in the smallest batches that it bears. Gossip: 3.91 at 4e-3, 3.84 at 8e-3,
-5.8 at 16e-3; without the outer step 3.94 (4e-3). Central in batches of 2: 3.84 at 2e-3, 3.70 at 4e-3, 5.1 at 8e-3; of 4:
-3.82 at 4e-3; of 1: 3.88 at 1e-3, and 4.76 at 2e-3. Local: 4.57 at 2e-3, 4.59 at 4e-3."""
+"""Source: docs/comparisons/languages.toml, one seed of its tuning and a third more text (base 5.0). Few rows make few
+steps, so each regime learns most in the smallest batches that it bears. Gossip: 3.91 at 4e-3, 3.84 at 8e-3, 5.8 at
+16e-3; without the outer step 3.94 (4e-3). Central in batches of 2: 3.84 at 2e-3, 3.70 at 4e-3, 5.1 at 8e-3; of 4: 3.82
+at 4e-3; of 1: 3.88 at 1e-3, 4.76 at 2e-3. Local: 4.57 at 2e-3, 4.59 at 4e-3."""
 
 SETTINGS: Mapping[str, DemoSettings] = {"tiny": TINY, "smollm2-135m": SMOLLM2}
 """By base model, as the user names it."""
