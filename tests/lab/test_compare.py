@@ -270,6 +270,20 @@ def test_a_server_that_steps_by_one_averages_and_momentum_carries_on() -> None:
     assert nesterov.step(second).flat.tolist() == [3 + 0.5 * (0.5 * 2 + 0), 1.5 + 1.5 + 0.5 * (0.5 * 1 + 1.5)]
 
 
+@pytest.mark.parametrize("optimizer", ["noloco", "diloco:0.5:1", "fedexp", "fedadam:0.1"])
+def test_a_server_does_what_peers_do_that_all_read_all(small: Comparison, optimizer: str) -> None:
+    methods = f"complete optimizer={optimizer} merge=none robust=none", f"fedopt optimizer={optimizer}"
+    grown = dataclasses.replace(small, methods=methods, rounds=3, seeds=1)
+    rates = dict.fromkeys(grown.all_methods(), 1e-2)
+    ends = [
+        run_trial(trial).outcome["unmerged_loss"]
+        for trial in grown.evaluation(rates)
+        if str(trial.what) in {str(Method.parse(text)) for text in methods}
+    ]
+    assert len(ends) == 2
+    assert ends[0] == pytest.approx(ends[1], abs=1e-4)
+
+
 def test_names_follow_the_content_of_files(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "a"}\n')
