@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from gossip.adapter import AdapterState
 from scripts.lab.comparison.judge import Judge, Score
+from scripts.lab.comparison.means import average, mean_adapter
 from scripts.lab.comparison.peers import Peers
 from scripts.lab.comparison.trial import COLUMNS, OUTCOMES, PEER_COLUMNS, Trial
 from scripts.lab.statistics import Values
@@ -244,16 +244,3 @@ def _table(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> dict[
 
 def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def average(values: Sequence[float]) -> float:
-    """Return the mean."""
-    return math.fsum(values) / len(values)
-
-
-def mean_adapter(states: Sequence[AdapterState]) -> AdapterState:
-    """Return the mean of adapters; of equal ones to the bit the first of them."""
-    first = states[0]
-    if all(state is first or torch.equal(state.flat, first.flat) for state in states):
-        return first
-    return AdapterState(first.spec, torch.stack([state.flat for state in states]).mean(dim=0))

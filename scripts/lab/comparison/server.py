@@ -18,7 +18,7 @@ from gossip.methods.optimizer_stage import OptimizerStage
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.requirements import State
 from gossip.methods.stage import Combination, Encoded, RoundContext
-from scripts.lab.comparison.record import mean_adapter
+from scripts.lab.comparison.means import mean_adapter
 
 
 class Server:
