@@ -116,7 +116,7 @@ def try_rates(learner: Learner, shift: Shift, usual: float, progress: Progress) 
         return TOO_LONG
     tried: list[Tried] = []
     for rate, base in zip(rates_around(usual), before, strict=True):
-        progress("rate", len(tried) / STEPS)
+        progress("rate", (len(tried) + 1) / STEPS)
         for group in optimizer.param_groups:
             group["lr"] = rate
         tried.append(Tried(rate, base - steps.take(shift).loss))

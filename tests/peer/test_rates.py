@@ -116,7 +116,7 @@ def test_a_trial_finds_what_a_search_finds_and_leaves_no_trace(quick: Quick, tmp
     assert choice.tried[0][1] == pytest.approx(0.0, abs=0.05), (
         "before the first step nothing is gained, but by dropout"
     )
-    assert (stages[0], stages[1]) == (("rate", None), ("rate", 0.0))
+    assert (stages[0], stages[1]) == (("rate", None), ("rate", 1 / STEPS))
     assert trainer.initial.digest() == before
 
     given = LocalTrainer(quick(learning_rate=choice.rate, lora_dropout=0.2), model)

@@ -39,7 +39,7 @@ from scripts.lab.comparison.cached_model import (
     features_of,
     task_on,
 )
-from scripts.lab.comparison.means import mean_adapter
+from scripts.lab.comparison.server import mean_adapter
 from scripts.lab.records import Record, Value, record_of_table, table_of, value_of, write_record
 from scripts.lab.statistics import interval, paired_difference
 from scripts.lab.workloads import lay_out, parse_workload

@@ -15,8 +15,8 @@ import numpy as np
 
 from gossip.adapter import AdapterState
 from scripts.lab.comparison.judge import Judge, Score
-from scripts.lab.comparison.means import average, mean_adapter
 from scripts.lab.comparison.peers import Peers
+from scripts.lab.comparison.server import mean_adapter
 from scripts.lab.comparison.trial import COLUMNS, OUTCOMES, PEER_COLUMNS, Trial
 from scripts.lab.statistics import Values
 
@@ -244,3 +244,8 @@ def _table(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> dict[
 
 def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def average(values: Sequence[float]) -> float:
+    """Return the mean."""
+    return math.fsum(values) / len(values)

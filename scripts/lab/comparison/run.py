@@ -22,10 +22,9 @@ from gossip.simulation import LocalSteps, Simulation
 from peer.run_plan import plan_run
 from peer.training.local_trainer import LocalTrainer
 from peer.training.sequences import Tokens
-from scripts.lab.comparison.means import average
 from scripts.lab.comparison.method import BASELINES
 from scripts.lab.comparison.peers import Peers, prepare_peers
-from scripts.lab.comparison.record import Converged, Moment, Record, TrialResult
+from scripts.lab.comparison.record import Converged, Moment, Record, TrialResult, average
 from scripts.lab.comparison.server import Server
 from scripts.lab.comparison.trial import Trial
 from scripts.lab.threads import one_thread

@@ -5,7 +5,7 @@ The server is a peer that has read all the others: the outer step is that of ``g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from gossip.methods.optimizer_stage import OptimizerStage
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.requirements import State
 from gossip.methods.stage import Combination, Encoded, RoundContext
-from scripts.lab.comparison.means import mean_adapter
 
 
 class Server:
@@ -99,3 +98,11 @@ def check_server(optimizer: str) -> None:
             f"optimizer {optimizer!r} does more than an outer step (it corrects local steps), which a server is not "
             "given here: take it without a server, as 'complete optimizer=...', or another, such as diloco:0.5:1"
         )
+
+
+def mean_adapter(states: Sequence[AdapterState]) -> AdapterState:
+    """Return the mean of adapters; of equal ones to the bit the first of them."""
+    first = states[0]
+    if all(state is first or torch.equal(state.flat, first.flat) for state in states):
+        return first
+    return AdapterState(first.spec, torch.stack([state.flat for state in states]).mean(dim=0))
