@@ -213,6 +213,7 @@ def test_trials_differ_in_nothing_but_the_method(small: Comparison) -> None:
 def test_what_all_train_on_is_equal_whatever_a_step_and_a_round_take(small: Comparison) -> None:
     texts = (
         "ring batch_size=1 local_steps=4",
+        "central",
         "central batch_size=4",
         "fedopt optimizer=noloco local_steps=1",
     )
