@@ -213,6 +213,7 @@ def test_trials_differ_in_nothing_but_the_method(small: Comparison) -> None:
 def test_what_all_train_on_is_equal_whatever_a_step_and_a_round_take(small: Comparison) -> None:
     texts = (
         "ring batch_size=1 local_steps=4",
+        "central",
         "central batch_size=4",
         "fedopt optimizer=noloco local_steps=1",
     )
@@ -268,6 +269,20 @@ def test_a_server_that_steps_by_one_averages_and_momentum_carries_on() -> None:
     # m = d, step d + m / 2; then m' = m / 2 + d
     assert nesterov.step(first).flat.tolist() == [3, 1.5]
     assert nesterov.step(second).flat.tolist() == [3 + 0.5 * (0.5 * 2 + 0), 1.5 + 1.5 + 0.5 * (0.5 * 1 + 1.5)]
+
+
+@pytest.mark.parametrize("optimizer", ["noloco", "diloco:0.5:1", "fedexp", "fedadam:0.1"])
+def test_a_server_does_what_peers_do_that_all_read_all(small: Comparison, optimizer: str) -> None:
+    methods = f"complete optimizer={optimizer} merge=none robust=none", f"fedopt optimizer={optimizer}"
+    grown = dataclasses.replace(small, methods=methods, rounds=3, seeds=1)
+    rates = dict.fromkeys(grown.all_methods(), 1e-2)
+    ends = [
+        run_trial(trial).outcome["unmerged_loss"]
+        for trial in grown.evaluation(rates)
+        if str(trial.what) in {str(Method.parse(text)) for text in methods}
+    ]
+    assert len(ends) == 2
+    assert ends[0] == pytest.approx(ends[1], abs=1e-4)
 
 
 def test_names_follow_the_content_of_files(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ design      what a user asks to be compared, and the trials that answer it
 tuning      runs a comparison: chooses learning rates, then compares
 run         runs one trial, a baseline or real nodes on a virtual clock
 peers       the peers of a trial in memory
-judge       measures adapters on held-out text
+judge       measures adapters on validation and test rows
+server      what a server makes of the adapters of a round, and their mean
 record      the tables and the outcome of a trial, filled in round by round
 private     learning with differential privacy, alone, with gossip and centrally; cached_model: its model, cheaply
 private_text  SmolLM2 with differential privacy on thousands of rows

@@ -34,21 +34,45 @@ app = App(
 
 OutOption = Annotated[Path, Parameter(help="Folder of the results.")]
 
+WorkloadOption = Annotated[str | None, Parameter(help="Name, file:PATH[:FIELD] or labeled:PATH[:FIELD].")]
+
+SpecOption = Annotated[Path | None, Parameter(help="TOML file with these options; flags count before it.")]
+
+WideningsOption = Annotated[
+    int | None, Parameter(help="Rates beyond an edge of the grid at most; default: 4.")
+]
+
+UntilOption = Annotated[
+    str | None, Parameter(help="rounds, or converged: until the validation loss falls no more.")
+]
+
+PatienceOption = Annotated[
+    int | None, Parameter(help="Evaluations without a better validation loss; default: 3.")
+]
+
+RoundsFactorOption = Annotated[
+    int | None, Parameter(help="At most so many times --rounds until converged; default: 10.")
+]
+
+EvaluateEveryOption = Annotated[
+    int | None, Parameter(help="Rounds; default: for a quarter of the cost of training.")
+]
+
+StepOption = Annotated[
+    float | None, Parameter(help="Virtual seconds of a step; default: 0.1; 0 = as measured here, once.")
+]
+
 
 @app.command
 def run(
     *,
     out: OutOption,
-    workload: Annotated[
-        str | None, Parameter(help="Name, file:PATH[:FIELD] or labeled:PATH[:FIELD].")
-    ] = None,
+    workload: WorkloadOption = None,
     method: Annotated[list[str] | None, Parameter(help="What to compare; may be given many times.")] = None,
     baselines: Annotated[
         list[str] | None, Parameter(help="Which of them; default: all that no --method names.")
     ] = None,
-    spec: Annotated[
-        Path | None, Parameter(help="TOML file with these options; flags count before it.")
-    ] = None,
+    spec: SpecOption = None,
     partition: Annotated[str | None, Parameter(help="As dirichlet:0.3; default: the workload's own.")] = None,
     peers: Annotated[int | None, Parameter(help="Default: 8.")] = None,
     rounds: Annotated[int | None, Parameter(help="Rounds before the final merge; default: 20.")] = None,
@@ -57,29 +81,17 @@ def run(
     learning_rates: Annotated[
         list[float] | None, Parameter(help="The grid to begin with; one = no search.")
     ] = None,
-    widenings: Annotated[
-        int | None, Parameter(help="Rates beyond an edge of the grid at most; default: 4.")
-    ] = None,
+    widenings: WideningsOption = None,
     tune_seeds: Annotated[int | None, Parameter(help="Seeds that rates are tuned with; default: 1.")] = None,
     set: Annotated[list[str] | None, Parameter(help="KEY=VALUE: a setting of all methods.")] = None,
-    until: Annotated[
-        str | None, Parameter(help="rounds, or converged: until the validation loss falls no more.")
-    ] = None,
-    patience: Annotated[
-        int | None, Parameter(help="Evaluations without a better validation loss; default: 3.")
-    ] = None,
-    rounds_factor: Annotated[
-        int | None, Parameter(help="At most so many times --rounds until converged; default: 10.")
-    ] = None,
-    evaluate_every: Annotated[
-        int | None, Parameter(help="Rounds; default: for a quarter of the cost of training.")
-    ] = None,
+    until: UntilOption = None,
+    patience: PatienceOption = None,
+    rounds_factor: RoundsFactorOption = None,
+    evaluate_every: EvaluateEveryOption = None,
     latency_s: Annotated[float | None, Parameter(help="One way; default: 0.05.")] = None,
     bandwidth_mbit: Annotated[float | None, Parameter(help="Of a transfer; default: 20.")] = None,
     loss: Annotated[float | None, Parameter(help="Probability that a message is lost; default: 0.")] = None,
-    step_s: Annotated[
-        float | None, Parameter(help="Virtual seconds of a step; default: 0.1; 0 = as measured here, once.")
-    ] = None,
+    step_s: StepOption = None,
     jobs: Annotated[int, Parameter(help="Processes; 0 = one per core.")] = 0,
 ) -> None:
     """Tune and compare. Broken off, even by kill -9, the same command goes on where it stopped."""

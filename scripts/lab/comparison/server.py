@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
@@ -16,7 +17,7 @@ from gossip.methods.contribution import Contribution
 from gossip.methods.optimizer_stage import OptimizerStage
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.requirements import State
-from gossip.methods.stage import Combination, RoundContext
+from gossip.methods.stage import Combination, Encoded, RoundContext
 
 
 class Server:
@@ -28,7 +29,7 @@ class Server:
         steps: local steps of a round.
 
     Raises:
-        LocalError: unknown, or it acts on local steps or sends more than an adapter.
+        LocalError: unknown.
     """
 
     def __init__(self, optimizer: str, initial: AdapterState, steps: int) -> None:
@@ -39,25 +40,18 @@ class Server:
     def step(self, states: Mapping[str, AdapterState]) -> AdapterState:
         """Return the adapter to go on with, from the adapters that peers came to in a round."""
         age = self._steps * (self._round + 1)
+        contexts = {name: self._context(state, age) for name, state in states.items()}
         rows = [
-            Contribution(name, state, 1 / len(states), age, self._round) for name, state in states.items()
+            Contribution(name, self._sent(context), 1 / len(states), age, self._round)
+            for name, context in contexts.items()
         ]
         own, *others = rows
-        context = RoundContext(
-            round=self._round,
-            age=age,
-            steps=self._steps,
-            start=self._adapter,
-            trained=own.state,
-            readers=lambda: len(others),
-        )
-        mean = mean_adapter(list(states.values())).flat
         row = Combination(
-            context=context,
+            context=contexts[own.sender],
             own=own,
             own_as_decoded=own.state.flat,
             others=tuple(others),
-            vector=mean,
+            vector=mean_adapter([one.state for one in rows]).flat,
             norm_cap=float("inf"),
             came=tuple(others),
         )
@@ -65,6 +59,25 @@ class Server:
         self._adapter = AdapterState(self._adapter.spec, row.vector)
         self._round += 1
         return self._adapter
+
+    def _context(self, trained: AdapterState, age: int) -> RoundContext:
+        return RoundContext(
+            round=self._round,
+            age=age,
+            steps=self._steps,
+            start=self._adapter,
+            trained=trained,
+            readers=lambda: 0,
+        )
+
+    def _sent(self, context: RoundContext) -> AdapterState:
+        """Return what a peer sends, all vectors of the optimizer."""
+
+        def encode(vector: Tensor) -> Encoded:
+            return Encoded(b"", vector)
+
+        sent, _ = self._stage.publish(context.trained.flat, context, encode, self._state)
+        return AdapterState(self._stage.next_spec, sent.as_decoded)
 
     def corrects(self) -> bool:
         """Tell whether local steps of the next round would have to be corrected, which no server does here."""
@@ -75,19 +88,16 @@ def check_server(optimizer: str) -> None:
     """Refuse an optimizer that is more than an outer step.
 
     Raises:
-        LocalError: unknown, or it acts on local steps or sends more than an adapter.
+        LocalError: unknown, or it acts on local steps.
     """
-    known = find("optimizer", optimizer, OPTIMIZERS)
-    if known.vectors == 1:
-        zero = AdapterState(AdapterSpec.of({"x": torch.zeros(1)}), torch.zeros(1))
-        server = Server(optimizer, zero, 1)
-        server.step({"a": zero, "b": zero})
-        if not server.corrects():
-            return
-    raise LocalError(
-        f"optimizer {optimizer!r} does more than an outer step (it corrects local steps), which a server is not "
-        "given here: take it without a server, as 'complete optimizer=...', or another, such as diloco:0.5:1"
-    )
+    zero = AdapterState(AdapterSpec.of({"x": torch.zeros(1)}), torch.zeros(1))
+    server = Server(optimizer, zero, 1)
+    server.step({"a": zero, "b": zero})
+    if server.corrects():
+        raise LocalError(
+            f"optimizer {optimizer!r} does more than an outer step (it corrects local steps), which a server is not "
+            "given here: take it without a server, as 'complete optimizer=...', or another, such as diloco:0.5:1"
+        )
 
 
 def mean_adapter(states: Sequence[AdapterState]) -> AdapterState:
