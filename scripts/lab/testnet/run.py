@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import trio
-from trio import TaskStatus
 
 from gossip.errors import LocalError
 from peer.child_python import child_environment, python_module
@@ -109,11 +108,9 @@ async def run_regime(
     async with trio.open_nursery() as nursery:
         first, *others = views
         if regime == "gossip" and not gives(first.planned.flags, "learning_rate"):
-            rate = await nursery.start(_run_process, first, watch)
+            rate = [OPTIONS["learning_rate"].flag, str(await _rate_of(first, nursery, watch))]
             for view in others:
-                view.planned = replace(
-                    view.planned, flags=(*view.planned.flags, OPTIONS["learning_rate"].flag, str(rate))
-                )
+                view.planned = replace(view.planned, flags=(*view.planned.flags, *rate))
         else:
             nursery.start_soon(_run_process, first, watch)
         for view in others:
@@ -121,12 +118,22 @@ async def run_regime(
     return views
 
 
-async def _run_process(
-    view: PeerView,
-    watch: Watch,
-    task_status: TaskStatus[float] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Run one ``peer run --json``, reading its events; it has started when it has found a learning rate."""
+async def _rate_of(view: PeerView, nursery: trio.Nursery, watch: Watch) -> float:
+    """Start a process; return the learning rate that it tells as soon as it has found one."""
+    has_told = trio.Event()
+
+    def watch_for_rate(view: PeerView, what: str) -> None:
+        watch(view, what)
+        if what == "rate":
+            has_told.set()
+
+    nursery.start_soon(_run_process, view, watch_for_rate)
+    await has_told.wait()
+    return view.rate
+
+
+async def _run_process(view: PeerView, watch: Watch) -> None:
+    """Run one ``peer run --json``, reading its events."""
     planned = view.planned
     planned.home.mkdir(parents=True, exist_ok=True)
     errors = planned.home / "stderr.log"
@@ -135,7 +142,7 @@ async def _run_process(
             _command(planned), stdout=subprocess.PIPE, stderr=log, env=child_environment()
         )
         try:
-            await _read_events(process, view, watch, task_status)
+            await _read_events(process, view, watch)
             view.exit_code = await process.wait()
         finally:
             with trio.CancelScope(shield=True):
@@ -153,9 +160,7 @@ def _command(planned: PlannedPeer) -> list[str]:
     return python_module("peer", "run", "--json", *home_and_name, *planned.flags)
 
 
-async def _read_events(
-    process: trio.Process, view: PeerView, watch: Watch, task_status: TaskStatus[float]
-) -> None:
+async def _read_events(process: trio.Process, view: PeerView, watch: Watch) -> None:
     assert process.stdout is not None
     rest = b""
     async for piece in process.stdout:
@@ -163,8 +168,6 @@ async def _read_events(
         for line in lines:
             event = json.loads(line)
             view.take(event)
-            if event["event"] == "rate":
-                task_status.started(event["rate"])
             watch(view, event["event"])
 
 

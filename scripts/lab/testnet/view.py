@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -64,6 +65,7 @@ class PeerView:
     Attributes:
         shards: how many there are in the run.
         doing: a word for people.
+        rate: the learning rate that it has found, where none was given.
         load: a line of Python that loads its adapter; empty before the end.
         exit_code: None while it runs.
     """
@@ -71,6 +73,7 @@ class PeerView:
     planned: PlannedPeer
     shards: int
     doing: str = "start"
+    rate: float = math.nan
     step: LocalStep | None = None
     round: RoundReport | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -85,6 +88,8 @@ class PeerView:
         match event["event"]:
             case "preparing":
                 self.doing = event["stage"]
+            case "rate":
+                self.rate = event["rate"]
             case "ready" | "listening" as stage:
                 self.doing = stage
             case "step":
