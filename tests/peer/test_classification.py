@@ -302,6 +302,7 @@ def test_accuracy_is_told_and_summed_up(tmp_path: Path) -> None:
     view = PeerView(PlannedPeer("a", "gossip", tmp_path, ()), shards=2)
     traffic = dict.fromkeys(("bytes_in", "bytes_out", "fetches_ok", "fetches_failed"), 0)
     last = {"event": "round", "round": 0, "rounds": 1, "loss": None, "age": 0, "mixed": [], **traffic}
+    last |= {"at": 1.0, "merging": False}
     for told in ({**labeled, "accuracy_all": 0.25}, labeled, last):
         view.take(told)
     (tmp_path / "adapter").mkdir()

@@ -372,7 +372,7 @@ def test_secrets_are_new_in_every_life_and_never_saved(
         kinds = {name.split(".")[0] for name in saved.keys()}  # noqa: SIM118 - no mapping
         written = json.loads(saved.metadata()["trainer"])
     assert kinds == {"optimizer", "generator"}
-    assert written.keys() == {"adapter_spec", "sampler", "private_rounds"}
+    assert written.keys() == {"adapter_spec", "learning_rate", "sampler", "private_rounds"}
 
 
 def test_what_was_trained_without_a_promise_gets_none(

@@ -18,7 +18,7 @@ RATE, STEPS = 64 / 450, 60
 def rows_of(header: str) -> list[list[str]]:
     """Return the cells of the table whose header begins so."""
     lines = PAGE[PAGE.index(header) :].split("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
 
 
 @pytest.mark.parametrize("cells", rows_of("| epsilon | noise over clip"), ids=lambda cells: cells[0])
