@@ -266,9 +266,8 @@ FEW = 2e-2
 paper (arXiv 2205.05638) takes 3e-3 with Adafactor, the VeRA paper (2310.11454) 3e-3 to 2e-2."""
 
 ADAPTERS: dict[str, AdapterKind] = {
-    "lora": AdapterKind(
-        2e-3, _lora
-    ),  # our bench on the demo; the paper (arXiv 2106.09685) takes 2e-4 in long runs
+    # Our bench on the demo; the paper (arXiv 2106.09685) takes 2e-4 in long runs.
+    "lora": AdapterKind(2e-3, _lora),
     "rslora": AdapterKind(2e-3, _rslora),  # as lora
     "dora": AdapterKind(2e-3, _dora),  # as lora
     "lora-xs": AdapterKind(5e-2, _lora_xs, _begin_with_cores),  # our bench on the demo
@@ -276,9 +275,8 @@ ADAPTERS: dict[str, AdapterKind] = {
     "loha": AdapterKind(5e-3, _loha),  # our tests of the kinds
     "vera": AdapterKind(FEW, _vera),
     "oft": AdapterKind(5e-3, _oft),  # our tests of the kinds
-    "prompt-tuning": AdapterKind(
-        5e-2, _prompt_tuning
-    ),  # our tests; the paper (arXiv 2104.08691) takes 0.3, Adafactor
+    # Our tests; the paper (arXiv 2104.08691) takes 0.3 with Adafactor.
+    "prompt-tuning": AdapterKind(5e-2, _prompt_tuning),
     "prefix-tuning": AdapterKind(1e-1, _prefix_tuning, _begin_small),  # our bench, see PREFIX_SCALE
     "layernorm": AdapterKind(FEW, _layernorm),
     "full": AdapterKind(5e-3, _full),  # our tests, with a small model

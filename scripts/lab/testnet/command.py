@@ -3,7 +3,7 @@
 How to call it:
 
     python scripts/testnet.py                  four languages, a real model
-    python scripts/testnet.py --model tiny     the same in a minute
+    python scripts/testnet.py --model tiny     a tiny one, much sooner
 
 Flags after -- go to every peer run:
 
