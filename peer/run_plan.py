@@ -32,7 +32,8 @@ from gossip.methods.robust import READS_MIN, ROBUST
 from gossip.readers import Readers, everybody, row_readers
 from gossip.roster import roster_digest, rows_of
 from gossip.settings import NodeSettings
-from peer.config import OPTIONS, MixingOptions, PeerConfig
+from peer.config import OPTIONS, PeerConfig
+from peer.group_options import MixingOptions
 from peer.network.catalogue import check_listen, peer_of
 from peer.network.identity import is_peer_id
 from peer.training import trainers

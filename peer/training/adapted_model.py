@@ -18,7 +18,8 @@ from torch import Tensor
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
-from peer.config import OPTIONS, ModelOptions, PeerConfig
+from peer.config import OPTIONS, PeerConfig
+from peer.learning_options import ModelOptions
 from peer.options import Role, names_with
 from peer.training import adapter_export, adapter_kinds, adapter_tensors, base_models, libraries, tasks
 from peer.training.frames import Export, Progress

@@ -29,7 +29,8 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_
 
 from gossip.errors import LocalError
 from gossip.wire import PAYLOAD_BYTES_MAX
-from peer.config import ModelOptions, PeerConfig
+from peer.config import PeerConfig
+from peer.learning_options import ModelOptions
 from peer.training import lora_xs, task, tasks
 from peer.training.adapter_modules import in_layers, layers, linear_modules, module_options
 from peer.training.adapter_tensors import lora_layers
@@ -282,4 +283,4 @@ ADAPTERS: dict[str, AdapterKind] = {
     "full": AdapterKind(5e-3, _full),  # our tests, with a small model
 }
 """Kinds of adapter by name. A new one must train the very tensors that it saves, and stand in ``ADAPTER_KINDS`` of
-``config.py``, which imports nothing heavy."""
+``learning_options.py``, which imports nothing heavy."""

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from gossip.errors import LocalError
-from peer.config import OPTIONS, ModelOptions
+from peer.config import OPTIONS
+from peer.learning_options import ModelOptions
 from peer.training import tasks
 from peer.training.libraries import BaseModel
 

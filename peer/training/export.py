@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from peer.config import ModelOptions
+from peer.learning_options import ModelOptions
 from peer.training.tasks import TASKS
 
 ADAPTER_CONFIG = "adapter_config.json"

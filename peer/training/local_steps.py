@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from gossip.adapter import AdapterState
-from peer.config import PeerConfig, TrainingOptions
+from peer.config import PeerConfig
+from peer.learning_options import TrainingOptions
 from peer.training.libraries import BaseModel
 from peer.training.sequences import Batch, Tokens
 from peer.training.shard import Shard
@@ -161,5 +162,5 @@ OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter], TrainingOptions], torc
     "adamw": _adamw,
     "sgd": _sgd,
 }
-"""What takes local steps. A new one stands in ``LocalOptimizer`` of ``config.py`` too, and its memory of a parameter in
-``local_trainer.MOMENTS``."""
+"""What takes local steps. A new one stands in ``LocalOptimizer`` of ``learning_options.py`` too, and its memory of a
+parameter in ``local_trainer.MOMENTS``."""

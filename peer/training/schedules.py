@@ -93,4 +93,4 @@ SCHEDULES: dict[str, Schedule] = {
     "cosine": _cosine,
     "wsd": _wsd,
 }
-"""Schedules by name. A new one stands in ``ScheduleName`` of ``config.py`` too."""
+"""Schedules by name. A new one stands in ``ScheduleName`` of ``learning_options.py`` too."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gossip.errors import LocalError
-from peer.config import ModelOptions, PeerConfig
+from peer.config import PeerConfig
+from peer.learning_options import ModelOptions
 from peer.training.data import Row
 from peer.training.libraries import BaseModel, Tokenizer
 from peer.training.readers import BadRow

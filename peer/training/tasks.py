@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from peer.config import ModelOptions
+from peer.learning_options import ModelOptions
 from peer.training.causal_lm import CAUSAL_LM
 from peer.training.classification import CLASSIFICATION
 from peer.training.task import Task
@@ -24,4 +24,5 @@ TASKS: dict[str, Task] = {
     "causal-lm": CAUSAL_LM,
     "classification": CLASSIFICATION,
 }
-"""Tasks by name. To add one: a file with a ``Task``, a line here, and its name in ``TaskName`` of ``config.py``."""
+"""Tasks by name. To add one: a file with a ``Task``, a line here, and its name in ``TaskName`` of
+``learning_options.py``."""

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from peer.cli import main
-from peer.config import ADAPTER_KINDS, UNMIXABLE, PeerConfig
+from peer.config import PeerConfig
+from peer.learning_options import ADAPTER_KINDS, UNMIXABLE
 from peer.run_manifest import manifest_of
 from peer.run_plan import plan_run
 from peer.training import base_models

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import peer.config
+import peer.group_options
+import peer.learning_options
 from gossip.errors import LocalError
 from peer.cli import check_environment, main
 from peer.config import OPTIONS, PeerConfig
@@ -143,9 +144,11 @@ def test_an_unknown_environment_variable_is_refused_with_a_suggestion() -> None:
 
 
 def test_every_option_is_documented_and_survives_json() -> None:
-    tree = ast.parse(Path(peer.config.__file__).read_text())
+    files = (peer.learning_options.__file__, peer.group_options.__file__)
+    trees = [ast.parse(Path(file).read_text()) for file in files]
     described = {
         declared.target.id
+        for tree in trees
         for section in ast.walk(tree)
         if isinstance(section, ast.ClassDef)
         for declared, sentence in itertools.pairwise(section.body)

@@ -14,8 +14,9 @@ import trio
 from light_peers import Quadratic, Running, limited, memory
 
 from peer.checkpoints import open_home
-from peer.config import ADAPTER_KINDS, PeerConfig
+from peer.config import PeerConfig
 from peer.journal_events import Listening
+from peer.learning_options import ADAPTER_KINDS
 from peer.rate_event import RateChosen
 from peer.run_manifest import join_line
 from peer.training import rate_trial, rates

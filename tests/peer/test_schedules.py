@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from gossip.errors import LocalError
-from peer.config import PeerConfig, ScheduleName
+from peer.config import PeerConfig
+from peer.learning_options import ScheduleName
 from peer.run_manifest import join_line
 from peer.run_plan import plan_run
 from peer.training.adapted_model import AdaptedModel

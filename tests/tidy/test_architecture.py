@@ -20,7 +20,7 @@ SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in SOURCES}
 """Dotted name -> file, of every file at every level; a package's ``__init__`` is called ``PACKAGE.__init__``."""
 
-GROUND = r"peer\.(config|options|durable|child_python|__init__)"
+GROUND = r"peer\.(config|options|learning_options|group_options|durable|child_python|__init__)"
 """What every room of ``peer`` may use: declarations, and files and processes as such."""
 MAY_NOT_IMPORT = {
     # whoever matches the left may not import what matches the right
@@ -34,7 +34,7 @@ MAY_NOT_IMPORT = {
         r"gossip\.(methods\..*|node|settings|simulat\w*|quadratic)"
     ),
     r"gossip\.methods\..*": r"gossip\.(node|settings|simulation|quadratic|final_merge)",
-    GROUND: r"peer\.(?!config$|options$|durable$|child_python$).*",
+    GROUND: r"peer\.(?!config$|options$|learning_options$|group_options$|durable$|child_python$).*",
     r"peer\.network\..*": rf"(?!{GROUND}$)peer\.(?!network\.).*",
     r"peer\.training\..*": rf"(?!{GROUND}$)peer\.(?!training\.|privacy\.).*",
     r"peer\.privacy\..*": rf"(?!{GROUND}$)peer\.(?!privacy\.).*|gossip\.(?!errors$).*",
