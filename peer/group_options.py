@@ -32,6 +32,9 @@ class RunOptions:
     """Where identity and checkpoints live; default: gossip-peer in the user's state folder."""
     keep_checkpoints: Annotated[int, POSITIVE] = 2
     """Complete checkpoints kept. Source: one may be found corrupt."""
+    checkpoint_every: Annotated[int, POSITIVE] = 1
+    """Save each so many rounds, and after the last local steps; a crash loses at most so many rounds. Source: ours; a
+    whole model with its optimizer takes 12 bytes a parameter to write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,6 +86,11 @@ class ModelOptions:
     so it is shared; personalized learning keeps it (algorithms.md section 6)."""
     model: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON] = "smollm2-135m"
     """Alias (smollm2-135m, tiny), local folder, or Hugging Face id."""
+    from_scratch: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON] = ""
+    """Begin with an untrained model and train all of it: nano, micro, mini, or the path of a config.json of
+    transformers, the same for all peers. --model is not used then."""
+    tokenizer: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON] = "bytes"
+    """Tokenizer of a model from scratch: bytes, or a folder that has one. Source: bytes need no training."""
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Role.RUN | Role.MODEL | Role.COMPARISON
     ] = "auto"
@@ -96,9 +101,9 @@ class ModelOptions:
     """Load the base in 4-bit NF4 through bitsandbytes (needs a CUDA device)."""
     threads: Annotated[int, NOT_NEGATIVE, Role.MODEL | Role.COMPARISON] = 0
     """Torch threads; 0 = all cores. Give 1 to each of several peers on one machine (oversubscription costs 3-10x)."""
-    adapter: Annotated[str, Role.RUN | Role.MODEL | Role.METHOD, AdapterField("kind")] = "lora"
-    """Kind of PEFT adapter: lora, rslora, dora, lora-xs, ia3, loha, vera, oft, prompt-tuning, prefix-tuning or
-    layernorm; or full: all weights of a small model."""
+    adapter: Annotated[str, Role.RUN | Role.MODEL | Role.METHOD, AdapterField("kind")] = "auto"
+    """Kind of PEFT adapter: auto (lora; full from scratch), lora, rslora, dora, lora-xs, ia3, loha, vera, oft,
+    prompt-tuning, prefix-tuning or layernorm; or full: all weights of a small model."""
     lora_r: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.METHOD, AdapterField("r")] = 8
     """Rank. Source: LoRA paper (arXiv 2106.09685), table 6: 4-8 suffice."""
     lora_alpha: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.METHOD, AdapterField("alpha")] = 16
@@ -140,6 +145,9 @@ class TrainingOptions:
     falling over the last fifth). Source: what our tables were measured with."""
     warmup_steps: Annotated[int, NOT_NEGATIVE, Role.RUN | Role.METHOD] = 0
     """The run's first steps, over which the rate rises to its full height. Source: guess; short runs need none."""
+    accumulate: Annotated[int, POSITIVE, Role.METHOD] = 1
+    """Batches whose mean gradient makes one step: as one batch of so many times --batch-size, in the memory of one.
+    Source: 1 = none; more where a larger batch does not fit."""
     local_optimizer: Annotated[LocalOptimizer, Role.METHOD] = "adamw"
     """What takes the local steps: adamw, or plain sgd, for methods whose theory assumes it. Source: LoRA paper."""
     moments: Annotated[MomentsRule, Role.METHOD] = "keep"

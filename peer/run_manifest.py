@@ -11,7 +11,7 @@ from typing import Any
 from gossip.manifest import RunManifest
 from gossip.methods import products
 from gossip.methods.method_set import MethodSet
-from peer.config import OPTIONS, PeerConfig
+from peer.config import OPTIONS, PeerConfig, usual_adapter
 from peer.options import Role, names_with
 from peer.training import tasks
 from peer.training.frames import Ready
@@ -65,12 +65,17 @@ def _suits_others(config: PeerConfig) -> bool:
     return all(config.option(name) == OPTIONS[name].default for name in ours)
 
 
+def _implied(config: PeerConfig, name: str) -> Any:
+    """Return what an option is for who repeats the others and leaves this one out."""
+    return usual_adapter(config.model) if name == "adapter" else OPTIONS[name].default
+
+
 def join_line(config: PeerConfig, own_addresses: tuple[str, ...]) -> str:
     """Return the command that a friend pastes to join: our address and every setting that makes the run."""
     words = ["peer run", f"--join {own_addresses[0]}", "--data THEIR_FILE.jsonl"]
     for name in names_with(Role.RUN, OPTIONS):
         value, flag = config.option(name), OPTIONS[name].flag
-        if value == OPTIONS[name].default or (name == "learning_rate" and not _suits_others(config)):
+        if value == _implied(config, name) or (name == "learning_rate" and not _suits_others(config)):
             continue
         if value is True:
             words.append(flag)

@@ -264,6 +264,11 @@ def _check_privacy(config: PeerConfig, topology: Topology) -> None:
             )
         return
     promise = f"--dp-epsilon {options.dp_epsilon:g}"
+    if config.training.accumulate > 1:
+        raise LocalError(
+            f"{promise} draws a step's rows at once, and computes what does not fit into memory in pieces by itself: "
+            "leave --accumulate out and give a larger --batch-size"
+        )
     if adapter not in PRIVATE_ADAPTERS:
         raise LocalError(
             f"{promise} needs the gradient of each row by itself, for which there is no rule with --adapter {adapter}: "

@@ -51,7 +51,7 @@ class Saving:
         Raises:
             HomeError: the disk has refused too often, or there is no home any more.
         """
-        if trio.current_time() < self._due_at:
+        if not self._is_due(round):
             return None
         try:
             return self._home.begin(round + 1) / TRAINER_STATE
@@ -61,11 +61,19 @@ class Saving:
 
     def keep_trainer_file(self, round: int) -> None:
         """Let the checkpoint after ``round``, in which training came to nothing, have the file of the one before."""
-        if trio.current_time() >= self._due_at:
+        if self._is_due(round):
             try:
                 self._home.begin(round + 1, self.checkpoint.trainer_state if self.checkpoint else None)
             except HomeError as error:
                 self._take_refusal(error)
+
+    def _is_due(self, round: int) -> bool:
+        """Whether a round is to be saved: each so many, and the last that trains; and the disk may be asked again."""
+        options = self._run.plan.config.run
+        is_turn = (
+            (round + 1) % options.checkpoint_every == 0 or round + 1 >= options.rounds or self._refusals > 0
+        )
+        return is_turn and trio.current_time() >= self._due_at
 
     def trainer_refused(self, round: int, reason: str) -> None:
         """Take note that the training process could not save its state in ``round``; raises as ``trainer_file``."""

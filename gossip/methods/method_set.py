@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from gossip.adapter import AdapterSpec
 from gossip.errors import LocalError
 from gossip.methods import products
+from gossip.methods.budget import LADDER
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS, Codec, Encoding
 from gossip.methods.factors import FACTORS, FactorRule
@@ -21,6 +22,7 @@ from gossip.methods.optimizer_stage import OptimizerStage
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.origin import Origin
 from gossip.methods.pipeline import MakeStage, PipelinePlan
+from gossip.wire import PAYLOAD_BYTES_MAX
 
 RANKS_MAX = 64
 """Highest LoRA rank that a peer may have where ranks may differ. Source: ours; beyond, adapters are not small, and one
@@ -122,17 +124,40 @@ def resolve(names: MethodNames, spec: AdapterSpec) -> MethodSet:
         partial(Merge, find("merge", names.merge, MERGES)),
         partial(Encoding, find("codec", merge_codec_name, CODECS)),
     )
+    rounds = PipelinePlan.of(
+        round_stages(names, rule, codec, feedback, gamma), shared_spec, names.codec, other_ranks
+    )
+    merge = PipelinePlan.of(merge_stages, shared_spec, merge_codec_name, other_ranks)
+    for plan in (rounds, merge):
+        _refuse_too_large(plan)
     return MethodSet(
         names=names,
         spec=spec,
-        rounds=PipelinePlan.of(
-            round_stages(names, rule, codec, feedback, gamma), shared_spec, names.codec, other_ranks
-        ),
-        merge=PipelinePlan.of(merge_stages, shared_spec, merge_codec_name, other_ranks),
+        rounds=rounds,
+        merge=merge,
         factor_rule=rule,
         mixer=find("mixing rule", names.mixing, MIXERS),
         gamma=gamma,
         merges_as_it_mixes=one_round_does,
+    )
+
+
+def _refuse_too_large(plan: PipelinePlan) -> None:
+    """Refuse a codec whose payloads would be longer than any may be.
+
+    Raises:
+        LocalError: names codecs whose payloads are not.
+    """
+    spec = plan.wire_spec
+    size = max(size for stage in plan.stages for size in stage.payload_sizes(spec))
+    if size <= PAYLOAD_BYTES_MAX:
+        return
+    known = (find("codec", text, CODECS).payload_bytes(spec) for text in LADDER)
+    fits = [text for text, size in zip(LADDER, known, strict=True) if size <= PAYLOAD_BYTES_MAX]
+    ways = f"use --codec {' or '.join(fits[:3])}" if fits else "use a smaller model, or --adapter lora"
+    raise LocalError(
+        f"{spec.size:,} values would travel as {size >> 20} MiB with codec {plan.codec}; at most "
+        f"{PAYLOAD_BYTES_MAX >> 20} MiB do: {ways}"
     )
 
 

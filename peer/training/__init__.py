@@ -27,6 +27,7 @@ What is learned:
 - ``task``: what a task is, and measuring; ``tasks``: the catalogue of tasks.
 - ``causal_lm``, ``classification``: a task each.
 - ``readers``: files of rows; ``data``: rows, checked and split; ``sequences``: rows as tokens, batches and their order.
+- ``token_files``: text from which a model from scratch is made, as tokens on disk.
 
 Adapters:
 - ``adapter_kinds``: the catalogue of kinds; ``lora_xs``: the one that is ours.
@@ -35,6 +36,7 @@ Adapters:
 
 Base models:
 - ``base_models``: where a base model comes from; ``tiny_model``: one made on the spot.
+- ``fresh_models``: models that nobody has trained yet; ``model_making``: how all of them are made once.
 - ``packages``: files out of package indexes; ``libraries``: what we use of transformers and peft.
 - ``inference``: measuring a finished adapter, and talking to it.
 

@@ -28,11 +28,12 @@ from peer.training import data, rates, tasks
 from peer.training.adapted_model import AdaptedModel, generators, set_generators
 from peer.training.frames import Evaluated, OnStep, Progress, RateChoice, Ready, RowLosses, Step, Trained
 from peer.training.local_steps import OPTIMIZERS, Learner, Parameters, Shift, frozen_but
+from peer.training.model_making import silent
 from peer.training.rate_trial import try_rates
 from peer.training.readers import DataError
 from peer.training.schedules import WHOLE_RUN, Position
 from peer.training.sequences import Batch, BatchSampler, Tokens
-from peer.training.shard import make_shard
+from peer.training.shard import is_streamed, make_shard, open_shard
 from peer.training.step_kinds import steps_of
 from peer.training.task import Measured, Task, measure
 from peer.training.trainers import Trainer, selects
@@ -49,6 +50,15 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 def make_trainer(config: PeerConfig, progress: Progress) -> Trainer:
     """Return the trainer of a peer that has a process to itself."""
     return LocalTrainer(config, progress=progress)
+
+
+def _loaded(config: PeerConfig) -> data.Loaded:
+    return data.load(
+        config.data.data,
+        bad_rows=config.data.bad_rows,
+        labels=config.model.labels,
+        owner_field=owner_field(config),
+    )
 
 
 class LocalTrainer:
@@ -89,17 +99,15 @@ class LocalTrainer:
         if not config.data.data:
             raise DataError("no data to train on: give at least one file")
         self.task = task or tasks.TASKS[config.model.task]
-        loaded = data.load(
-            config.data.data,
-            bad_rows=config.data.bad_rows,
-            labels=config.model.labels,
-            owner_field=owner_field(config),
-        )
+        loaded = None if is_streamed(config) else _loaded(config)  # before the model: it may be refused
         if model is not None:
             model.check(config)
         self.model = model or AdaptedModel(config, progress)
         self.spec, self.initial, self.manifest = self.model.spec, self.model.initial, self.model.manifest
-        self.shard = make_shard(config, loaded, self.task, self.model.tokenizer)
+        if loaded is None:
+            self.shard = open_shard(config, self.model.tokenizer, progress or silent)
+        else:
+            self.shard = make_shard(config, loaded, self.task, self.model.tokenizer)
         self._parameters: Parameters = self.model.parameters
         self._optimizer = OPTIMIZERS[config.training.local_optimizer](
             list(self._parameters.values()), config.training

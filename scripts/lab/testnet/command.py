@@ -4,6 +4,7 @@ How to call it:
 
     python scripts/testnet.py                  four languages, a real model
     python scripts/testnet.py --model tiny     a tiny one, much sooner
+    python scripts/testnet.py --from-scratch nano   one that begins untrained, on Shakespeare
 
 Flags after -- go to every peer run:
 
@@ -49,11 +50,12 @@ def launch(
 
     from scripts.lab.testnet.curves import write_curves
     from scripts.lab.testnet.run import run_testnet
+    from scripts.lab.testnet.samples import SAMPLES
     from scripts.lab.testnet.screen import prepare_model, watching
 
     console = Console()
     try:
-        prepare_model(config.model, console)
+        prepare_model(config, console)
         with watching(console) as watch:
             summary, views = run_testnet(config, watch)
     except KeyboardInterrupt:
@@ -65,6 +67,8 @@ def launch(
     curves = config.out / "curves.png"
     write_curves(summary, curves)
     print_summary(summary, views["gossip"][0].load, console)
+    if config.from_scratch:
+        console.print((config.out / SAMPLES).read_text(), markup=False, highlight=False)
     console.print(f"curves in {curves}, numbers in {config.out / 'summary.json'}", soft_wrap=True)
     console.print(f"took {summary.wall_s:.0f} s")
 

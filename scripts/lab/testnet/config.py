@@ -50,8 +50,10 @@ class TestnetConfig:
     """Who reads whom (default: the peer's)."""
     model: str = "smollm2-135m"
     """Base model: smollm2-135m, tiny, a folder or a Hugging Face id."""
+    from_scratch: str | None = None
+    """Train a model from scratch in its place: nano, micro, mini, or a config.json of transformers."""
     data: str = "demo"
-    """"demo" (four languages), or a folder with one data file per peer."""
+    """"demo" (four languages; from scratch: Shakespeare), or a folder with one data file per peer."""
     codec: str | None = None
     """How adapters travel (default: the peer's)."""
     collect_s: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,7 +66,9 @@ def plan_regime(config: TestnetConfig, regime: Regime, shards: Mapping[str, Path
         case _:
             assert_never(regime)
     flags = planned[0].flags
-    tokens = number_of(flags, "local_steps") * number_of(flags, "batch_size") * number_of(flags, "max_length")
+    tokens = math.prod(
+        number_of(flags, name) for name in ("local_steps", "accumulate", "batch_size", "max_length")
+    )
     return [replace(one, round_tokens=len(planned) * tokens) for one in planned]
 
 
@@ -140,7 +143,7 @@ def shared_flags(config: TestnetConfig, regime: Regime, threads: int) -> list[st
         "collect_s": config.collect_s,
     }
     options = {
-        "model": config.model,
+        **({"from_scratch": config.from_scratch} if config.from_scratch else {"model": config.model}),
         "seed": config.seed,
         "threads": threads,
         **demo_settings(config, regime),
