@@ -188,6 +188,7 @@ def make(fresh: FreshModel, folder: Path, progress: Progress) -> None:
     Raises:
         LocalError: transformers refuses the configuration, or its vocabulary is smaller than the tokenizer's.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     libraries.silence()
@@ -209,7 +210,7 @@ def make(fresh: FreshModel, folder: Path, progress: Progress) -> None:
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # untyped there
                 config, dtype=torch.float32, trust_remote_code=False
             )
-    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
         raise LocalError(f"--from-scratch: transformers cannot build this configuration: {error}") from error
     progress("save", None)
     model.save_pretrained(folder)

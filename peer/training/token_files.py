@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -166,7 +167,7 @@ def _make(path: Path, tokenizer: Tokenizer, split: Split, folder: Path) -> None:
     """Write the tokens of a file of text, reading it twice and holding some hundred rows at a time."""
     lowest, highest, bad, shown = _survey(path, split.seed)
     # at least one row on either side, as far as rows differ
-    limit = min(max(split.held_out, np.nextafter(lowest, 1.0)), highest)
+    limit = min(max(split.held_out, math.nextafter(lowest, 1.0)), highest)
     counts: dict[str, Any] = dict.fromkeys(PARTS, 0)
     counts |= {"bad": bad, "shown": shown, "sample": ""}
     kind = np.dtype(np.uint16 if len(tokenizer) <= NARROW else np.uint32)
