@@ -30,8 +30,9 @@ class RunOptions:
     """Rounds to run; a round is local steps, then one exchange."""
     home: Path | None = None
     """Where identity and checkpoints live; default: gossip-peer in the user's state folder."""
-    keep_checkpoints: Annotated[int, POSITIVE] = 2
-    """Complete checkpoints kept. Source: one may be found corrupt."""
+    keep_checkpoints: Annotated[int, NOT_NEGATIVE] = 0
+    """Complete checkpoints kept; 0 = 2, and 1 of a whole model. Source: one may be found corrupt; whole models are
+    large, and the group has them."""
     checkpoint_every: Annotated[int, POSITIVE] = 1
     """Save each so many rounds, and after the last local steps; a crash loses at most so many rounds. Source: ours; a
     whole model with its optimizer takes 12 bytes a parameter to write."""

@@ -21,6 +21,8 @@ from peer.prepared_run import PreparedRun
 
 REFUSALS_MAX = 20
 """Refused checkpoints in a row after which a peer ends; at least 14 minutes, and 20 rounds of longer ones. Guess."""
+KEPT = 2
+"""Checkpoints kept of an adapter where the user says nothing. Source: one may be found corrupt."""
 RETRY_S_MAX = 60.0
 """Longest wait before the next try, seconds; the first is 1 s, each next one twice as long. Source: guess."""
 
@@ -181,7 +183,7 @@ class Saving:
             snapshot,
             run.manifest.fields(),
             run.ready.export,
-            run.plan.config.run.keep_checkpoints,
+            run.plan.config.run.keep_checkpoints or (1 if run.ready.export.is_whole else KEPT),
             is_healthy,
             limiter=self._thread,
         )

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from gossip.adapter import AdapterState
@@ -24,6 +23,7 @@ from gossip.errors import LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
 from peer.durable import told, write_atomically
+from peer.tensor_file import tensor_pieces
 from peer.training import data, rates, tasks
 from peer.training.adapted_model import AdaptedModel, generators, set_generators
 from peer.training.frames import Evaluated, OnStep, Progress, RateChoice, Ready, RowLosses, Step, Trained
@@ -298,7 +298,7 @@ class LocalTrainer:
         tensors = {f"generator.{device}": state for device, state in self._generators.items()}
         for name, parameter in self._parameters.items():
             for moment, value in self._optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{moment}.{name}"] = value.detach().cpu().contiguous()
+                tensors[f"optimizer.{moment}.{name}"] = value
         written = {
             "adapter_spec": self.spec.fingerprint,
             "sampler": self._sampler.state(),
@@ -306,7 +306,7 @@ class LocalTrainer:
             **self._steps.state(),
         }
         try:
-            write_atomically(path, safetensors_bytes(tensors, {"trainer": json.dumps(written)}))
+            write_atomically(path, tensor_pieces(tensors, {"trainer": json.dumps(written)}))
         except OSError as error:
             raise LocalError(f"cannot write the training state {path}: {told(error)}") from error
 

@@ -76,7 +76,6 @@ class TrainerProcess:
         self._commands, self._answers = process.stdin, process.stdout
         self._stderr = stderr
         self._rounds = rounds
-        self._received = bytearray()
         self._spec: AdapterSpec | None = None
 
     @property
@@ -226,16 +225,17 @@ class TrainerProcess:
         return header, payload
 
     async def _receive_exactly(self, count: int) -> bytearray:
-        while len(self._received) < count:
+        taken = bytearray(count)  # filled in place: an adapter may be large
+        came = 0
+        while came < count:
             try:
-                piece = await self._answers.receive_some(1 << 20)
+                piece = await self._answers.receive_some(min(1 << 20, count - came))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 piece = b""
             if not piece:
                 raise TrainerDied(await self._post_mortem())
-            self._received += piece
-        taken = self._received[:count]
-        del self._received[:count]
+            taken[came : came + len(piece)] = piece
+            came += len(piece)
         return taken
 
     def _adapter(self, payload: bytearray) -> AdapterState:

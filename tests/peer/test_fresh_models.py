@@ -133,7 +133,7 @@ def test_from_scratch_means_all_weights_and_friends_are_told_so() -> None:
     assert "--from-scratch nano" in line
     assert "--adapter" not in line, "it is implied"
     assert "--adapter dora" in join_line(PeerConfig.of(adapter="dora"), ("ADDRESS",))
-    with pytest.raises(LocalError, match="--tokenizer .* is for a model from scratch"):
+    with pytest.raises(LocalError, match=r"--tokenizer .* is for a model from scratch"):
         PeerConfig.of(tokenizer="folder")
 
 
