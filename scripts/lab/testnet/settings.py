@@ -77,21 +77,25 @@ at 4e-3; of 1: 3.88 at 1e-3, 4.76 at 2e-3. Local: 4.57 at 2e-3, 4.59 at 4e-3."""
 NANO = DemoSettings(
     shared={
         "threads": 1,
-        "rounds": 24,
-        "local_steps": 10,
+        "rounds": 48,
+        "local_steps": 5,
         "batch_size": 8,
         "max_length": 128,
         "schedule": "constant",
-        "eval_every": 4,
+        "eval_every": 8,
         "eval_blocks_max": 16,
     },
     regimes={
         "gossip": {"learning_rate": 2e-3},
         "local": {"learning_rate": 2e-3},
-        "central": {"learning_rate": 2e-3},
-        "central-large": {"learning_rate": 2e-3},
+        "central": {"learning_rate": 4e-3},
+        "central-large": {"learning_rate": 4e-3},
     },
 )
+"""Source: our bench in one process, seed 0, held-out loss over all parts (untrained 5.587), 240 steps a peer. Gossip:
+2.161 at 2e-3, 2.282 at 4e-3; in rounds of 10 steps 2.179 at 2e-3. Local: 2.286 at 2e-3, 2.474 at 4e-3. Central: 2.071
+at 4e-3; central-large: 2.215 at 4e-3. A cosine after a warm-up of 20 steps is worse for gossip (2.339, at 4e-3): such a
+run ends while the loss still falls fast."""
 
 SETTINGS: Mapping[str, DemoSettings] = {"tiny": TINY, "smollm2-135m": SMOLLM2, "nano": NANO}
 """By the model, trained before or from scratch, as the user names it."""
