@@ -30,8 +30,24 @@ from peer.topology_cli import topology
 
 ENVIRONMENT_PREFIX = "PEER_"
 
+
+def version() -> str:
+    """Return what is installed, and the version of the protocol: peers of two protocols cannot talk."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    from gossip.manifest import PROTOCOL_VERSION
+
+    try:
+        installed = version_of("gossip-peer")
+    except PackageNotFoundError:
+        installed = "(run from a folder, not installed)"
+    return f"gossip-peer {installed}, protocol {PROTOCOL_VERSION}"
+
+
 app = App(
     name="peer",
+    version=version,
     help="Fine-tune one language model together: peers exchange adapters, no server, no text leaves.",
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True, show_env_var=False),
     config=[Env(ENVIRONMENT_PREFIX, command=False)],
@@ -95,6 +111,11 @@ def run(
     Starts a new group, or joins one with --join. Started again in the same home, it goes on where it stopped. Only
     those can connect who know the group's secret, which stands in the line to join with.
     """
+    from peer.inputs import check_inputs
+
+    check_inputs(config)
+    if not json:
+        print("loading libraries; this takes some seconds", flush=True)
     # Heavy imports (torch, libp2p: seconds) happen here, before the event loop runs, because they would block it.
     import trio
 
@@ -104,10 +125,9 @@ def run(
     from peer.network.group import Group, secret_of
     from peer.network.identity import load_or_create_identity
     from peer.network.limits import Limits
-    from peer.run_plan import check_inputs, plan_run
+    from peer.run_plan import plan_run
     from peer.runtime import run_peer
 
-    check_inputs(config)
     plan = plan_run(config)
     with open_home(home_path(config.run.home)) as home:
         key = load_or_create_identity(home.path)
