@@ -33,6 +33,7 @@ class RunManifest:
         gamma: mixing step size, as text.
         rounds: rounds before the final merge: from that number on, adapters are of the merge, encoded in its way.
         overlap: "yes" if neighbors are read while the local steps run.
+        fragments: parts of the adapter that take turns, round t carries part t mod F.
         private: "yes" if a classification's head stays at home: then payloads are shorter.
         mask: "none"; else what hides single adapters, and the digest of roster and W whose sums are read.
     """
@@ -55,6 +56,7 @@ class RunManifest:
     merge: str
     overlap: str
     private: str
+    fragments: int = 1
     mask: str = "none"
 
     def fields(self) -> dict[str, str | int]:

@@ -81,6 +81,8 @@ def _problem_of_methods(run: MaskedRun) -> str:
         )
     if run.robust.strip().lower() not in ("auto", "none"):
         return f"reads one sum, and --robust {run.robust} compares single neighbors: use --robust none"
+    if names.fragments > 1:
+        return f"binds sums to all that travels, and --fragments {names.fragments} sends a part: use --fragments 1"
     if names.merge not in LINEAR_MERGES:
         return (
             f"reads one sum, and --merge {names.merge} needs each adapter: use --merge average, or --merge none to end "

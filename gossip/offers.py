@@ -6,7 +6,7 @@ it is decoded (``methods/pipeline.py``).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from gossip.errors import RemoteError
@@ -26,23 +26,23 @@ class RunShape:
 
     Args:
         rounds: rounds before the final merge.
-        lengths: payload sizes in bytes that there are of each kind.
+        lengths: payload sizes in bytes that there are of each kind; where parts of an adapter take turns, of each part.
         replicas: payloads may build on replicas (``base``).
         masked: nobody reads an adapter of the others unmasked, but that which all began with.
     """
 
     rounds: int
-    lengths: Mapping[Kind, Collection[int]]
+    lengths: Mapping[Kind, Sequence[Collection[int]]]
     replicas: bool
     masked: bool = False
 
     @staticmethod
     def of(methods: MethodSet, rounds: int, *, masked: bool = False) -> RunShape:
         """Return the shape of a run with these methods."""
-        lengths: dict[Kind, Collection[int]] = {
-            "round": frozenset(methods.rounds.specs),
-            "merge": frozenset(methods.merge.specs),
-            "initial": frozenset((4 * methods.spec.size,)),
+        lengths: dict[Kind, Sequence[Collection[int]]] = {
+            "round": [frozenset(plan.specs) for plan in methods.parts],
+            "merge": [frozenset(methods.merge.specs)],
+            "initial": [frozenset((4 * methods.spec.size,))],
         }
         return RunShape(rounds, lengths, methods.names.feedback == "replica", masked)
 
@@ -68,8 +68,10 @@ class RunShape:
             raise RemoteError("malformed", f"no adapter of round {offer.round} and age {offer.age} can exist")
         if not is_news(offer.round, pull):
             raise RemoteError("stale", f"round {offer.round} came, newer than {pull.newer_than} was wanted")
-        if offer.length not in self.lengths[offer.kind]:
-            known = " or ".join(map(str, sorted(self.lengths[offer.kind])[:8]))
+        of_parts = self.lengths[offer.kind]
+        lengths = of_parts[offer.round % len(of_parts)]
+        if offer.length not in lengths:
+            known = " or ".join(map(str, sorted(lengths)[:8]))
             raise RemoteError("shape", f"{offer.length} bytes offered, this run's adapters have {known}")
 
     def _is_possible(self, offer: Offer) -> bool:

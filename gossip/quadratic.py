@@ -128,6 +128,7 @@ class Quadratic:
             merge=methods.merge,
             overlap="yes" if self.overlap else "no",
             private="no",
+            fragments=methods.fragments,
         )
         return Membership(manifest, name, random.Random(f"{self.seed}/membership/{name}"))
 

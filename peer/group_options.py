@@ -72,6 +72,9 @@ class MixingOptions:
     with small batches at a constant rate, and nothing where the rate falls."""
     overlap: Annotated[bool, Role.RUN | Role.METHOD] = False
     """Read neighbors while the next local steps run: hides the network, mixes adapters one round of steps old."""
+    fragments: Annotated[int, POSITIVE, Role.RUN | Role.METHOD] = 1
+    """Parts of the adapter that take turns: a round carries one, a like share of the bytes; 1 = all in every round.
+    Source: Streaming DiLoCo (arXiv 2501.18512)."""
     personalize: bool = False
     """Also keep the mix of our own and the common adapter that does best on our held-out rows, in HOME/personal."""
     collect_s: Annotated[float, NOT_NEGATIVE, Role.METHOD] = 60.0

@@ -39,6 +39,7 @@ def manifest_of(config: PeerConfig, ready: Ready, methods: MethodSet, mask: str 
         merge=names.merge,
         overlap="yes" if config.mixing.overlap else "no",
         private="yes" if names.private else "no",
+        fragments=names.fragments,
         mask=mask,
     )
 

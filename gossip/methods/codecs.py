@@ -22,7 +22,7 @@ from gossip.adapter import AdapterSpec
 from gossip.errors import RemoteError
 from gossip.methods import lowrank, sparse
 from gossip.methods.catalogue import Entry
-from gossip.methods.requirements import State
+from gossip.methods.requirements import Requirements, State
 from gossip.methods.stage import Encoded, Incoming, RoundContext, Stage
 from topology.parameters import Parameter, fraction, whole
 
@@ -72,6 +72,7 @@ class Codec(NamedTuple):
         relative_error: bound on ``|decode(encode(x)) - x|`` relative to the largest magnitude in x; infinity if none.
         gamma: mixing step size where the user gives none, in (0, 1].
         doc: one line for ``--help`` and tables.
+        requires: what it asks of the run.
     """
 
     encode: Callable[[Tensor, AdapterSpec, int], bytes]
@@ -80,6 +81,7 @@ class Codec(NamedTuple):
     relative_error: float
     gamma: float
     doc: str
+    requires: Requirements = Requirements()
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +268,7 @@ def low_rank(rank: int = RANK) -> Codec:
         relative_error=math.inf,
         gamma=LOW_RANK_GAMMA,
         doc=_first_line(low_rank),
-    )
+    )._replace(requires=Requirements(all_parts=True))  # a part knows no matrices
 
 
 # -- what they are made of

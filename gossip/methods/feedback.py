@@ -19,7 +19,7 @@ from torch import Tensor
 from gossip.adapter import AdapterSpec
 from gossip.methods.catalogue import Entry
 from gossip.methods.codecs import CODECS
-from gossip.methods.requirements import State
+from gossip.methods.requirements import Requirements, State
 from gossip.methods.stage import Encoded, Incoming, RoundContext, Stage
 from gossip.wire import BASE_BYTES
 
@@ -37,11 +37,13 @@ class Feedback(NamedTuple):
         stage: makes the stage for vectors of a spec.
         equal_ranks: neighbors' vectors must have the size of ours.
         doc: one line.
+        requires: what it asks of the run.
     """
 
     stage: Callable[[AdapterSpec], Stage]
     equal_ranks: bool
     doc: str
+    requires: Requirements = Requirements()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +170,15 @@ def _bytes(fingerprint: Tensor) -> bytes:
     return fingerprint.numpy().tobytes()
 
 
-def _entry(stage: Callable[[AdapterSpec], Stage], *, equal_ranks: bool = False) -> Entry[Feedback]:
+def _entry(
+    stage: Callable[[AdapterSpec], Stage], requires: Requirements | None = None, *, equal_ranks: bool = False
+) -> Entry[Feedback]:
     doc = (stage.__doc__ or "").split("\n")[0]
-    return Entry(lambda: Feedback(stage, equal_ranks, doc), doc)
+    return Entry(lambda: Feedback(stage, equal_ranks, doc, requires or Requirements()), doc)
 
 
 FEEDBACKS: dict[str, Entry[Feedback]] = {
     "none": _entry(NoMemory),
     "error": _entry(ErrorMemory),
-    "replica": _entry(Replicas, equal_ranks=True),
+    "replica": _entry(Replicas, Requirements(all_parts=True), equal_ranks=True),
 }

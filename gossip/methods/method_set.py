@@ -20,6 +20,7 @@ from gossip.methods.mixing import MIXERS, Mixer
 from gossip.methods.optimizer_stage import OptimizerStage
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.origin import Origin
+from gossip.methods.parts import Part, parts_of, whole
 from gossip.methods.pipeline import MakeStage, PipelinePlan
 
 RANKS_MAX = 64
@@ -43,6 +44,7 @@ class MethodNames:
         gamma: mixing step size in (0, 1]; 0 = the codec's own.
         merge: how adapters become one at the end (``MERGES``).
         private: names of tensors that never travel, such as a classification's head.
+        fragments: parts of the adapter, which take turns in travelling (``parts.py``).
     """
 
     factors: str = "both"
@@ -53,6 +55,7 @@ class MethodNames:
     gamma: float = 0.0
     merge: str = "none"
     private: tuple[str, ...] = ()
+    fragments: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +65,7 @@ class MethodSet:
     Args:
         names: how they are written.
         spec: of the whole adapter.
-        rounds: stages of a round's numbers.
+        parts: stages of a round's numbers, for each part of the adapter; round t is of part t mod F.
         merge: stages of the final merge's.
         factor_rule, mixer: rules of which the node must know more than their stages.
         gamma: mixing step size.
@@ -71,7 +74,7 @@ class MethodSet:
 
     names: MethodNames
     spec: AdapterSpec
-    rounds: PipelinePlan
+    parts: tuple[PipelinePlan, ...]
     merge: PipelinePlan
     factor_rule: FactorRule
     mixer: Mixer
@@ -80,13 +83,13 @@ class MethodSet:
 
     @property
     def wire_spec(self) -> AdapterSpec:
-        """Of the vectors that travel."""
-        return self.rounds.wire_spec
+        """Of the vectors that travel; of parts, the first, than which none is larger."""
+        return self.parts[0].wire_spec
 
     @property
     def sends_plain_adapters(self) -> bool:
         """What travels is the adapter and nothing else."""
-        return self.rounds.wire_spec == self.rounds.shared_spec
+        return len(self.parts) == 1 and self.wire_spec == self.parts[0].shared_spec
 
 
 @lru_cache(maxsize=8)
@@ -122,18 +125,33 @@ def resolve(names: MethodNames, spec: AdapterSpec) -> MethodSet:
         partial(Merge, find("merge", names.merge, MERGES)),
         partial(Encoding, find("codec", merge_codec_name, CODECS)),
     )
+    stages = round_stages(names, rule, codec, feedback, gamma)
     return MethodSet(
         names=names,
         spec=spec,
-        rounds=PipelinePlan.of(
-            round_stages(names, rule, codec, feedback, gamma), shared_spec, names.codec, other_ranks
+        parts=tuple(
+            PipelinePlan.of(stages, part, names.codec, other_ranks)
+            for part in _parts(shared_spec, names.fragments)
         ),
-        merge=PipelinePlan.of(merge_stages, shared_spec, merge_codec_name, other_ranks),
+        merge=PipelinePlan.of(merge_stages, whole(shared_spec), merge_codec_name, other_ranks),
         factor_rule=rule,
         mixer=find("mixing rule", names.mixing, MIXERS),
         gamma=gamma,
         merges_as_it_mixes=one_round_does,
     )
+
+
+def _parts(spec: AdapterSpec, count: int) -> tuple[Part, ...]:
+    """Return the parts that take turns.
+
+    Raises:
+        LocalError: there are fewer values than parts.
+    """
+    if count > spec.size:
+        raise LocalError(
+            f"--fragments {count} cuts {spec.size} values into more parts than there are: use --fragments 1"
+        )
+    return parts_of(spec, count)
 
 
 def round_stages(

@@ -46,7 +46,7 @@ def quasi_global(mu: float = 0.9) -> Optimizer:
         m = torch.mul(start - mixed[0], (1.0 - mu) / steps)
         return mixed[0], {"m": m.add_(state["m"], alpha=mu) if state else m}
 
-    return one_vector(correction, update, Requirements(linear=True))
+    return one_vector(correction, update, Requirements(linear=True, all_parts=True))
 
 
 def d2() -> Optimizer:
@@ -73,6 +73,7 @@ def d2() -> Optimizer:
         positive=True,
         linear=True,
         whole_rows=True,
+        all_parts=True,
     )
     return one_vector(lambda state: state.get("drift"), update, requires)
 
@@ -103,7 +104,9 @@ def tracking() -> Optimizer:
         publish=publish,
         update=update,
         vectors=2,
-        requires=Requirements(doubly_stochastic=True, lock_step=True, linear=True, whole_rows=True),
+        requires=Requirements(
+            doubly_stochastic=True, lock_step=True, linear=True, whole_rows=True, all_parts=True
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from gossip.methods.budget import LADDER, choose_codec
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS, Codec, Encoding
 from gossip.methods.feedback import FEEDBACKS, default_feedback
+from gossip.methods.parts import whole
 from gossip.methods.pipeline import Pipeline, PipelinePlan
 from gossip.methods.requirements import State
 from gossip.methods.stage import Encoded, Incoming, RoundContext, Stage
@@ -132,7 +133,9 @@ def test_after_a_gap_the_whole_gives_the_same_replica(codec: str) -> None:
 
 def test_a_change_of_something_that_the_reader_lacks_is_refused_and_changes_nothing() -> None:
     plan = PipelinePlan.of(
-        [find("feedback rule", "replica", FEEDBACKS).stage, partial(Encoding, codec_of("int8"))], SPEC, "int8"
+        [find("feedback rule", "replica", FEEDBACKS).stage, partial(Encoding, codec_of("int8"))],
+        whole(SPEC),
+        "int8",
     )
     zeros = AdapterState(SPEC, torch.zeros(SPEC.size))
     sender, reader = (Pipeline(name, plan, zeros, 10.0) for name in ("sender", "reader"))

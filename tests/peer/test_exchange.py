@@ -31,7 +31,9 @@ from peer.publisher import (
 
 RUN = b"run fingerprint!"
 SIZE = 1_000_000
-SHAPE = RunShape(rounds=9, lengths={"round": {SIZE}, "merge": {SIZE}, "initial": {SIZE}}, replicas=False)
+SHAPE = RunShape(
+    rounds=9, lengths={"round": [{SIZE}], "merge": [{SIZE}], "initial": [{SIZE}]}, replicas=False
+)
 PAYLOAD = bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256)
 
 
