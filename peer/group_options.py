@@ -54,9 +54,10 @@ class MixingOptions:
     """What a round does around the mixing: none, qg, d2, k-gt, noloco, diloco, fedexp, fedadam.
     Source: docs/results.md."""
     codec: Annotated[str, Role.RUN | Role.METHOD] = "float32"
-    """How adapters travel: float32, bfloat16, int8, int4, sign, topk[:F], randomk[:F], lowrank[:R]."""
+    """How adapters travel: float32, bfloat16, int8, int4, sign, topk[:F], randomk[:F], lowrank[:R], chunked[:K[:BITS]]."""
     feedback: Annotated[str, Role.RUN | Role.METHOD] = "auto"
-    """What is remembered of what a codec lost: none, error (DeepSqueeze), replica (CHOCO); auto = what fits it."""
+    """What is remembered of what a codec lost: none, error (DeepSqueeze), replica (CHOCO); pseudo-gradient[:BETA]
+    sends what rounds have changed (SparseLoCo); auto = what fits the codec."""
     gamma: Annotated[float, SHARE, Role.RUN | Role.METHOD] = 0.0
     """Mixing step size, above 0 to 1; 0 = the codec's own, 1 from 8 bits on. Source: our bench."""
     budget_mb: Annotated[float, NOT_NEGATIVE, Role.RUN] = 0.0

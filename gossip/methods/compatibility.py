@@ -20,7 +20,7 @@ from gossip.errors import LocalError
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
-from gossip.methods.feedback import FEEDBACKS, Feedback, default_feedback
+from gossip.methods.feedback import rule_of
 from gossip.methods.merging import MERGES
 from gossip.methods.method_set import MethodNames
 from gossip.methods.mixing import MIXERS
@@ -178,6 +178,8 @@ def check(
             f"--optimizer {names.optimizer} counts on local steps that come before the mixing, but with --overlap they "
             "run beside it: use --optimizer none, or no --overlap"
         )
+    if rule_of(names.feedback, names.codec)[1].changes:
+        check_changes(names)
     if mixer.reweighs:
         check_reweighing(f"--mixing {names.mixing}", f"--optimizer {names.optimizer}", optimizer.requires)
     if mixer.newest_only and optimizer.vectors > 1:  # it adds up what has come in running sums
@@ -246,13 +248,8 @@ def _needs(names: MethodNames) -> dict[str, Requirements]:
         f"--mixing {names.mixing}": find("mixing rule", names.mixing, MIXERS).requires,
         f"--optimizer {names.optimizer}": find("optimizer", names.optimizer, OPTIMIZERS).requires,
         f"--codec {names.codec}": find("codec", names.codec, CODECS).requires,
-        f"--feedback {names.feedback}": _feedback(names).requires,
+        f"--feedback {names.feedback}": rule_of(names.feedback, names.codec)[1].requires,
     }
-
-
-def _feedback(names: MethodNames) -> Feedback:
-    rule = default_feedback(names.codec) if names.feedback == "auto" else names.feedback
-    return find("feedback rule", rule, FEEDBACKS)
 
 
 def check_requirements(needs: Mapping[str, Requirements], facts: TopologyFacts, settings: Settings) -> None:
@@ -283,6 +280,30 @@ def check_requirements(needs: Mapping[str, Requirements], facts: TopologyFacts, 
         ]
         if clashes:
             raise LocalError(". ".join(clashes))
+
+
+def check_changes(names: MethodNames) -> None:
+    """Refuse what would let peers that send their changes go apart: nothing draws them together again.
+
+    Raises:
+        LocalError: says why, and a way out.
+    """
+    sent, optimizer = f"--feedback {names.feedback}", find("optimizer", names.optimizer, OPTIMIZERS)
+    if names.mixing != "average":
+        raise LocalError(
+            f"{sent}: all apply the same mean of changes, and with --mixing {names.mixing} each would weigh them in "
+            "its own way: use --mixing average"
+        )
+    if names.gamma not in (0.0, 1.0):
+        raise LocalError(
+            f"{sent} takes the mean of changes as it is, and --gamma {names.gamma:g} would leave a share of each to "
+            "its sender alone: use no --gamma; --optimizer diloco:0:LR makes steps larger or smaller"
+        )
+    if optimizer.requires.all_parts or optimizer.vectors > 1:
+        raise LocalError(
+            f"{sent} sends what a round has changed and nothing else, and --optimizer {names.optimizer} needs more: "
+            "use --optimizer none, noloco or diloco"
+        )
 
 
 def check_reweighing(mixing: str, optimizer: str, requires: Requirements) -> None:

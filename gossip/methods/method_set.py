@@ -14,7 +14,7 @@ from gossip.methods import products
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS, Codec, Encoding
 from gossip.methods.factors import FACTORS, FactorRule
-from gossip.methods.feedback import FEEDBACKS, Feedback, default_feedback
+from gossip.methods.feedback import Feedback, rule_of
 from gossip.methods.merging import MERGES, Merge, ProductMixing
 from gossip.methods.mixing import MIXERS, Mixer
 from gossip.methods.optimizer_stage import OptimizerStage
@@ -70,6 +70,7 @@ class MethodSet:
         factor_rule, mixer: rules of which the node must know more than their stages.
         gamma: mixing step size.
         merges_as_it_mixes: what is published in the final merge is encoded as all others.
+        sends_changes: what travels in rounds is what they have changed.
     """
 
     names: MethodNames
@@ -80,6 +81,7 @@ class MethodSet:
     mixer: Mixer
     gamma: float
     merges_as_it_mixes: bool
+    sends_changes: bool
 
     @property
     def wire_spec(self) -> AdapterSpec:
@@ -89,7 +91,9 @@ class MethodSet:
     @property
     def sends_plain_adapters(self) -> bool:
         """What travels is the adapter and nothing else."""
-        return len(self.parts) == 1 and self.wire_spec == self.parts[0].shared_spec
+        if len(self.parts) > 1 or self.sends_changes:
+            return False
+        return self.wire_spec == self.parts[0].shared_spec
 
 
 @lru_cache(maxsize=8)
@@ -101,8 +105,7 @@ def resolve(names: MethodNames, spec: AdapterSpec) -> MethodSet:
     """
     rule = find("factor rule", names.factors, FACTORS)
     codec = find("codec", names.codec, CODECS)
-    feedback_name = default_feedback(names.codec) if names.feedback == "auto" else names.feedback
-    feedback = find("feedback", feedback_name, FEEDBACKS)
+    feedback_name, feedback = rule_of(names.feedback, names.codec)
     shared_spec = rule.shared(spec)
     if names.private:
         shared_spec = shared_spec.only(lambda name: name not in names.private)
@@ -118,8 +121,8 @@ def resolve(names: MethodNames, spec: AdapterSpec) -> MethodSet:
         )
     ranks = range(1, RANKS_MAX + 1) if rule.refactors else ()
     other_ranks = [products.with_rank(shared_spec, rank) for rank in ranks]
-    gamma = names.gamma or codec.gamma
-    one_round_does = codec.gamma == 1.0 and feedback_name == "none"
+    gamma = names.gamma or (1.0 if feedback.changes else codec.gamma)
+    one_round_does = codec.gamma == 1.0 and (feedback.changes or feedback_name == "none")
     merge_codec_name = names.codec if one_round_does else MERGE_CODEC
     merge_stages = (
         partial(Merge, find("merge", names.merge, MERGES)),
@@ -138,6 +141,7 @@ def resolve(names: MethodNames, spec: AdapterSpec) -> MethodSet:
         mixer=find("mixing rule", names.mixing, MIXERS),
         gamma=gamma,
         merges_as_it_mixes=one_round_does,
+        sends_changes=feedback.changes,
     )
 
 
@@ -160,13 +164,13 @@ def round_stages(
     """Return what a round's numbers pass through between local steps and the wire, in order."""
     mixer = find("mixing rule", names.mixing, MIXERS)
     remembers_losses = codec.relative_error > 0.0
+    # Where ranks may differ there is no common origin, and changes have one of their own.
+    counts_from_origin = remembers_losses and not rule.refactors and not feedback.changes
     return (
         partial(OptimizerStage, find("optimizer", names.optimizer, OPTIMIZERS)),
         ProductMixing if rule.refactors else partial(mixer.stage, gamma),
         # A stage that changes what leaves this peer, such as privacy, has its place here.
-        *(
-            (Origin,) if remembers_losses and not rule.refactors else ()
-        ),  # no common origin where ranks may differ
-        *((feedback.stage,) if remembers_losses else ()),
+        *((Origin,) if counts_from_origin else ()),
+        *((feedback.stage,) if remembers_losses or feedback.changes else ()),
         partial(Encoding, codec),
     )

@@ -273,7 +273,7 @@ class Pipeline:
             robust=robust,
         )
         for place, stage in reversed(list(enumerate(self._plan.stages))):
-            if place in self._given:  # a stage may pass by those after it
+            if place in self._given and not row.own_is_as_sent:  # a stage may pass by those after it
                 own = row.own._replace(state=AdapterState(stage.spec, self._given[place]))
                 row = row._replace(own=own)
             row, self._states[place] = stage.combine(row, self._states[place])

@@ -105,6 +105,7 @@ class Combination(NamedTuple):
         excluded: senders whose contributions are read, but not mixed.
         came: all that has come, as it was before guards; the mixing stage writes it down.
         robust: the rule for the row as a whole (``robust.py``); None = there is none.
+        own_is_as_sent: ``own`` is what readers see of us, also for the stages still to come.
     """
 
     context: RoundContext
@@ -118,6 +119,7 @@ class Combination(NamedTuple):
     excluded: frozenset[str] = frozenset()
     came: tuple[Contribution, ...] = ()
     robust: RowRule | None = None
+    own_is_as_sent: bool = False
 
 
 class Stage(Protocol):
