@@ -54,7 +54,8 @@ class MixingOptions:
     """What a round does around the mixing: none, qg, d2, k-gt, noloco, diloco, fedexp, fedadam.
     Source: docs/results.md."""
     codec: Annotated[str, Role.RUN | Role.METHOD] = "float32"
-    """How adapters travel: float32, bfloat16, int8, int4, sign, topk[:F], randomk[:F], lowrank[:R], chunked[:K[:BITS]]."""
+    """How adapters travel: float32, bfloat16, int8, int4, sign, topk[:F], randomk[:F], chunked[:K[:BITS]],
+    lowrank[:R]."""
     feedback: Annotated[str, Role.RUN | Role.METHOD] = "auto"
     """What is remembered of what a codec lost: none, error (DeepSqueeze), replica (CHOCO); pseudo-gradient[:BETA]
     sends what rounds have changed (SparseLoCo); auto = what fits the codec."""

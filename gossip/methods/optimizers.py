@@ -11,7 +11,15 @@ from torch import Tensor
 
 from gossip.methods.catalogue import Entry
 from gossip.methods.optimizer_stage import Optimizer, empty, one_vector
-from gossip.methods.outer_steps import adaptive, extrapolated, heavy_ball, nesterov
+from gossip.methods.outer_steps import (
+    MOMENTUM_FIRST,
+    MOMENTUM_LAST,
+    MOMENTUM_TURNS,
+    adaptive,
+    extrapolated,
+    heavy_ball,
+    ramped_nesterov,
+)
 from gossip.methods.requirements import Requirements, State
 from topology.parameters import Parameter, Value, positive
 
@@ -139,11 +147,19 @@ OPTIMIZERS: dict[str, Entry[Optimizer]] = {
         "outer heavy-ball momentum, made for random pairs (NoLoCo)",
         (_mu(0.5), Parameter("GAMMA", "step, above 0 to 4, default 0.7", positive(STEP_MAX), required=False)),
     ),
-    # The paper's choice for both.
+    # LR: the paper's choice.
     "diloco": Entry(
-        nesterov,
+        ramped_nesterov,
         "outer Nesterov momentum (DiLoCo)",
-        (_mu(0.9), Parameter("LR", "step, above 0 to 4, default 0.7", positive(STEP_MAX), required=False)),
+        (
+            Parameter(
+                "MU",
+                f"momentum, 0 to below 1, default {MOMENTUM_FIRST:g} to {MOMENTUM_LAST:g} in {MOMENTUM_TURNS} rounds",
+                _momentum,
+                required=False,
+            ),
+            Parameter("LR", "step, above 0 to 4, default 0.7", positive(STEP_MAX), required=False),
+        ),
     ),
     # The paper's smallest, of those it tried.
     "fedexp": Entry(
