@@ -22,8 +22,8 @@ from functools import partial
 from typing import assert_never
 
 from gossip.adapter import AdapterState
+from gossip.catching_up import CatchingUp, CaughtUp
 from gossip.company import Company
-from gossip.deadline import Deadline
 from gossip.errors import LocalError, RemoteError
 from gossip.events import (
     Action,
@@ -47,14 +47,15 @@ from gossip.events import (
     Trained,
     TrainingFailed,
 )
-from gossip.final_merge import MERGE_S
 from gossip.health import Health
 from gossip.methods.stage import RoundContext
 from gossip.neighbor import Neighbors
+from gossip.pacing import Pacing
 from gossip.pipelines import Pipelines
 from gossip.round import Phase, Round
 from gossip.round_end import Settled
 from gossip.settings import NodeSettings, NodeSnapshot, random_state, restore_random
+from gossip.whole_adapters import WholeAdapters
 from topology.links import Links
 
 HOLD_SHARE = 0.9
@@ -96,17 +97,19 @@ class GossipNode:
         self.age = 0
         self.own: AdapterState | None = None  # as our last local steps left it; None until then
         self._rng = rng
-        self._deadline = Deadline()
         if snapshot:
             self.round, self.age = snapshot.round, snapshot.age
             restore_random(rng, snapshot.random)
-            self._deadline = Deadline(snapshot.arrivals_s)
         saved = snapshot.tensors if snapshot else None
         self._pipelines = Pipelines(me, settings, initial or state, saved, state)
         self._health = Health(settings, initial or state, healthy, snapshot.losses if snapshot else ())
+        self._pacing = Pacing(settings, self._pipelines, snapshot.arrivals_s if snapshot else ())
         self._neighbors = Neighbors()
         self._current = Round()
         self._company = Company(me, members or (me,), settings, rng, self._neighbors, self._health)
+        self._wholes = WholeAdapters(me, settings, initial or state)
+        parts = (settings, self._wholes, self._health, self._neighbors, rng)
+        self._catching_up = CatchingUp(*parts, is_restart=snapshot is not None)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -130,7 +133,7 @@ class GossipNode:
 
     def snapshot(self) -> NodeSnapshot:
         """Return what a restart needs besides the adapter; meant for round boundaries (after a ``Report``)."""
-        arrivals_s, tensors = self._deadline.snapshot(), self._pipelines.tensors()
+        arrivals_s, tensors = self._pacing.deadline.snapshot(), self._pipelines.tensors()
         random = random_state(self._rng)
         return NodeSnapshot(self.round, self.age, random, arrivals_s, tensors, self._health.losses)
 
@@ -140,6 +143,8 @@ class GossipNode:
         Raises:
             LocalError: our own training diverged. Nothing that a peer sends raises.
         """
+        if self.phase is Phase.CATCHING_UP and (outcome := self._catching_up.handle(event)) is not None:
+            return self._caught_up(outcome, now) if isinstance(outcome, CaughtUp) else outcome
         match event:
             case Start():
                 return self._start(now)
@@ -173,20 +178,19 @@ class GossipNode:
     def _is_merging(self) -> bool:
         return self._pipelines.is_merging(self.round)
 
-    @property
-    def _collect_s(self) -> float:
-        return max(self.settings.collect_s, MERGE_S) if self._is_merging else self.settings.collect_s
-
-    @property
-    def _waits_long(self) -> bool:
-        """Deadlines are not learned: where one side gave up earlier than the other, the two would not make the same
-        exchange; a peer left out of the final merge is left out for good; and a sum comes with its last summand."""
-        return self._is_merging or self.settings.masked or self._pipelines.confirms(self.round)
-
     def _start(self, now: float) -> list[Action]:
         if self.phase is not Phase.NEW:
             raise LocalError("a node can be started once")
+        if questions := self._catching_up.begin(self.me, self.members, self.round):
+            self.phase = Phase.CATCHING_UP
+            return questions
         return self._next_round(now)
+
+    def _caught_up(self, outcome: CaughtUp, now: float) -> list[Action]:
+        if outcome.state is not None:
+            self.state, self.round, self.age = outcome.state, outcome.round, max(self.age, outcome.age)
+            self._pipelines.reset(outcome.state)
+        return [*outcome.complaints, *self._next_round(now)]
 
     def _next_round(self, now: float) -> list[Action]:
         if self.round >= self.rounds:
@@ -239,7 +243,7 @@ class GossipNode:
         """Draw our row of W for this round and ask its neighbors; mix at once if there is nobody to wait for."""
         self.phase = Phase.COLLECTING
         current = self._current
-        current.deadline_s = self._longest_wait_s
+        current.deadline_s = self._pacing.longest_wait_s(self.round, current.train_s)
         current.links = self._company.links(self.round, merging=self._is_merging)
         row = {}
         for peer, weight in current.links.read_from:
@@ -254,7 +258,7 @@ class GossipNode:
             current.waiting_for = set(row)
         else:
             actions += self._neighbors.ask(row, self.round, kind, hold_s, pipelines.base_of)
-        if self._collect_s > 0 and not self.settings.masked:
+        if self._pacing.bound_s(self.round) > 0 and not self.settings.masked:
             # Waited for even if a late adapter of it is here: a neighbor late once would stay a round late for ever.
             current.waiting_for = {peer for peer in row if self._neighbors.of(peer).is_waited_for}
         if mixing := self._mix_if_complete(now):
@@ -264,18 +268,14 @@ class GossipNode:
         # Word that ours has come (``confirms``) may never come: also whoever waits for that alone has a deadline.
         return [*actions, SetTimer(self.round, current.deadline_s)]
 
-    @property
-    def _longest_wait_s(self) -> float:
-        if self._waits_long:
-            return self._collect_s
-        return self._deadline.seconds(self._collect_s, self._current.train_s)
-
     # -- what comes back
 
     def _fetched(self, event: Fetched, now: float) -> list[Action]:
         peer, published, current = event.peer, event.published, self._current
         neighbor = self._neighbors.of(peer)
-        if not neighbor.fetch_ended():
+        if (
+            not neighbor.fetch_ended() or published.kind == "whole"
+        ):  # the latter came too late to catch up with
             return []
         # In the merge, what an earlier fetch brings does not end the wait for what this one will.
         is_early = self._is_merging and published.kind != "merge" and neighbor.fetches > 0
@@ -288,7 +288,7 @@ class GossipNode:
         except RemoteError as error:
             return self._unusable(peer, error.reason, now)
         if was_waited_for:
-            self._deadline.arrived(now - current.since_s)
+            self._pacing.deadline.arrived(now - current.since_s)
         current.payload_bytes += len(published.payload)
         neighbor.delivered()
         neighbor.unmixed = contribution
@@ -305,10 +305,10 @@ class GossipNode:
     def _first_deadline(self, now: float) -> list[Action]:
         """Set the first deadline once half of the neighbors are here; before, only the user's bound is known."""
         current = self._current
-        is_first = current.deadline_s == self._collect_s and self.phase is Phase.COLLECTING
-        if not is_first or self._waits_long or not current.half_are_here:
+        is_first = current.deadline_s == self._pacing.bound_s(self.round) and self.phase is Phase.COLLECTING
+        if not is_first or self._pacing.is_fixed(self.round) or not current.half_are_here:
             return []
-        current.deadline_s = self._longest_wait_s
+        current.deadline_s = self._pacing.longest_wait_s(self.round, current.train_s)
         return [SetTimer(self.round, max(0.0, current.since_s + current.deadline_s - now))]
 
     def _fetch_failed(self, event: FetchFailed, now: float) -> list[Action]:
@@ -332,7 +332,7 @@ class GossipNode:
         current = self._current
         for peer in sorted(current.waiting_for):
             if self._neighbors.of(peer).missed():
-                self._deadline.missed(current.deadline_s)
+                self._pacing.deadline.missed(current.deadline_s)
             current.failed.append((peer, "late"))
         current.waiting_for.clear()
         current.is_over = True
@@ -396,4 +396,5 @@ class GossipNode:
             self._neighbors.learn_likeness(self._pipelines.likeness(outcome.mixed))
         self.state = report.state
         self.round += 1
-        return [*outcome.complaints, Report(report), *self._next_round(now)]
+        whole = self._wholes.shown(self.state, self.round, self.age)
+        return [*outcome.complaints, Report(report, whole), *self._next_round(now)]

@@ -43,6 +43,7 @@ class RunShape:
             "round": [frozenset(plan.specs) for plan in methods.parts],
             "merge": [frozenset(methods.merge.specs)],
             "initial": [frozenset((4 * methods.spec.size,))],
+            "whole": [frozenset(methods.merge.specs)],
         }
         return RunShape(rounds, lengths, methods.names.feedback == "replica", masked)
 
@@ -79,5 +80,6 @@ class RunShape:
             "initial": (0, 1),
             "round": (0, self.rounds),
             "merge": (self.rounds, self.rounds + MERGE_ROUNDS_MAX),
+            "whole": (0, self.rounds + MERGE_ROUNDS_MAX + 1),
         }[offer.kind]
         return first <= offer.round < end and offer.age <= STEPS_PER_ROUND_MAX * (offer.round + 1)

@@ -70,6 +70,7 @@ class Pipelines:
         saved: State | None = None,
         state: AdapterState | None = None,
     ) -> None:
+        self._initial = initial
         self._methods = methods = resolve(settings.names, initial.spec)
         self._settings = settings
         saved, parts = saved or {}, tuple(plan.part for plan in methods.parts)
@@ -192,8 +193,9 @@ class Pipelines:
 
     def reset(self, state: AdapterState) -> None:
         """Forget what is remembered of an adapter that is given up for this one."""
-        for pipeline in self._rounds:
+        for pipeline, plan, reach in zip(self._rounds, self._methods.parts, self._reaches, strict=True):
             pipeline.reset()
+            reach.went_to(self._moved(plan.part, self._initial, state))
         self._starts.reset(state)
         self._tail.reset()
 

@@ -20,6 +20,7 @@ class Phase(enum.Enum):
     """Where a node is in its round."""
 
     NEW = "new"
+    CATCHING_UP = "catching up"
     TRAINING = "training"
     COLLECTING = "collecting"
     CHECKING = "checking"

@@ -83,7 +83,7 @@ class Publisher:
     def publish(self, published: PublishedAdapter) -> None:
         """Add an adapter and wake every held request."""
         self._publications.put(published)
-        self._count += 1
+        self._count += published.kind != "whole"  # those go beside the others
         self._last_until = {peer: until for peer, until in self._last_until.items() if until > self._count}
         self._published.set()
         self._published = trio.Event()

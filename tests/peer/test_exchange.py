@@ -415,7 +415,7 @@ def test_a_transfer_that_drips_is_given_up_in_the_end(pause_s: float) -> None:
 
 def test_silence_after_a_large_promise_holds_no_memory() -> None:
     large = 256 << 20
-    shape = replace(SHAPE, lengths={"round": {large}})
+    shape = replace(SHAPE, lengths={"round": [{large}]})
 
     async def body() -> None:
         async def promise(stream: Stream) -> None:
