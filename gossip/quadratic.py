@@ -114,7 +114,7 @@ class Quadratic:
             base_model="quadratic",
             dtype="float32",
             tokenizer="none",
-            adapter=f"{self.local_steps} steps of {self.step_size}",
+            task=f"{self.local_steps} steps of {self.step_size}",
             layout=f"{self.dimension} values",
             seed=self.seed,
             initial="origin",
@@ -128,7 +128,6 @@ class Quadratic:
             merge=methods.merge,
             overlap="yes" if self.overlap else "no",
             private="no",
-            fragments=methods.fragments,
         )
         return Membership(manifest, name, random.Random(f"{self.seed}/membership/{name}"))
 

@@ -15,7 +15,9 @@ What is told, and to whom:
 From the command line to a run:
 
 - ``__main__``, ``cli``, ``audit_cli``, ``privacy_cli``, ``topology_cli``: the commands.
-- ``options``, ``config``: what an option is, and all of them, declared once.
+- ``options``, ``learning_options``, ``group_options``, ``config``: what an option is, and all of them, declared once.
+- ``inputs``: what can be refused at once, before anything heavy is imported.
+- ``doctor``: whether this machine is ready; ``exit_codes``: what they mean.
 - ``run_plan``: reads every name of a configuration, once.
 - ``run_manifest``: what makes a run the same run, and the line with which a friend joins it.
 - ``prepared_run``: a run whose training process is ready.

@@ -25,6 +25,10 @@ from peer.signing import Signer
 from peer.training.frames import Ready
 from topology.announced import Announced
 
+MAY_CHANGE = frozenset({"rounds", "learning_rate", "schedule", "warmup_steps"})
+"""Fields of the manifest that all peers of a run may change together, as when it is prolonged: what has been learned
+stays what it is."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRun:
@@ -102,7 +106,7 @@ def prepare_run(
             "local-steps"
         )
     methods = plan.methods(ready.initial.spec)
-    manifest = manifest_of(plan.config, ready, methods, plan.mask)
+    manifest = manifest_of(plan, ready, methods)
     if checkpoint:
         _check_same_run(home, checkpoint, manifest)
     return PreparedRun(
@@ -129,8 +133,8 @@ def _masks(plan: RunPlan, key: bytes, run: bytes) -> Masks | None:
 
 def _check_same_run(home: Home, checkpoint: Checkpoint, manifest: RunManifest) -> None:
     for name, value in manifest.fields().items():
-        if name == "rounds":
-            continue  # a run may be prolonged, by all of its peers; what has been learned stays what it is
+        if name in MAY_CHANGE:
+            continue
         before = checkpoint.run.get(name)
         if before != value:
             raise HomeError(

@@ -1,8 +1,8 @@
 """From one configuration to a plan of the run: every name is read once, and whatever can be refused is refused here.
 
 ``plan_run`` turns the names of topology and methods into values; nobody reads a name again. What depends on the
-adapter (sizes, a byte budget, the manifest) follows when the training process has told what it is. Pure, but for
-``check_inputs``, which looks whether files exist.
+adapter (sizes, a byte budget, the manifest) follows when the training process has told what it is. Pure; whether files
+and ports are there, ``inputs.py`` has seen before.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,15 +33,12 @@ from gossip.roster import roster_digest, rows_of
 from gossip.settings import NodeSettings
 from peer.config import OPTIONS, PeerConfig
 from peer.group_options import MixingOptions
-from peer.network.catalogue import check_listen, peer_of
-from peer.network.identity import is_peer_id
+from peer.inputs import topology_of
 from peer.training import trainers
 from peer.training.classification import head_names
 from peer.training.frames import RateChoice, Ready
-from peer.training.readers import DataError
 from topology.announced import Announced
-from topology.errors import TopologyError
-from topology.links import Topology, parse_topology
+from topology.links import Topology
 
 CORE_ADAPTER = "lora-xs"
 """The kind of adapter whose tensors are the cores that ``--factors r-only`` mixes."""
@@ -207,7 +203,7 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
         LocalError: an unknown topology, method or trainer (the known ones are named); methods and topology that do not
             go together (a valid alternative is named).
     """
-    topology = _topology(config, peers)
+    topology = topology_of(config, peers)
     trainers.entry_point(config.training.trainer)  # refuses what the training process could not start
     mixing, adapter = config.mixing, config.model.adapter
     names = _method_names(mixing)
@@ -308,54 +304,10 @@ def _check_masks(config: PeerConfig, topology: Topology, names: MethodNames) -> 
     )
 
 
-def check_inputs(config: PeerConfig) -> None:
-    """Refuse missing files and malformed addresses before anything is started.
-
-    Raises:
-        LocalError: no data, a file that does not exist, an address or a peer id that is none.
-    """
-    if not config.data.data:
-        raise LocalError("--data is missing: give a .jsonl, .json, .csv, .parquet or .txt file to learn from")
-    for path in (*config.data.data, *config.data.eval_data):
-        if not path.exists():
-            raise DataError(f"there is no data file {path} (seen from {Path.cwd()})")
-    for peer in config.network.allow:
-        if not is_peer_id(peer):
-            raise LocalError(
-                f"--allow {peer}: not a peer id; your friends' `peer id` prints theirs, 12D3KooW..."
-            )
-    for address in config.network.join:
-        peer_of(address)
-    check_listen(config.network.listen)
-
-
 def _members_said(config: PeerConfig) -> int:
     """Return how many peers the configuration speaks of, this one included; 0 if it does not say."""
     waited_for = config.network.wait_peers
     return len(config.mixing.roster) or (waited_for + 1 if waited_for else 0)
-
-
-def _topology(config: PeerConfig, peers: int | None) -> Topology:
-    """Return the topology, which exists for the roster or so many peers, if one of them is known.
-
-    Raises:
-        LocalError: unknown, impossible, or its file cannot be used; the message says what would be valid.
-    """
-    mixing = config.mixing
-    try:
-        topology = parse_topology(
-            mixing.topology, seed=config.run.seed, weights=mixing.weights, roster=mixing.roster or None
-        )
-        if peers:
-            topology.check(peers)
-    except TopologyError as error:
-        raise LocalError(f"--topology {mixing.topology}: {error}") from error
-    try:
-        if mixing.roster:
-            topology.check(mixing.roster)
-    except TopologyError as error:
-        raise LocalError(f"--topology {mixing.topology} does not fit the roster: {error}") from error
-    return topology
 
 
 def _roster_of_readers(config: PeerConfig, topology: Topology) -> tuple[str, ...]:

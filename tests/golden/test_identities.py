@@ -85,7 +85,7 @@ def test_run_manifests_are_unchanged(golden: Callable[[str, Any], None]) -> None
     made = {}
     for name, options in CONFIGS.items():
         config = PeerConfig.of(**options)
-        manifest = manifest_of(config, ready(), plan_run(config).methods(LORA))
+        manifest = manifest_of(plan_run(config), ready(), plan_run(config).methods(LORA))
         made[name] = {"fields": manifest.fields(), "fingerprint": manifest.fingerprint.hex()}
         made[name]["join"] = join_line(config, ("/ip4/1.2.3.4/tcp/5/p2p/x",))
     golden("manifests.json", made)
