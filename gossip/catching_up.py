@@ -70,25 +70,29 @@ class CatchingUp:
     """One peer's coming to a run under way.
 
     Args:
+        me: our peer id.
         settings: of the node.
-        wholes: reads and merges whole adapters.
-        health: says whether our held-out rows bear what came.
+        health: knows the adapter that all began with, and says whether our held-out rows bear what came.
         neighbors: know how far others are.
         rng: the node's generator.
         is_restart: we go on from a checkpoint.
+
+    Attributes:
+        wholes: reads and merges whole adapters, and shows ours.
     """
 
     def __init__(
         self,
+        me: str,
         settings: NodeSettings,
-        wholes: WholeAdapters,
         health: Health,
         neighbors: Neighbors,
         rng: random.Random,
         *,
         is_restart: bool,
     ) -> None:
-        self._settings, self._wholes, self._health = settings, wholes, health
+        self.wholes = WholeAdapters(me, settings, health.initial)
+        self._me, self._settings, self._health = me, settings, health
         self._neighbors, self._rng, self._is_restart = neighbors, rng, is_restart
         self._round = 0
         self._waiting_for: set[str] = set()
@@ -96,18 +100,17 @@ class CatchingUp:
         self._complaints: list[Action] = []
         self._candidate: CaughtUp | None = None  # while our held-out rows are asked
 
-    def begin(self, me: str, members: Sequence[str], round: int) -> list[Action]:
+    def begin(self, members: Sequence[str], round: int) -> list[Action]:
         """Return what to ask whom; nothing where there is nothing to catch up with.
 
         Args:
-            me: our peer id.
             members: of the run, us included.
             round: where we would begin.
         """
         self._round = round
-        ahead = {peer: self._neighbors.of(peer).progress for peer in members if peer != me}
-        changes = self._wholes.alone_bring_up
-        if not self._wholes.are_shown or not ahead or (self._is_restart and not changes):
+        ahead = {peer: self._neighbors.of(peer).progress for peer in members if peer != self._me}
+        changes = self.wholes.alone_bring_up
+        if not self.wholes.are_shown or not ahead or (self._is_restart and not changes):
             return []
         if statistics.median_low(ahead.values()) < round + (1 if changes else BEHIND):
             return []
@@ -146,7 +149,7 @@ class CatchingUp:
 
     def _read(self, event: Fetched) -> None:
         try:
-            self._came.append(self._wholes.read(event.peer, event.published))
+            self._came.append(self.wholes.read(event.peer, event.published))
         except RemoteError as error:
             self._complaints.append(Penalize(event.peer, error.reason))
 
@@ -154,11 +157,11 @@ class CatchingUp:
         if self._waiting_for or self._candidate:
             return []
         came = sorted(self._came, key=lambda contribution: contribution.sender)
-        passed, objections = self._wholes.guarded(came)
+        passed, objections = self.wholes.guarded(came)
         self._complaints += [Penalize(one.sender, one.reason) for one in objections if one.is_fault]
         if not passed:
             return self._where_we_are()
-        state = self._wholes.merged(passed)
+        state = self.wholes.merged(passed)
         round = statistics.median_low(one.round for one in passed)
         age = statistics.median_low(one.age for one in passed)
         # Of a run that is over the adapter is taken, not the round: our own rows have still to be learned from.

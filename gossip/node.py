@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
@@ -52,16 +53,13 @@ from gossip.methods.stage import RoundContext
 from gossip.neighbor import Neighbors
 from gossip.pacing import Pacing
 from gossip.pipelines import Pipelines
-from gossip.round import Phase, Round
+from gossip.published import PublishedAdapter
+from gossip.rollout_exchange import RolloutExchange
+from gossip.round import NOT_A_FAULT, Phase, Round
 from gossip.round_end import Settled
+from gossip.row_reading import RowReading
 from gossip.settings import NodeSettings, NodeSnapshot, random_state, restore_random
-from gossip.whole_adapters import WholeAdapters
 from topology.links import Links
-
-HOLD_SHARE = 0.9
-"""A neighbor is asked to hold our request for this share of the deadline: its answer must still reach us in time."""
-NOT_A_FAULT = frozenset({"gap"})
-"""Reasons for which an adapter cannot be used although its sender did nothing wrong."""
 
 
 class GossipNode:
@@ -105,10 +103,11 @@ class GossipNode:
         self._health = Health(settings, initial or state, healthy, snapshot.losses if snapshot else ())
         self._pacing = Pacing(settings, self._pipelines, snapshot.arrivals_s if snapshot else ())
         self._neighbors = Neighbors()
+        self.rollouts = RolloutExchange(settings, snapshot.rollouts if snapshot else ())
+        self._reading = RowReading(settings, self._pipelines, self._neighbors, self.rollouts, self._health)
         self._current = Round()
         self._company = Company(me, members or (me,), settings, rng, self._neighbors, self._health)
-        self._wholes = WholeAdapters(me, settings, initial or state)
-        parts = (settings, self._wholes, self._health, self._neighbors, rng)
+        parts = (me, settings, self._health, self._neighbors, rng)
         self._catching_up = CatchingUp(*parts, is_restart=snapshot is not None)
 
     @property
@@ -135,7 +134,8 @@ class GossipNode:
         """Return what a restart needs besides the adapter; meant for round boundaries (after a ``Report``)."""
         arrivals_s, tensors = self._pacing.deadline.snapshot(), self._pipelines.tensors()
         random = random_state(self._rng)
-        return NodeSnapshot(self.round, self.age, random, arrivals_s, tensors, self._health.losses)
+        losses, rollouts = self._health.losses, self.rollouts.snapshot()
+        return NodeSnapshot(self.round, self.age, random, arrivals_s, tensors, losses, rollouts)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at time ``now`` (seconds on any monotonic clock) and return what to do, in order.
@@ -181,7 +181,7 @@ class GossipNode:
     def _start(self, now: float) -> list[Action]:
         if self.phase is not Phase.NEW:
             raise LocalError("a node can be started once")
-        if questions := self._catching_up.begin(self.me, self.members, self.round):
+        if questions := self._catching_up.begin(self.members, self.round):
             self.phase = Phase.CATCHING_UP
             return questions
         return self._next_round(now)
@@ -199,14 +199,15 @@ class GossipNode:
         self._current = Round(since_s=now, train_s=self._current.train_s)
         if self._is_merging:
             self._current.trained = Trained(self.state, 0, math.nan)
-            return [self._publish(self.state, 0), *self._collect(now)]
+            return [*self._publish(self.state, 0), *self._collect(now)]
         if self.settings.overlap:
-            return [self._publish(self.state, 0), self._train(), *self._collect(now)]
+            return [*self._publish(self.state, 0), self._train(), *self._collect(now)]
         self.phase = Phase.TRAINING
         return [self._train()]
 
     def _train(self) -> Train:
-        return self._pipelines.train(self.state, self.round, len(self.members))
+        train = self._pipelines.train(self.state, self.round, len(self.members))
+        return replace(train, rollouts=self.rollouts.hand_out(self.round))
 
     def _trained_event(self, event: Trained, now: float) -> list[Action]:
         current = self._current
@@ -216,12 +217,13 @@ class GossipNode:
             reason = f"the adapter is no longer finite after round {self.round}"
             return self._training_failed(TrainingFailed(self.round, reason), now)
         current.trained, self.own = event, event.state
+        self.rollouts.trained(event.rollouts)
         self.age += event.steps
         current.train_s = now - current.since_s
         if self.settings.overlap:
             return self._mix_if_complete(now)
         current.since_s = now
-        return [self._publish(event.state, event.steps), *self._collect(now)]
+        return [*self._publish(event.state, event.steps), *self._collect(now)]
 
     def _training_failed(self, event: TrainingFailed, now: float) -> list[Action]:
         """Go through the round as if we had not trained; at its end it is seen what to go on from."""
@@ -230,8 +232,11 @@ class GossipNode:
         self._current.has_diverged = self._health.diverged(event.reason)
         return self._trained_event(Trained(self.state, 0, math.nan), now)
 
-    def _publish(self, trained: AdapterState, steps: int) -> Publish:
-        return Publish(self._pipelines.publish(self._context(trained, steps)))
+    def _publish(self, trained: AdapterState, steps: int) -> list[Publish]:
+        rollouts = [] if self._is_merging else self.rollouts.publish(self.round, self.age)
+        if not self.settings.shares_weights:
+            return rollouts
+        return [Publish(self._pipelines.publish(self._context(trained, steps))), *rollouts]
 
     def _context(self, trained: AdapterState, steps: int) -> RoundContext:
         readers, steps = partial(self._company.readers, self.round), max(1, steps)  # they are divided by
@@ -245,22 +250,7 @@ class GossipNode:
         current = self._current
         current.deadline_s = self._pacing.longest_wait_s(self.round, current.train_s)
         current.links = self._company.links(self.round, merging=self._is_merging)
-        row = {}
-        for peer, weight in current.links.read_from:
-            if self._health.leaves_out(peer, self.round):
-                current.failed.append((peer, "left out"))
-            else:
-                row[peer] = weight
-        hold_s, pipelines = HOLD_SHARE * current.deadline_s, self._pipelines
-        kind, actions = pipelines.kind_of(self.round), list[Action]()
-        if self.settings.masked:
-            actions += self._neighbors.ask_for_sum(sum(row.values()), self.round, kind, hold_s) if row else []
-            current.waiting_for = set(row)
-        else:
-            actions += self._neighbors.ask(row, self.round, kind, hold_s, pipelines.base_of)
-        if self._pacing.bound_s(self.round) > 0 and not self.settings.masked:
-            # Waited for even if a late adapter of it is here: a neighbor late once would stay a round late for ever.
-            current.waiting_for = {peer for peer in row if self._neighbors.of(peer).is_waited_for}
+        actions = self._reading.ask(current, self.round, self._pacing.bound_s(self.round))
         if mixing := self._mix_if_complete(now):
             return actions + mixing
         if not current.waiting_for and current.trained is None:
@@ -272,11 +262,13 @@ class GossipNode:
 
     def _fetched(self, event: Fetched, now: float) -> list[Action]:
         peer, published, current = event.peer, event.published, self._current
-        neighbor = self._neighbors.of(peer)
+        neighbor = self._reading.asked_for(published.kind).of(peer)
         if (
             not neighbor.fetch_ended() or published.kind == "whole"
         ):  # the latter came too late to catch up with
             return []
+        if published.kind == "rollouts":
+            return self._rollouts_fetched(event, now)
         # In the merge, what an earlier fetch brings does not end the wait for what this one will.
         is_early = self._is_merging and published.kind != "merge" and neighbor.fetches > 0
         was_waited_for = not is_early and current.stop_waiting_for(peer)
@@ -287,12 +279,27 @@ class GossipNode:
             contribution = self._pipelines.read(peer, published, weight)
         except RemoteError as error:
             return self._unusable(peer, error.reason, now)
-        if was_waited_for:
-            self._pacing.deadline.arrived(now - current.since_s)
-        current.payload_bytes += len(published.payload)
         neighbor.delivered()
         neighbor.unmixed = contribution
-        return self._mix_if_complete(now) or self._first_deadline(now)
+        return self._came(published, was_waited_for, now)
+
+    def _rollouts_fetched(self, event: Fetched, now: float) -> list[Action]:
+        # Where weights are read, too, it is those that a round waits for.
+        was_waited_for = not self.settings.shares_weights and self._current.stop_waiting_for(event.peer)
+        try:
+            self.rollouts.take(event, self.round)
+        except RemoteError as error:
+            return self._unusable(event.peer, error.reason, now)
+        return self._came(event.published, was_waited_for, now)
+
+    def _came(self, published: PublishedAdapter, was_waited_for: bool, now: float) -> list[Action]:
+        """Go on with something usable from a neighbor."""
+        if was_waited_for:
+            self._pacing.deadline.arrived(now - self._current.since_s)
+        self._current.payload_bytes += len(published.payload)
+        if (mixing := self._mix_if_complete(now)) or self.phase is not Phase.COLLECTING:
+            return mixing
+        return [*self._pacing.first_deadline(self.round, self._current, now)]
 
     def _unusable(self, peer: str, reason: str, now: float) -> list[Action]:
         """Count an adapter that cannot be read; penalize its sender if that is its fault."""
@@ -302,18 +309,12 @@ class GossipNode:
         self._current.objections.append((peer, reason))
         return [Penalize(peer, reason), *self._mix_if_complete(now)]
 
-    def _first_deadline(self, now: float) -> list[Action]:
-        """Set the first deadline once half of the neighbors are here; before, only the user's bound is known."""
-        current = self._current
-        is_first = current.deadline_s == self._pacing.bound_s(self.round) and self.phase is Phase.COLLECTING
-        if not is_first or self._pacing.is_fixed(self.round) or not current.half_are_here:
-            return []
-        current.deadline_s = self._pacing.longest_wait_s(self.round, current.train_s)
-        return [SetTimer(self.round, max(0.0, current.since_s + current.deadline_s - now))]
-
     def _fetch_failed(self, event: FetchFailed, now: float) -> list[Action]:
-        neighbor = self._neighbors.of(event.peer)
-        if not neighbor.fetch_ended():
+        neighbor = self._reading.asked_for(event.kind).of(event.peer)
+        if not neighbor.fetch_ended() or event.kind == "whole":
+            return []
+        if self.settings.shares_weights and event.kind == "rollouts":
+            neighbor.failed(event.reason, self.round)
             return []
         # With a second fetch under way there is still somebody to wait for.
         if not neighbor.fetches and self._current.stop_waiting_for(event.peer):
@@ -330,12 +331,7 @@ class GossipNode:
         if self.phase is not Phase.COLLECTING or event.round != self.round:
             return []
         current = self._current
-        for peer in sorted(current.waiting_for):
-            if self._neighbors.of(peer).missed():
-                self._pacing.deadline.missed(current.deadline_s)
-            current.failed.append((peer, "late"))
-        current.waiting_for.clear()
-        current.is_over = True
+        self._pacing.is_over(current, self._reading.waited_for)
         if current.trained is None:
             return []  # overlapped: the local steps are still running
         return self._mix(current.trained, now)
@@ -355,6 +351,7 @@ class GossipNode:
         if event.peer == self.me:
             return []
         self._company.join(event.peer)
+        self.rollouts.heard_of(event)
         if self._neighbors.of(event.peer).heard_of(event):
             self._company.inform()
         return []
@@ -364,6 +361,7 @@ class GossipNode:
             return []
         self._company.leave(event.peer)
         self._neighbors.of(event.peer).went_down()
+        self.rollouts.neighbors.of(event.peer).went_down()
         self._pipelines.forget(event.peer)
         if self._current.stop_waiting_for(event.peer):
             self._current.failed.append((event.peer, "down"))
@@ -389,12 +387,14 @@ class GossipNode:
         if isinstance(outcome, Check):
             self.phase = Phase.CHECKING
             return [outcome]
+        merging = self._is_merging
+        rollouts = None if merging else self.rollouts.report()
         report = self._current.report(
-            outcome, round=self.round, merging=self._is_merging, age=self.age, now=now
+            outcome, round=self.round, merging=merging, age=self.age, now=now, rollouts=rollouts
         )
         if self.settings.topology.sharpness:
             self._neighbors.learn_likeness(self._pipelines.likeness(outcome.mixed))
         self.state = report.state
         self.round += 1
-        whole = self._wholes.shown(self.state, self.round, self.age)
+        whole = self._catching_up.wholes.shown(self.state, self.round, self.age)
         return [*outcome.complaints, Report(report, whole), *self._next_round(now)]

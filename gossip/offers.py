@@ -14,6 +14,7 @@ from gossip.final_merge import MERGE_ROUNDS_MAX
 from gossip.messages import Kind, Offer, Pull
 from gossip.methods.method_set import MethodSet
 from gossip.published import is_news
+from gossip.rollouts import ROLLOUTS_BYTES_MAX, Share
 
 STEPS_PER_ROUND_MAX = 10_000
 """No peer takes more local steps a round: an age beyond so many for each of its rounds is a lie. Source: ours; DiLoCo
@@ -37,18 +38,21 @@ class RunShape:
     masked: bool = False
 
     @staticmethod
-    def of(methods: MethodSet, rounds: int, *, masked: bool = False) -> RunShape:
+    def of(methods: MethodSet, rounds: int, *, masked: bool = False, share: Share = "weights") -> RunShape:
         """Return the shape of a run with these methods."""
-        lengths: dict[Kind, Sequence[Collection[int]]] = {
-            "round": [frozenset(plan.specs) for plan in methods.parts],
-            "merge": [frozenset(methods.merge.specs)],
-            "initial": [frozenset((4 * methods.spec.size,))],
-            "whole": [frozenset(methods.merge.specs)],
-        }
+        lengths: dict[Kind, Sequence[Collection[int]]] = {}
+        if share != "rollouts":
+            lengths["round"] = [frozenset(plan.specs) for plan in methods.parts]
+            lengths["merge"] = lengths["whole"] = [frozenset(methods.merge.specs)]
+            lengths["initial"] = [frozenset((4 * methods.spec.size,))]
+        if share != "weights":
+            lengths["rollouts"] = [range(ROLLOUTS_BYTES_MAX + 1)]
         return RunShape(rounds, lengths, methods.names.feedback == "replica", masked)
 
     def check_pull(self, pull: Pull) -> None:
         """Raise ``RemoteError``, "malformed", for a question that nobody in this run asks."""
+        if pull.kind not in self.lengths:
+            raise RemoteError("malformed", f"nothing of kind {pull.kind} is shared in this run")
         if (pull.keys is not None) != (self.masked and pull.kind != "initial"):
             raise RemoteError("malformed", "keys come with a pull where payloads are masked, and only there")
         if pull.keys is not None and pull.round is None:
@@ -73,12 +77,13 @@ class RunShape:
         lengths = of_parts[offer.round % len(of_parts)]
         if offer.length not in lengths:
             known = " or ".join(map(str, sorted(lengths)[:8]))
-            raise RemoteError("shape", f"{offer.length} bytes offered, this run's adapters have {known}")
+            raise RemoteError("shape", f"{offer.length} bytes offered, payloads of this run have {known}")
 
     def _is_possible(self, offer: Offer) -> bool:
         first, end = {
             "initial": (0, 1),
             "round": (0, self.rounds),
+            "rollouts": (0, self.rounds),
             "merge": (self.rounds, self.rounds + MERGE_ROUNDS_MAX),
             "whole": (0, self.rounds + MERGE_ROUNDS_MAX + 1),
         }[offer.kind]

@@ -7,13 +7,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gossip.events import RoundReport, Trained
+from gossip.events import RolloutReport, RoundReport, Trained
 from gossip.health import Health
 from gossip.methods.contribution import Contribution
 from gossip.methods.stage import RoundContext
 from gossip.pipelines import Pipelines, Row
 from gossip.round_end import RoundEnd, Settled
 from topology.links import Links
+
+NOT_A_FAULT = frozenset({"gap"})
+"""Reasons for which an adapter cannot be used although its sender did nothing wrong."""
 
 
 class Phase(enum.Enum):
@@ -85,7 +88,16 @@ class Round:
         self.end = RoundEnd(pipelines, health, row, has_diverged=self.has_diverged)
         return self.end
 
-    def report(self, settled: Settled, *, round: int, merging: bool, age: int, now: float) -> RoundReport:
+    def report(
+        self,
+        settled: Settled,
+        *,
+        round: int,
+        merging: bool,
+        age: int,
+        now: float,
+        rollouts: RolloutReport | None,
+    ) -> RoundReport:
         """Return what there is to say of the round at its end.
 
         Args:
@@ -94,6 +106,7 @@ class Round:
             merging: it is one of the final merge.
             age: local steps that went into our adapter.
             now: seconds on the caller's clock.
+            rollouts: what was shared of them.
         """
         mixed = settled.mixed
         guards_objections = ((objection.sender, objection.reason) for objection in mixed.objections)
@@ -120,4 +133,5 @@ class Round:
             went_back=settled.went_back,
             state=mixed.state,
             received=tuple((one.sender, one.state) for one in mixed.came),
+            rollouts=rollouts,
         )

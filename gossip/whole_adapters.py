@@ -36,13 +36,13 @@ class WholeAdapters:
         initial: the adapter that all peers began with.
 
     Attributes:
-        are_shown: others may read them: not where rows say who reads whom, and not under masks.
+        are_shown: others may read them: not where rows say who reads whom, where no weights travel, or under masks.
         alone_bring_up: what travels in rounds is what they have changed, which brings nobody up to the others.
     """
 
     def __init__(self, me: str, settings: NodeSettings, initial: AdapterState) -> None:
         methods = resolve(settings.names, initial.spec)
-        self.are_shown = not settings.roster and not settings.masked
+        self.are_shown = settings.shares_weights and not settings.roster and not settings.masked
         self.alone_bring_up = methods.sends_changes
         self._me, self._settings, self._initial, self._plan = me, settings, initial, methods.merge
         self._ranks_differ = methods.factor_rule.refactors

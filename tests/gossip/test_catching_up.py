@@ -314,7 +314,7 @@ def test_a_late_joiner_costs_the_group_next_to_nothing(
     assert cost < 0.01 * began
     assert node.round >= 40
     if not methods:
-        monkeypatch.setattr(CatchingUp, "begin", lambda self, me, members, round: [])
+        monkeypatch.setattr(CatchingUp, "begin", lambda self, members, round: [])
         untrained, _ = late_joiner(quadratic)
         assert max(untrained[21:40]) - untrained[20] > 0.02 * began, "it was worth it"
 
