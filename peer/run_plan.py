@@ -225,6 +225,7 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             "them out; --audit measures its rows"
         )
     compatibility.check_average(mixing.average_last, config.run.rounds, names)
+    compatibility.check_fragments(mixing.fragments, config.run.rounds, mixing.collect_s)
     _check_warmup(config)
     _check_privacy(config, topology)
     expected = peers or _members_said(config) or MEMBERS_GUESSED
@@ -349,4 +350,5 @@ def _method_names(mixing: MixingOptions) -> MethodNames:
         feedback=written("feedback", feedback, FEEDBACKS),
         gamma=mixing.gamma,
         merge=written("merge", mixing.merge, MERGES),
+        fragments=mixing.fragments,
     )
