@@ -12,6 +12,7 @@ reading order:
     fixed_point            adapters as integers, in which masks cancel
     masked_sums            masks through which a reader sees the sum of its row and no more
     mask_rules             what goes together with them
+    rollouts               answers to tasks as they travel, and a buffer of those received
     offers                 what an offer of this run must be to answer a question
     claims                 what peers have signed, and when that proves that one of them lies
     events, node           the node's contract with the world, and the protocol
