@@ -24,6 +24,7 @@ from peer.learning_options import (
     SCHEDULES,
     TASKS,
     UNMIXABLE,
+    AgentOptions,
     DataOptions,
     ModelOptions,
     TrainingOptions,
@@ -46,6 +47,7 @@ class PeerConfig:
     model: Annotated[ModelOptions, FLAT] = ModelOptions()
     run: Annotated[RunOptions, FLAT] = RunOptions()
     training: Annotated[TrainingOptions, FLAT] = TrainingOptions()
+    agent: Annotated[AgentOptions, FLAT] = AgentOptions()
     mixing: Annotated[MixingOptions, FLAT] = MixingOptions()
     privacy: Annotated[PrivacyOptions, FLAT] = PrivacyOptions()
     network: Annotated[NetworkOptions, FLAT] = NetworkOptions()

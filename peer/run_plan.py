@@ -32,6 +32,7 @@ from gossip.methods.robust import READS_MIN, ROBUST
 from gossip.readers import Readers, everybody, row_readers
 from gossip.roster import roster_digest, rows_of
 from gossip.settings import NodeSettings
+from peer.agent_plan import check_agent
 from peer.config import OPTIONS, PeerConfig
 from peer.group_options import MixingOptions
 from peer.network.catalogue import check_listen, peer_of
@@ -208,7 +209,8 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             go together (a valid alternative is named).
     """
     topology = _topology(config, peers)
-    trainers.entry_point(config.training.trainer)  # refuses what the training process could not start
+    check_agent(config)
+    trainers.entry_point(trainers.trainer_name(config))  # refuses what the training process could not start
     mixing, adapter = config.mixing, config.model.adapter
     names = _method_names(mixing)
     if find("factor rule", mixing.factors, FACTORS).core_only != (adapter == CORE_ADAPTER):
@@ -313,7 +315,7 @@ def check_inputs(config: PeerConfig) -> None:
     Raises:
         LocalError: no data, a file that does not exist, an address or a peer id that is none.
     """
-    if not config.data.data:
+    if not config.data.data and config.model.task != "agent":
         raise LocalError("--data is missing: give a .jsonl, .json, .csv, .parquet or .txt file to learn from")
     for path in (*config.data.data, *config.data.eval_data):
         if not path.exists():

@@ -10,7 +10,7 @@ from peer.config import PeerConfig
 from peer.training.adapter_kinds import ADAPTERS
 from peer.training.frames import Progress, RateChoice
 from peer.training.privacy_budget import RATE_FACTOR
-from peer.training.trainers import FindsRate, Trainer
+from peer.training.trainers import FindsRate, Trainer, trainer_name
 
 SGD_FACTOR = 100.0
 """Plain SGD wants rates that are so many times those of AdamW, which divides by the size of gradients. Source: our
@@ -44,4 +44,4 @@ def choose(trainer: Trainer, config: PeerConfig, progress: Progress) -> RateChoi
         return None
     if isinstance(trainer, FindsRate):
         return trainer.find_rate(progress)
-    return RateChoice(usual_rate(config), "usual", f"{config.training.trainer} makes no trial")
+    return RateChoice(usual_rate(config), "usual", f"{trainer_name(config)} makes no trial")

@@ -54,6 +54,11 @@ def configure(
 ) -> Configure:
     """Return what makes a configuration for the trainer under test."""
     name: str = request.param
+    if name == "grpo":
+        model = request.getfixturevalue("half_taught")
+        agent = {"task": "agent", "tasks": ("count",), "data": (), "model": str(model), "eval_blocks_max": 64}
+        agent |= {"learning_rate": 1e-2, "max_length": 32}
+        return lambda **options: quick(**{"trainer": name, **agent, **options})
     if name != PLUG_IN:
         return lambda **options: quick(trainer=name, **options)
     monkeypatch.setitem(TRAINERS, PLUG_IN, "least_squares:make_trainer")  # the one line
@@ -198,7 +203,9 @@ def test_measuring_leaves_no_trace(configure: Configure) -> None:
 
 def test_single_rows_are_measured_or_it_says_that_it_cannot(configure: Configure) -> None:
     """Answered by the training process's server, here without a process."""
-    config = configure(audit=True)
+    config = configure()
+    if config.training.trainer == "local-steps":
+        config = config.with_options(audit=True)
     trainer = trainer_of(config)
     start = trainer.ready(0.0).initial
     answers = io.BytesIO()
@@ -211,11 +218,10 @@ def test_single_rows_are_measured_or_it_says_that_it_cannot(configure: Configure
     answers.seek(0)
     server.handle({"kind": "row_losses"}, bytearray(start.flat.numpy().tobytes()))
     answer = decode_header(answers.getvalue()[PREFIX_BYTES:])
-    if config.training.trainer == PLUG_IN:
-        assert not isinstance(trainer, MeasuresRows)
+    if not isinstance(trainer, MeasuresRows):
+        assert config.training.trainer != "local-steps"
         assert answer["losses"] is None
         return
-    assert isinstance(trainer, MeasuresRows)
     losses = RowLosses(**{rows: tuple(values) for rows, values in answer["losses"].items()})
     assert losses == trainer.row_losses(start)
     assert losses.members
