@@ -16,7 +16,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from gossip.errors import LocalError, RemoteError
 
@@ -38,6 +38,9 @@ ROUNDS_KEPT = 2
 """A rollout is of use for so many more rounds. Source: ours; policies move on, and questions never end."""
 SENDER_SHARE = 4
 """At most one in so many of those kept is of one sender: one that floods has its part and no more. Source: ours."""
+
+Share = Literal["weights", "rollouts", "both"]
+"""What the peers of a run read of one another."""
 
 _NUMBERS = struct.Struct("<IQH")
 
