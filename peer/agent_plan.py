@@ -38,7 +38,7 @@ def check_agent(config: PeerConfig) -> None:
         environments_of(tasks)
     if config.model.adapter in PROMPTING:
         raise LocalError(
-            f"--task agent does not go with --adapter {config.model.adapter}, with which text cannot be continued token "
+            f"--task agent does not go with --adapter {config.model.adapter}, with which text cannot go on token "
             "by token: use lora, or full for a small model"
         )
     if privacy.dp_epsilon or privacy.canaries or privacy.audit:
