@@ -25,7 +25,7 @@ TAUGHT = ("reverse", "sort", "shift", "swap")
 
 HIDDEN = 64
 LAYERS = 2
-STEPS = 900
+STEPS = 400
 BATCH = 32
 LEARNING_RATE = 4e-3
 WARMUP = 50
