@@ -54,16 +54,22 @@ def configure(
 ) -> Configure:
     """Return what makes a configuration for the trainer under test."""
     name: str = request.param
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.syspath_prepend(HERE)
     if name == "grpo":
         model = request.getfixturevalue("half_taught")
-        agent = {"task": "agent", "tasks": ("count",), "data": (), "model": str(model), "eval_blocks_max": 64}
+        agent = {
+            "task": "agent",
+            "tasks": ("wants_one:WantsOne",),
+            "data": (),
+            "model": str(model),
+            "eval_blocks_max": 64,
+        }
         agent |= {"learning_rate": 1e-2, "max_length": 32}
         return lambda **options: quick(**{"trainer": name, **agent, **options})
     if name != PLUG_IN:
         return lambda **options: quick(trainer=name, **options)
     monkeypatch.setitem(TRAINERS, PLUG_IN, "least_squares:make_trainer")  # the one line
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.syspath_prepend(HERE)
     settings = {"data": (numbers,), "trainer": name, "lora_r": 2, "learning_rate": 0.05, "local_steps": 3}
     return lambda **options: PeerConfig.of(**{**settings, **options})
 

@@ -77,11 +77,13 @@ def teach(folder: Path, progress: Progress, taught: Sequence[str], steps: int, s
 
 def _rows(draw: random.Random, taught: Sequence[str], tokenizer: Tokenizer) -> list[Tokens]:
     """Return a batch of questions with right answers."""
+    end = tokenizer.eos_token_id
+    assert end is not None, "byte_tokenizer has one"
     rows = []
     for name in draw.choices(taught, k=BATCH):
         environment = next(one for one in STRINGS if one.name == name)
         index = HELD_OUT_EVERY * draw.randrange(INDICES // HELD_OUT_EVERY) + 1
         question = tokenizer(environment.prompt(index))["input_ids"]
         answer = tokenizer(solution(environment, index))["input_ids"]
-        rows.append(Tokens(array("i", [*question, *answer, tokenizer.eos_token_id]), prompt=len(question)))
+        rows.append(Tokens(array("i", [*question, *answer, end]), prompt=len(question)))
     return rows

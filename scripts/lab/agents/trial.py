@@ -123,9 +123,7 @@ def run_trial(trial: Trial, folder: Path, eval_each: int = 64) -> Outcome:
     started = time.process_time()
     configs = _configs(trial, base_of(trial, folder), eval_each)
     model = AdaptedModel(next(iter(configs.values())))
-    agents = [
-        _Agent(name, AgentTrainer(config, model), model.initial) for name, config in configs.items()
-    ]
+    agents = [_Agent(name, AgentTrainer(config, model), model.initial) for name, config in configs.items()]
     start = agents[0].trainer.evaluate(model.initial)
     for round in range(trial.rounds):
         _round(trial, agents, round)
@@ -206,7 +204,8 @@ def _read(agent: _Agent, sender: str, round: int, payload: bytes) -> None:
     agent.read_bytes += len(payload)
     rollouts = wire.decode(payload)
     agent.dropped += sum(
-        not is_verified(ENVIRONMENTS[task], version, index, answer) for task, version, index, answer in rollouts
+        not is_verified(ENVIRONMENTS[task], version, index, answer)
+        for task, version, index, answer in rollouts
     )
     agent.buffer = wire.add(agent.buffer, sender, round, rollouts)
 
