@@ -97,13 +97,13 @@ class Introduction:
 
     def refusal_of(self, hello: Hello) -> Refusal:
         """Return the refusal of a peer of another run, in which "ours" is what that peer has."""
-        return Refusal("manifest", first_difference(hello.manifest, self._manifest) or "")
+        return Refusal("manifest", first_difference(hello.manifest, self._manifest, advise=True) or "")
 
     def judge(self, peer: str, answer: Message | RemoteError) -> Hello | RemoteError | Incompatible:
         """Tell what came of greeting a peer: the hello of a member, a failure to try again after, or another run."""
         match answer:
             case Hello():
-                difference = self.difference_from(answer)
+                difference = first_difference(self._manifest, answer.manifest, advise=True)
                 return _incompatible(peer, difference) if difference else answer
             case Refusal(reason="manifest"):
                 return _incompatible(peer, answer.detail)

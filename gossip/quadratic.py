@@ -114,7 +114,7 @@ class Quadratic:
             base_model="quadratic",
             dtype="float32",
             tokenizer="none",
-            adapter=f"{self.local_steps} steps of {self.step_size}",
+            task=f"{self.local_steps} steps of {self.step_size}",
             layout=f"{self.dimension} values",
             seed=self.seed,
             initial="origin",

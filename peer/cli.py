@@ -1,5 +1,5 @@
-"""The command line: ``peer init``, ``id``, ``run``, ``methods``, ``eval``, ``chat``, ``audit``, ``privacy`` and
-``topology``.
+"""The command line: ``peer init``, ``id``, ``run``, ``methods``, ``eval``, ``chat``, ``audit``, ``privacy``,
+``topology``, ``doctor`` and ``explain``.
 
 More come with what is installed (``installed_commands.py``): ``peer testnet``, ``convergence`` and ``compare``.
 Flags beat ``PEER_*`` environment variables, which beat the TOML file of ``--config``, which beats the defaults of
@@ -30,8 +30,24 @@ from peer.topology_cli import topology
 
 ENVIRONMENT_PREFIX = "PEER_"
 
+
+def version() -> str:
+    """Return what is installed, and the version of the protocol: peers of two protocols cannot talk."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    from gossip.manifest import PROTOCOL_VERSION
+
+    try:
+        installed = version_of("gossip-peer")
+    except PackageNotFoundError:
+        installed = "(run from a folder, not installed)"
+    return f"gossip-peer {installed}, protocol {PROTOCOL_VERSION}"
+
+
 app = App(
     name="peer",
+    version=version,
     help="Fine-tune one language model together: peers exchange adapters, no server, no text leaves.",
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True, show_env_var=False),
     config=[Env(ENVIRONMENT_PREFIX, command=False)],
@@ -95,6 +111,11 @@ def run(
     Starts a new group, or joins one with --join. Started again in the same home, it goes on where it stopped. Only
     those can connect who know the group's secret, which stands in the line to join with.
     """
+    from peer.inputs import check_inputs
+
+    check_inputs(config)
+    if not json:
+        print("loading libraries; this takes some seconds", flush=True)
     # Heavy imports (torch, libp2p: seconds) happen here, before the event loop runs, because they would block it.
     import trio
 
@@ -104,10 +125,9 @@ def run(
     from peer.network.group import Group, secret_of
     from peer.network.identity import load_or_create_identity
     from peer.network.limits import Limits
-    from peer.run_plan import check_inputs, plan_run
+    from peer.run_plan import plan_run
     from peer.runtime import run_peer
 
-    check_inputs(config)
     plan = plan_run(config)
     with open_home(home_path(config.run.home)) as home:
         key = load_or_create_identity(home.path)
@@ -205,6 +225,27 @@ def privacy(
     from peer.privacy_cli import show_privacy
 
     show_privacy(home_path(home), as_json=json)
+
+
+@app.command
+def doctor(
+    config: Annotated[PeerConfig, Parameter(name="*")] = PeerConfig(),  # noqa: B008 - frozen
+) -> int:
+    """Look whether this machine is ready for a run with these options; changes nothing, connects to nobody."""
+    from peer.doctor import examine
+
+    found = examine(config, home_path(config.run.home))
+    for name, finding in found.items():
+        print(f"{finding.verdict:5} {name:10} {finding.told}")
+    return 2 if any(finding.verdict == "wrong" for finding in found.values()) else 0
+
+
+@app.command
+def explain(code: Annotated[int, Parameter(help="An exit code of peer, which a shell has in $?.")]) -> None:
+    """Say what an exit code means, and whether starting again helps."""
+    from peer.exit_codes import explain as words
+
+    print(words(code))
 
 
 @app.meta.default

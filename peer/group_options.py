@@ -28,9 +28,9 @@ class RunOptions:
     """Seed of the run: initial adapter and shared random topologies. All peers of a run need the same one."""
     rounds: Annotated[int, POSITIVE, Role.RUN] = 10
     """Rounds to run; a round is local steps, then one exchange."""
-    home: Path | None = None
+    home: Annotated[Path | None, Role.OWN] = None
     """Where identity and checkpoints live; default: gossip-peer in the user's state folder."""
-    keep_checkpoints: Annotated[int, POSITIVE] = 2
+    keep_checkpoints: Annotated[int, POSITIVE, Role.OWN] = 2
     """Complete checkpoints kept. Source: one may be found corrupt."""
 
 
@@ -38,12 +38,15 @@ class RunOptions:
 class MixingOptions:
     """Who reads whom, what travels, and how it is mixed."""
 
-    topology: str = "epidemic:4"
+    share: Annotated[Literal["weights", "rollouts", "both"], Role.RUN | Role.METHOD] = "weights"
+    """What peers read of one another: weights (adapters), rollouts (answers to tasks, for trainers that learn from
+    them), or both. Source: what every run but one of agents needs."""
+    topology: Annotated[str, Role.RUN] = "epidemic:4"
     """Who reads whom. Source: Epidemic Learning (NeurIPS 2023), s = ceil(log2 n) for up to 16; rows of four are the
     shortest in which a robust rule bears a liar (docs/robustness.md)."""
-    weights: Annotated[str, Role.METHOD] = "metropolis-hastings"
+    weights: Annotated[str, Role.RUN | Role.METHOD] = "metropolis-hastings"
     """Weights of static graphs. Source: need only the neighbors' degrees and keep the mean; topology/weights.py."""
-    roster: tuple[str, ...] = ()
+    roster: Annotated[tuple[str, ...], Role.RUN] = ()
     """Peer ids of a fixed group: owners of a matrix file's rows (in sorted order) where the file names none."""
     factors: Annotated[str, Role.RUN | Role.METHOD] = "both"
     """Which of LoRA's factors are trained, travel and are mixed: both, ffa, alternate[:T], share-a, r-only, tsvd.
@@ -66,30 +69,30 @@ class MixingOptions:
     ] = "clipped"
     """How adapters become one after the last round; clipped, trimmed and median bound what liars can do to it.
     Source: docs/robustness.md; an ICLR 2026 result for gossip."""
-    average_last: Annotated[int, NOT_NEGATIVE, Role.METHOD] = 0
+    average_last: Annotated[int, NOT_NEGATIVE, Role.BOUNDED | Role.METHOD] = 0
     """What goes into the final merge, and is kept, is the mean of our adapter over the last so many rounds; 0 = the
     last one. Source: latest weight averaging (arXiv 2209.14981); in our trials 2 or 3 gained 1 % of what is learned
     with small batches at a constant rate, and nothing where the rate falls."""
     overlap: Annotated[bool, Role.RUN | Role.METHOD] = False
     """Read neighbors while the next local steps run: hides the network, mixes adapters one round of steps old."""
-    personalize: bool = False
+    personalize: Annotated[bool, Role.OWN] = False
     """Also keep the mix of our own and the common adapter that does best on our held-out rows, in HOME/personal."""
-    collect_s: Annotated[float, NOT_NEGATIVE, Role.METHOD] = 60.0
+    collect_s: Annotated[float, NOT_NEGATIVE, Role.BOUNDED | Role.METHOD] = 60.0
     """Longest wait for neighbors, seconds; 0 = asynchronous. The actual deadline follows arrivals seen. Guess."""
-    norm_cap: Annotated[float, POSITIVE, Role.METHOD] = 10.0
+    norm_cap: Annotated[float, POSITIVE, Role.BOUNDED | Role.METHOD] = 10.0
     """A neighbor farther from us than this many times our own norm is clipped to it. Source: guess."""
-    robust: Annotated[str, Role.METHOD] = "auto"
+    robust: Annotated[str, Role.BOUNDED | Role.METHOD] = "auto"
     """What bounds the harm of lying neighbors in a row: none, clip, trim-clip[:B], nna[:B], trimmed[:B], median,
     geometric-median, krum[:B]; auto = trim-clip where a row reads at least 4. Source: docs/robustness.md."""
-    step_cap: Annotated[float, POSITIVE, Role.METHOD] = 5.0
+    step_cap: Annotated[float, POSITIVE, Role.BOUNDED | Role.METHOD] = 5.0
     """A neighbor farther from us than this many rounds of local steps (or usual distances of neighbors, if those are
     longer) is clipped to that. Source: our simulations, in which 3 clips 1 honest adapter in 500, and 5 none."""
-    check_rows: Annotated[int, NOT_NEGATIVE] = 4
+    check_rows: Annotated[int, NOT_NEGATIVE, Role.BOUNDED] = 4
     """Own held-out sequences on which a mix is measured before it is kept; 0 = never. Source: ours; in the demo one
     measurement costs a sixth of a round."""
-    check_every: Annotated[int, POSITIVE] = 10
+    check_every: Annotated[int, POSITIVE, Role.BOUNDED] = 10
     """Measure a mix at least each so many rounds; unusual ones and the final merge always are. Source: ours."""
-    check_slack: Annotated[float, POSITIVE] = 0.25
+    check_slack: Annotated[float, POSITIVE, Role.BOUNDED] = 0.25
     """A mix may raise the loss of those rows by this share of what it is without any learning. Source: ours: honest
     neighbors with other data raise it too."""
 
@@ -98,27 +101,27 @@ class MixingOptions:
 class NetworkOptions:
     """How others are found and reached."""
 
-    name: str = ""
+    name: Annotated[str, Role.OWN] = ""
     """Shown to others; default: the last letters of the peer id."""
-    join: tuple[str, ...] = ()
+    join: Annotated[tuple[str, ...], Role.OWN] = ()
     """Addresses of peers to join, /ip4/.../tcp/.../p2p/...; empty = start a new group."""
-    join_timeout_s: Annotated[float, NOT_NEGATIVE] = 15.0
+    join_timeout_s: Annotated[float, NOT_NEGATIVE, Role.OWN] = 15.0
     """Keep trying to reach the peers to join for this long, seconds, before giving up. Source: guess."""
     open: Annotated[bool, Role.RUN] = False
     """Let everybody connect who knows our address; default: only those who know the group's secret."""
     secret: Annotated[str, Role.RUN] = ""
     """The secret of the group to join; it is kept in the home folder, so that a restart needs no more."""
-    allow: tuple[str, ...] = ()
+    allow: Annotated[tuple[str, ...], Role.OWN] = ()
     """Ids of the peers that may connect, instead of all who know the secret (peer id shows one's own)."""
-    listen: str = "/ip4/0.0.0.0/tcp/0"
+    listen: Annotated[str, Role.OWN] = "/ip4/0.0.0.0/tcp/0"
     """Address to listen on; port 0 = any free one."""
-    announce: tuple[str, ...] = ()
+    announce: Annotated[tuple[str, ...], Role.OWN] = ()
     """Addresses to tell others instead of the ones found on this machine's interfaces."""
-    connections_max: Annotated[int, AT_LEAST_8] = 64
+    connections_max: Annotated[int, AT_LEAST_8, Role.OWN] = 64
     """Connections to others at a time; a quarter may be of peers that have not said hello. Source: docs/limits.md."""
-    wait_peers: Annotated[int, NOT_NEGATIVE] = 0
+    wait_peers: Annotated[int, NOT_NEGATIVE, Role.OWN] = 0
     """Wait for so many other peers before the first round; 0 = start at once."""
-    wait_peers_s: Annotated[float, NOT_NEGATIVE] = 60.0
+    wait_peers_s: Annotated[float, NOT_NEGATIVE, Role.OWN] = 60.0
     """Longest such wait, seconds; then start with whoever is there. Source: guess."""
 
 
@@ -126,20 +129,20 @@ class NetworkOptions:
 class PrivacyOptions:
     """What others can learn of our rows."""
 
-    dp_epsilon: Annotated[float, NOT_NEGATIVE, Role.METHOD] = 0.0
+    dp_epsilon: Annotated[float, NOT_NEGATIVE, Role.BOUNDED | Role.METHOD] = 0.0
     """Differential privacy of every row of ours: epsilon that all runs on these data may spend; 0 = no such promise."""
-    dp_delta: Annotated[float, OPEN_SHARE, Role.METHOD] = 1e-5
+    dp_delta: Annotated[float, OPEN_SHARE, Role.BOUNDED | Role.METHOD] = 1e-5
     """Delta of the same; well below one in the number of rows. Source: Abadi et al. (arXiv 1607.00133)."""
-    dp_clip: Annotated[float, POSITIVE, Role.METHOD] = 1.0
+    dp_clip: Annotated[float, POSITIVE, Role.BOUNDED | Role.METHOD] = 1.0
     """Longest gradient of one unit, Euclidean; longer ones are clipped. Source: docs/differential-privacy.md."""
-    dp_unit: Annotated[str, Role.METHOD] = "row"
+    dp_unit: Annotated[str, Role.BOUNDED | Role.METHOD] = "row"
     """Whose data are protected: row, or a field of the rows, such as author: then all rows with the same value."""
-    readers: Literal["auto", "all", "row"] = "auto"
+    readers: Annotated[Literal["auto", "all", "row"], Role.OWN] = "auto"
     """Who may read our adapters: all members, or only those whose row of W names us; auto = row where a roster makes
     the topology known to all."""
     mask: Annotated[Literal["none", "pairs"], Role.RUN] = "none"
     """Hide single adapters: with pairs, a reader learns the weighted sum of its row and nothing else."""
-    canaries: Annotated[int, NOT_NEGATIVE] = 0
+    canaries: Annotated[int, NOT_NEGATIVE, Role.BOUNDED] = 0
     """Random rows planted among ours, so that `peer audit` can tell how much of a row seen once is remembered."""
-    audit: bool = False
+    audit: Annotated[bool, Role.OWN] = False
     """Measure at the end how well our adapters tell our rows from others; the result goes into the model card."""

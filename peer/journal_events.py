@@ -18,6 +18,7 @@ from peer.audit_event import Audited
 from peer.journal_words import STAGES, loss_in_words, megabytes
 from peer.odd_neighbors import odd_neighbors
 from peer.rate_event import RateChosen
+from peer.rollouts_event import RolloutsShared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,6 +380,7 @@ JournalEvent = (
     | Note
     | StepTaken
     | RoundDone
+    | RolloutsShared
     | LeftOut
     | Measured
     | Personalized

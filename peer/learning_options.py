@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from peer.options import (
+    AT_LEAST_2,
     BELOW_ONE,
     NOT_NEGATIVE,
     OPEN_SHARE,
     POSITIVE,
-    AdapterField,
-    Limit,
     Role,
 )
 
@@ -56,19 +55,19 @@ UNMIXABLE = {
 class DataOptions:
     """What is learned from."""
 
-    data: tuple[Path, ...] = ()
+    data: Annotated[tuple[Path, ...], Role.BOUNDED] = ()
     """Training text: .jsonl .json .csv .parquet .txt files, or a folder saved by `datasets`."""
-    eval_data: tuple[Path, ...] = ()
+    eval_data: Annotated[tuple[Path, ...], Role.OWN] = ()
     """More text that is only measured, never trained on: its loss is reported as "all"."""
-    held_out: Annotated[float, OPEN_SHARE, Role.COMPARISON] = 0.1
+    held_out: Annotated[float, OPEN_SHARE, Role.BOUNDED | Role.COMPARISON] = 0.1
     """Share of the rows kept for evaluation, 0 < x < 1. Source: common practice."""
-    eval_blocks_max: Annotated[int, POSITIVE, Role.COMPARISON] = 16
+    eval_blocks_max: Annotated[int, POSITIVE, Role.OWN | Role.COMPARISON] = 16
     """At most this many held-out sequences per file are evaluated. Source: our bench (0.12 s each on one core)."""
-    eval_every: Annotated[int, POSITIVE] = 5
+    eval_every: Annotated[int, POSITIVE, Role.OWN] = 5
     """Evaluate each so many rounds, and at the last. Source: our bench; in the demo it costs as much as 2 rounds."""
-    bad_rows: Literal["skip", "refuse"] = "skip"
+    bad_rows: Annotated[Literal["skip", "refuse"], Role.BOUNDED] = "skip"
     """What to do with a row that cannot be used: report and skip it, or refuse to start."""
-    answers_only: Annotated[bool, Role.COMPARISON] = False
+    answers_only: Annotated[bool, Role.BOUNDED | Role.COMPARISON] = False
     """Learn only the last answer of a chat ("messages"), not the whole of it. Rows of prompt and completion are always
     learned so."""
 
@@ -92,31 +91,34 @@ class ModelOptions:
         Literal["auto", "float32", "bfloat16", "float16"], Role.RUN | Role.MODEL | Role.COMPARISON
     ] = "auto"
     """Precision of the base weights; auto = as stored, so that local peers share them by mmap."""
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Role.MODEL | Role.COMPARISON] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Role.OWN | Role.MODEL | Role.COMPARISON] = "auto"
     """Where to train; auto = cuda, else mps, else cpu."""
     load_in_4bit: Annotated[bool, Role.RUN | Role.MODEL] = False
     """Load the base in 4-bit NF4 through bitsandbytes (needs a CUDA device)."""
-    threads: Annotated[int, NOT_NEGATIVE, Role.MODEL | Role.COMPARISON] = 0
+    threads: Annotated[int, NOT_NEGATIVE, Role.OWN | Role.MODEL | Role.COMPARISON] = 0
     """Torch threads; 0 = all cores. Give 1 to each of several peers on one machine (oversubscription costs 3-10x)."""
-    adapter: Annotated[str, Role.RUN | Role.MODEL | Role.METHOD, AdapterField("kind")] = "lora"
+    adapter: Annotated[str, Role.RUN | Role.MODEL | Role.METHOD] = "lora"
     """Kind of PEFT adapter: lora, rslora, dora, lora-xs, ia3, loha, vera, oft, prompt-tuning, prefix-tuning or
     layernorm; or full: all weights of a small model."""
-    lora_r: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.METHOD, AdapterField("r")] = 8
+    lora_r: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.METHOD] = 8
     """Rank. Source: LoRA paper (arXiv 2106.09685), table 6: 4-8 suffice."""
-    lora_alpha: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.METHOD, AdapterField("alpha")] = 16
+    lora_alpha: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.METHOD] = 16
     """Scale numerator. Source: PEFT examples, 2r."""
-    lora_dropout: Annotated[float, BELOW_ONE, Role.MODEL | Role.METHOD] = 0.0
+    lora_dropout: Annotated[float, BELOW_ONE, Role.BOUNDED | Role.MODEL | Role.METHOD] = 0.0
     """Dropout on the adapter's input. Source: guess; short runs do not overfit."""
-    lora_target_modules: Annotated[
-        tuple[str, ...], Role.RUN | Role.MODEL | Role.COMPARISON, AdapterField("target_modules")
-    ] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    lora_target_modules: Annotated[tuple[str, ...], Role.RUN | Role.MODEL | Role.COMPARISON] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    )
     """Module names to adapt. Source: our bench on SmolLM2 (docs/results.md)."""
-    virtual_tokens: Annotated[int, POSITIVE, Role.RUN | Role.MODEL, AdapterField("virtual_tokens")] = 16
+    virtual_tokens: Annotated[int, POSITIVE, Role.RUN | Role.MODEL] = 16
     """Length of the prompt of prompt-tuning and prefix-tuning. Source: prompt tuning paper (arXiv 2104.08691), section
     3.2: little is gained beyond 20."""
-    oft_block_size: Annotated[int, POSITIVE, Role.RUN | Role.MODEL, AdapterField("oft_block_size")] = 32
+    oft_block_size: Annotated[int, POSITIVE, Role.RUN | Role.MODEL] = 32
     """Width of the rotated blocks of oft; must divide the adapted modules' inputs. Source: PEFT's default."""
-    lora_layers: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON, AdapterField("layers")] = ""
+    lora_layers: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON] = ""
     """Layers to adapt, as "18-29" or "0,5,7"; empty = all. Source: our bench on SmolLM2: the upper 12 of 30 take
     a third less time a step and 60 % fewer bytes, but learn less in the same time (4.18 against 4.06 nats)."""
 
@@ -125,14 +127,14 @@ class ModelOptions:
 class TrainingOptions:
     """Local training."""
 
-    trainer: str = "local-steps"
+    trainer: Annotated[str, Role.BOUNDED] = "local-steps"
     """Who takes the local steps, in the training process: local-steps (transformers and peft; with --task agent that is
     grpo), or your own trainer as module:function. Each peer may have another. Source: ours."""
-    local_steps: Annotated[int, POSITIVE, Role.METHOD] = 2
+    local_steps: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 2
     """Optimizer steps per round (H). Source: our bench on the demo (docs/results.md)."""
-    batch_size: Annotated[int, POSITIVE, Role.METHOD] = 4
+    batch_size: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 4
     """Sequences per step. Source: our bench on 2 cores."""
-    max_length: Annotated[int, POSITIVE, Role.MODEL | Role.COMPARISON] = 64
+    max_length: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.COMPARISON] = 64
     """Tokens per sequence. Source: our bench on 2 cores; raise it on a GPU."""
     learning_rate: Annotated[float, NOT_NEGATIVE, Role.RUN] = 0.0
     """Learning rate; 0 = chosen by a short trial on one's own text before the first round, which the line for friends
@@ -142,17 +144,17 @@ class TrainingOptions:
     falling over the last fifth). Source: what our tables were measured with."""
     warmup_steps: Annotated[int, NOT_NEGATIVE, Role.RUN | Role.METHOD] = 0
     """The run's first steps, over which the rate rises to its full height. Source: guess; short runs need none."""
-    local_optimizer: Annotated[LocalOptimizer, Role.METHOD] = "adamw"
+    local_optimizer: Annotated[LocalOptimizer, Role.BOUNDED | Role.METHOD] = "adamw"
     """What takes the local steps: adamw, or plain sgd, for methods whose theory assumes it. Source: LoRA paper."""
-    moments: Annotated[MomentsRule, Role.METHOD] = "keep"
+    moments: Annotated[MomentsRule, Role.BOUNDED | Role.METHOD] = "keep"
     """AdamW's moments, when a mix has replaced the adapter that they are of: keep, or reset them in every round.
     Source: our bench on the tiny model."""
-    proximal: Annotated[float, NOT_NEGATIVE, Role.METHOD] = 0.0
+    proximal: Annotated[float, NOT_NEGATIVE, Role.BOUNDED | Role.METHOD] = 0.0
     """Pull toward where the round began: adds proximal * (x - x_start) to each gradient; 0 = none. Source:
     FedProx (arXiv 1812.06127), which tries 0.001 to 1; it pays where peers' texts differ much."""
-    weight_decay: Annotated[float, NOT_NEGATIVE, Role.METHOD] = 0.0
+    weight_decay: Annotated[float, NOT_NEGATIVE, Role.BOUNDED | Role.METHOD] = 0.0
     """Weight decay. Source: LoRA paper's setting for short runs."""
-    max_grad_norm: Annotated[float, POSITIVE, Role.METHOD] = 1.0
+    max_grad_norm: Annotated[float, POSITIVE, Role.BOUNDED | Role.METHOD] = 1.0
     """Gradient clipping. Source: Hugging Face Trainer default."""
 
 
@@ -160,19 +162,19 @@ class TrainingOptions:
 class AgentOptions:
     """Learning by trial (--task agent): in which environments, and how much of it from others' answers."""
 
-    tasks: tuple[str, ...] = ()
+    tasks: Annotated[tuple[str, ...], Role.OWN] = ()
     """Environments to practice in, separated by commas: reverse, sort, shift, swap, rotate, count, except, sum, grid,
     lookup, or a class of your own as module:Class. Each peer may have others."""
-    eval_tasks: tuple[str, ...] = ()
+    eval_tasks: Annotated[tuple[str, ...], Role.OWN] = ()
     """Environments that are only measured, never practiced in: they count in "all"."""
-    own: Annotated[int, POSITIVE, Role.METHOD] = 4
+    own: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 4
     """Questions of our own environments a step, each answered --group times. Source: SAPO (arXiv 2509.08721), where
     half own and half external does best."""
-    external: Annotated[int, NOT_NEGATIVE, Role.METHOD] = 4
+    external: Annotated[int, NOT_NEGATIVE, Role.BOUNDED | Role.METHOD] = 4
     """As many verified answers of others are learned a step as so many groups have; 0 = none. More of them cost
     accuracy at one's own tasks. Source: SAPO, as --own."""
-    group: Annotated[int, Limit(lambda value: value >= 2, "must be at least 2, not {!r}"), Role.METHOD] = 8
+    group: Annotated[int, AT_LEAST_2, Role.BOUNDED | Role.METHOD] = 8
     """Answers to each question, which are judged by one another. Source: our measurements on toy tasks."""
-    updates: Annotated[int, POSITIVE, Role.METHOD] = 1
+    updates: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 1
     """Optimizer steps on each step's answers; beyond the first, probabilities that moved too far are clipped. Source:
     rl-swarm, where it is 1."""

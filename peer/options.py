@@ -20,14 +20,21 @@ from gossip.errors import LocalError
 class Role(enum.Flag):
     """What an option has a say in.
 
+    Each option has exactly one of the first three.
+
     Attributes:
-        RUN: a friend repeats it to be of the same run (and, for rounds, to end with us).
+        RUN: all peers of a run have it alike: a friend repeats it, and the manifest refuses who does not.
+        BOUNDED: it changes what others receive, and may differ: guards of theirs bound what that does to them (reach,
+            robust rule, the check on own held-out rows).
+        OWN: nobody else notices.
         MODEL: an adapted model in memory is built from it; peers of one process that share a model agree on it.
         METHOD: part of the way of learning: may differ where methods are compared on equal data and tokens.
         COMPARISON: of what methods are compared on; the same for all of them.
     """
 
     RUN = enum.auto()
+    BOUNDED = enum.auto()
+    OWN = enum.auto()
     MODEL = enum.auto()
     METHOD = enum.auto()
     COMPARISON = enum.auto()
@@ -41,15 +48,9 @@ class Limit:
     says: str
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterField:
-    """The option is part of the manifest's text of the adapter, under this key."""
-
-    key: str
-
-
 POSITIVE = Limit(lambda value: value > 0, "must be greater than 0, not {!r}")
 NOT_NEGATIVE = Limit(lambda value: value >= 0, "must not be negative: {!r}")
+AT_LEAST_2 = Limit(lambda value: value >= 2, "must be at least 2, not {!r}")
 AT_LEAST_8 = Limit(lambda value: value >= 8, "must be at least 8, not {!r}")
 SHARE = Limit(lambda value: 0 <= value <= 1, "must lie between 0 and 1, not {!r}")
 OPEN_SHARE = Limit(lambda value: 0 < value < 1, "must lie between 0 and 1 (both excluded), not {!r}")
@@ -66,7 +67,6 @@ class Option:
         default: its value if nobody says otherwise.
         roles: what it has a say in.
         limits: what its values must satisfy.
-        adapter_key: its key in the manifest's text of the adapter; empty if it is not in it.
     """
 
     name: str
@@ -74,7 +74,6 @@ class Option:
     default: Any
     roles: Role
     limits: tuple[Limit, ...]
-    adapter_key: str
 
     @property
     def flag(self) -> str:
@@ -115,7 +114,6 @@ def _options_of(section: str, declaration: type) -> Iterator[Option]:
             default=field.default,
             roles=roles,
             limits=tuple(mark for mark in marks if isinstance(mark, Limit)),
-            adapter_key=next((mark.key for mark in marks if isinstance(mark, AdapterField)), ""),
         )
 
 

@@ -25,6 +25,10 @@ from peer.signing import Signer
 from peer.training.frames import Ready
 from topology.announced import Announced
 
+MAY_CHANGE = frozenset({"rounds", "learning_rate", "schedule", "warmup_steps"})
+"""Fields of the manifest that all peers of a run may change together, as when it is prolonged: what has been learned
+stays what it is."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRun:
@@ -58,8 +62,8 @@ class PreparedRun:
 
     @property
     def initial(self) -> PublishedAdapter | None:
-        """The adapter that all peers began with, for readers that cannot make it; None where ranks may differ."""
-        if self.methods.factor_rule.refactors:
+        """The adapter that all peers began with, for readers that cannot make it; None where there is none such."""
+        if self.methods.factor_rule.refactors or self.plan.config.mixing.share == "rollouts":
             return None
         return PublishedAdapter(0, 0, "float32", self.ready.initial.flat.numpy().tobytes(), kind="initial")
 
@@ -91,8 +95,8 @@ def prepare_run(
         key: the identity's 32 private key bytes.
 
     Raises:
-        LocalError: a method does not fit the adapter, the roster lacks us, or the trainer plants no canaries and
-            should.
+        LocalError: a method does not fit the adapter, the roster lacks us, or the trainer does not do what it should:
+            plant canaries, learn from rollouts.
         HomeError: the checkpoint is of another run; the manifest field that differs is named.
     """
     wanted = plan.config.privacy.canaries
@@ -101,8 +105,14 @@ def prepare_run(
             f"--canaries {wanted}: this --trainer has planted {ready.canaries}. Leave the option out, or use "
             "local-steps"
         )
+    share = plan.config.mixing.share
+    if share != "weights" and not ready.takes_rollouts:
+        raise LocalError(
+            f"--share {share}: this --trainer learns from no rollouts (its train has no argument of that name). Leave "
+            "the option out, or use a trainer that does"
+        )
     methods = plan.methods(ready.initial.spec)
-    manifest = manifest_of(plan.config, ready, methods, plan.mask)
+    manifest = manifest_of(plan, ready, methods)
     if checkpoint:
         _check_same_run(home, checkpoint, manifest)
     return PreparedRun(
@@ -129,8 +139,8 @@ def _masks(plan: RunPlan, key: bytes, run: bytes) -> Masks | None:
 
 def _check_same_run(home: Home, checkpoint: Checkpoint, manifest: RunManifest) -> None:
     for name, value in manifest.fields().items():
-        if name == "rounds":
-            continue  # a run may be prolonged, by all of its peers; what has been learned stays what it is
+        if name in MAY_CHANGE:
+            continue
         before = checkpoint.run.get(name)
         if before != value:
             raise HomeError(

@@ -1,8 +1,8 @@
 """From one configuration to a plan of the run: every name is read once, and whatever can be refused is refused here.
 
 ``plan_run`` turns the names of topology and methods into values; nobody reads a name again. What depends on the
-adapter (sizes, a byte budget, the manifest) follows when the training process has told what it is. Pure, but for
-``check_inputs``, which looks whether files exist.
+adapter (sizes, a byte budget, the manifest) follows when the training process has told what it is. Pure; whether files
+and ports are there, ``inputs.py`` has seen before.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,18 +31,16 @@ from gossip.methods.robust import READS_MIN, ROBUST
 from gossip.readers import Readers, everybody, row_readers
 from gossip.roster import roster_digest, rows_of
 from gossip.settings import NodeSettings
+from peer import sharing_rules
 from peer.agent_plan import check_agent
 from peer.config import OPTIONS, PeerConfig
 from peer.group_options import MixingOptions
-from peer.network.catalogue import check_listen, peer_of
-from peer.network.identity import is_peer_id
+from peer.inputs import topology_of
 from peer.training import trainers
 from peer.training.classification import head_names
 from peer.training.frames import RateChoice, Ready
-from peer.training.readers import DataError
 from topology.announced import Announced
-from topology.errors import TopologyError
-from topology.links import Topology, parse_topology
+from topology.links import Topology
 
 CORE_ADAPTER = "lora-xs"
 """The kind of adapter whose tensors are the cores that ``--factors r-only`` mixes."""
@@ -151,7 +148,7 @@ class RunPlan:
             collect_s=mixing.collect_s,
             norm_cap=mixing.norm_cap,
             step_cap=mixing.step_cap,
-            check_every=mixing.check_every if mixing.check_rows else 0,
+            check_every=mixing.check_every if mixing.check_rows and mixing.share != "rollouts" else 0,
             check_slack=mixing.check_slack,
             overlap=mixing.overlap,
             data=data,
@@ -159,12 +156,13 @@ class RunPlan:
             roster=self.roster,
             masked=self.masked,
             average_last=mixing.average_last,
+            share=mixing.share,
         )
 
     def robust_note(self) -> str:
         """Return what ``--robust auto`` has become, for the user; empty where the user has said it."""
         mixing, topology = self.config.mixing, self.config.mixing.topology
-        if mixing.robust.strip().lower() != "auto":
+        if mixing.robust.strip().lower() != "auto" or mixing.share == "rollouts":
             return ""
         if self.masked:
             return "--robust auto is none here: under --mask pairs a row is read as one sum"
@@ -208,11 +206,11 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
         LocalError: an unknown topology, method or trainer (the known ones are named); methods and topology that do not
             go together (a valid alternative is named).
     """
-    topology = _topology(config, peers)
+    topology = topology_of(config, peers)
     check_agent(config)
     trainers.entry_point(trainers.trainer_name(config))  # refuses what the training process could not start
     mixing, adapter = config.mixing, config.model.adapter
-    names = _method_names(mixing)
+    names = sharing_rules.methods_with(config, _method_names(mixing))
     if find("factor rule", mixing.factors, FACTORS).core_only != (adapter == CORE_ADAPTER):
         raise LocalError(
             f"--factors r-only and --adapter {CORE_ADAPTER} go together: its tensors are the r x r cores; "
@@ -235,7 +233,8 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
     robust = written("robust rule", mixing.robust, ROBUST)
     if config.privacy.mask != "none":
         _check_masks(config, topology, names)
-    if robust == "auto" and (config.privacy.mask != "none" or compatibility.counts_on_whole_rows(names)):
+    reads_whole = mixing.share == "rollouts" or config.privacy.mask != "none"
+    if robust == "auto" and (reads_whole or compatibility.counts_on_whole_rows(names)):
         robust = "none"
     compatibility.check(
         names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap, robust=robust
@@ -309,54 +308,10 @@ def _check_masks(config: PeerConfig, topology: Topology, names: MethodNames) -> 
     )
 
 
-def check_inputs(config: PeerConfig) -> None:
-    """Refuse missing files and malformed addresses before anything is started.
-
-    Raises:
-        LocalError: no data, a file that does not exist, an address or a peer id that is none.
-    """
-    if not config.data.data and config.model.task != "agent":
-        raise LocalError("--data is missing: give a .jsonl, .json, .csv, .parquet or .txt file to learn from")
-    for path in (*config.data.data, *config.data.eval_data):
-        if not path.exists():
-            raise DataError(f"there is no data file {path} (seen from {Path.cwd()})")
-    for peer in config.network.allow:
-        if not is_peer_id(peer):
-            raise LocalError(
-                f"--allow {peer}: not a peer id; your friends' `peer id` prints theirs, 12D3KooW..."
-            )
-    for address in config.network.join:
-        peer_of(address)
-    check_listen(config.network.listen)
-
-
 def _members_said(config: PeerConfig) -> int:
     """Return how many peers the configuration speaks of, this one included; 0 if it does not say."""
     waited_for = config.network.wait_peers
     return len(config.mixing.roster) or (waited_for + 1 if waited_for else 0)
-
-
-def _topology(config: PeerConfig, peers: int | None) -> Topology:
-    """Return the topology, which exists for the roster or so many peers, if one of them is known.
-
-    Raises:
-        LocalError: unknown, impossible, or its file cannot be used; the message says what would be valid.
-    """
-    mixing = config.mixing
-    try:
-        topology = parse_topology(
-            mixing.topology, seed=config.run.seed, weights=mixing.weights, roster=mixing.roster or None
-        )
-        if peers:
-            topology.check(peers)
-    except TopologyError as error:
-        raise LocalError(f"--topology {mixing.topology}: {error}") from error
-    try:
-        if mixing.roster:
-            topology.check(mixing.roster)
-    except TopologyError as error:
-        raise LocalError(f"--topology {mixing.topology} does not fit the roster: {error}") from error
-    return topology
 
 
 def _roster_of_readers(config: PeerConfig, topology: Topology) -> tuple[str, ...]:

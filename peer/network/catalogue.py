@@ -46,7 +46,8 @@ def check_listen(address: str) -> None:
     """Refuse an address that no transport can listen on, before anything heavy is imported.
 
     Raises:
-        LocalError: malformed, or of a scheme that no transport has; the message shows valid ones.
+        LocalError: malformed, or of a scheme that no transport has; the message shows valid ones; or a port that is
+            taken.
     """
     _kind_of(address).check_listen(address)
 
@@ -108,7 +109,7 @@ def _libp2p_transport(
 
 TRANSPORTS: dict[str, TransportKind] = {
     "tcp": TransportKind(
-        addresses.LISTEN_EXAMPLE, addresses.listen_endpoint, addresses.peer_of, _libp2p_transport
+        addresses.LISTEN_EXAMPLE, addresses.require_free_port, addresses.peer_of, _libp2p_transport
     ),
     "memory": memory.KIND,
 }

@@ -216,7 +216,7 @@ class TransportKind:
     listen_example: str
     """A valid address to listen on, for error messages."""
     check_listen: Callable[[str], object]
-    """Raises ``LocalError`` for an address that cannot be listened on: malformed; opens nothing."""
+    """Raises ``LocalError`` for an address that cannot be listened on: malformed, or taken; leaves nothing open."""
     peer_of: Callable[[str], str]
     """Returns the peer id at the end of a full address to dial, or raises ``LocalError``: malformed."""
     make: MakeTransport

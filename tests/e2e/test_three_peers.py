@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -252,11 +253,16 @@ def test_only_those_of_the_group_and_of_the_run_enter(shards: Path, tmp_path: Pa
         port = address.split("/")[4]
         # All at once: the first trains all the while, and costs a core.
         other = start("other", "--join", address, *given, "--codec", "int8")
+        reckless = start("reckless", "--join", address, *given, "--learning-rate", "0.5")
         nowhere = address.replace(f"/tcp/{port}/", "/tcp/9/")
         stranger = start("stranger", "--join", nowhere, *given, "--join-timeout-s", "1")
         squatter = start("squatter", "--listen", f"/ip4/127.0.0.1/tcp/{port}")
         assert other.end() == 5
         assert "codec differs: ours is int8, theirs is float32" in other.stderr()
+        assert reckless.end() == 5
+        assert re.search(
+            "learning_rate differs: ours is 0.5, theirs is .*; give --learning-rate", reckless.stderr()
+        )
         assert stranger.end() == 3
         assert "is the peer running" in stranger.stderr()
         assert squatter.end() == 2
@@ -270,7 +276,7 @@ def test_only_those_of_the_group_and_of_the_run_enter(shards: Path, tmp_path: Pa
         assert first.end() == 128 + signal.SIGINT  # so it lived until now
         assert any(event["event"] == "round" for event in first.seen)
         said = [event["text"] for event in first.seen if event["event"] == "note"]
-        assert len([text for text in said if "refused" in text]) == 1, (
+        assert len([text for text in said if "refused" in text]) == 2, (
             "strangers never came as far as a hello"
         )
     finally:

@@ -41,6 +41,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "layers": {"lora_layers": "18-29", "lora_target_modules": ("q_proj",), "adapter": "dora"},
     "classification": {"task": "classification", "labels": ("good", "bad"), "seed": 7},
     "prompt": {"adapter": "prompt-tuning", "virtual_tokens": 5},
+    "rollouts": {"share": "rollouts", "model": "tiny"},
+    "weights and rollouts": {"share": "both"},
 }
 CLAIM = Claim("12D3KooWx", 5, 3, "round", bytes(8), bytes(range(32)), bytes(range(64)))
 PROOF = Evidence(CLAIM, dataclasses.replace(CLAIM, digest=bytes(32)))
@@ -85,7 +87,7 @@ def test_run_manifests_are_unchanged(golden: Callable[[str, Any], None]) -> None
     made = {}
     for name, options in CONFIGS.items():
         config = PeerConfig.of(**options)
-        manifest = manifest_of(config, ready(), plan_run(config).methods(LORA))
+        manifest = manifest_of(plan_run(config), ready(), plan_run(config).methods(LORA))
         made[name] = {"fields": manifest.fields(), "fingerprint": manifest.fingerprint.hex()}
         made[name]["join"] = join_line(config, ("/ip4/1.2.3.4/tcp/5/p2p/x",))
     golden("manifests.json", made)

@@ -33,8 +33,9 @@ from gossip.membership_limits import STRIKES
 from gossip.messages import Claim, Evidence, Hello, Ping, Presence, Refusal
 
 RUN = RunManifest(
-    base_model="b", dtype="d", tokenizer="t", adapter="a", layout="l", seed=0, initial="i", factors="f", mixing="m",
-    optimizer="o", codec="c", feedback="n", gamma="1", rounds=9, merge="none", overlap="no", private="no",
+    base_model="b", dtype="d", tokenizer="t", settings={"adapter": "a"}, layout="l", seed=0, initial="i",
+    factors="f", mixing="m", optimizer="o", codec="c", feedback="n", gamma="1", rounds=9, merge="none", overlap="no",
+    private="no",
 )  # fmt: skip
 
 

@@ -79,9 +79,9 @@ from gossip.strikes import Strikes
 ANNOUNCEMENTS = itertools.count(1)
 AWAY = RemoteError("unreachable", "nobody answers")
 RUN = RunManifest(
-    base_model="b", dtype="d", tokenizer="t", adapter="a", layout="l", seed=0, initial="i", factors="f", mixing="m",
-    optimizer="o", codec="float32", feedback="n", gamma="1", rounds=9, merge="none", overlap="no",
-    private="no",
+    base_model="b", dtype="d", tokenizer="t", settings={"adapter": "a"}, layout="l", seed=0, initial="i",
+    factors="f", mixing="m", optimizer="o", codec="float32", feedback="n", gamma="1", rounds=9, merge="none",
+    overlap="no", private="no",
 )  # fmt: skip
 FIELDS = [{**RUN.fields(), "seed": seed} for seed in range(2)]
 FINGERPRINT = RUN.fingerprint

@@ -88,7 +88,7 @@ def manifest(codec: str = "float32") -> RunManifest:
         base_model="b",
         dtype="d",
         tokenizer="t",
-        adapter="a",
+        settings={"adapter": "a"},
         layout="l",
         seed=0,
         initial="i",
@@ -188,16 +188,22 @@ def test_a_refusal_names_the_field_in_the_readers_words() -> None:
     reject, told, answer = me.does(Asked("a", hello("a", codec="int8")))
     assert reject == Reject("manifest")
     assert told == Tell("refused peer a of another run: codec differs: ours is float32, theirs is int8")
-    assert answer == Answer(Refusal("manifest", "codec differs: ours is int8, theirs is float32"))
+    words = "codec differs: ours is int8, theirs is float32; give --codec float32"
+    assert answer == Answer(Refusal("manifest", words))
     assert me.membership.members.by_id == {}
 
 
 @pytest.mark.parametrize(
     "answer",
-    [hello("a", codec="int8"), Refusal("manifest", "codec differs: ours is float32, theirs is int8")],
+    [
+        hello("a", codec="int8"),
+        Refusal("manifest", "codec differs: ours is float32, theirs is int8; give --codec int8"),
+    ],
 )
 def test_another_run_ends_a_first_join_and_a_search(answer: Message) -> None:
-    text = "peer a takes part in another run: codec differs: ours is float32, theirs is int8"
+    text = (
+        "peer a takes part in another run: codec differs: ours is float32, theirs is int8; give --codec int8"
+    )
     me = Machine()
     dial, _ = me.does(Join(0, (address("a"),), 15.0, required=True))
     (ask,) = me.does(Dialed(dial.errand, "a"))
@@ -1020,7 +1026,8 @@ def test_a_peer_of_another_run_is_refused_and_the_rest_find_each_other() -> None
         ("p0002", "refused peer p0003 of another run: seed differs: ours is 0, theirs is 1"),
         (
             "p0003",
-            "peer p0002 takes part in another run: seed differs: ours is 1, theirs is 0 (going on without it)",
+            "peer p0002 takes part in another run: seed differs: ours is 1, theirs is 0; give --seed 0 "
+            "(going on without it)",
         ),
     }
     assert simulation.group.rejected["p0002", "manifest"] == 1

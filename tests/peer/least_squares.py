@@ -79,10 +79,10 @@ class Talkative(OneRate):
     ) -> Trained:
         trained = super().train(state, trainable, correction, on_step)
         own = [Rollout("own", 0, index, f"{trained.loss:.3f}\n") for index in range(trained.steps)]
-        own += [
-            Rollout("came", one.round, one.rollout.index, f"{one.sender}: {one.rollout.answer}")
-            for one in rollouts
-        ]
+        for one in rollouts:
+            if one.rollout.task == "own":
+                answer = f"{one.sender}: {one.rollout.answer}"
+                own.append(Rollout("came", one.round, one.rollout.index, answer))
         return replace(trained, rollouts=tuple(own))
 
 

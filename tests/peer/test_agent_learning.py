@@ -16,7 +16,8 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.rollouts import Received, Rollout, encode
 from peer.config import PeerConfig
-from peer.run_plan import check_inputs, plan_run
+from peer.inputs import check_inputs
+from peer.run_plan import plan_run
 from peer.training.adapted_model import AdaptedModel
 from peer.training.agent import lessons
 from peer.training.agent.advantages import (

@@ -6,8 +6,11 @@ import ast
 import errno
 import itertools
 import os
+import re
+import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ import pytest
 import peer.group_options
 import peer.learning_options
 from gossip.errors import LocalError
+from gossip.manifest import PROTOCOL_VERSION
 from peer.cli import check_environment, main
 from peer.config import OPTIONS, PeerConfig
 
@@ -112,7 +116,7 @@ def test_flags_beat_environment_beats_file_beats_defaults(
     seen: list[PeerConfig] = []
     from peer import cli
 
-    monkeypatch.setattr("peer.run_plan.check_inputs", lambda config: seen.append(config) or stop())
+    monkeypatch.setattr("peer.inputs.check_inputs", lambda config: seen.append(config) or stop())
     with pytest.raises(Stopped):
         cli.app.meta(["--config", str(file), "run", "--rounds", "9"], exit_on_error=False)
     assert [seen[0].option(name) for name in ("codec", "lora_r", "rounds")] == ["int8", 4, 9]
@@ -205,3 +209,49 @@ def test_a_machine_at_its_limits_is_told_from_a_bug(
         main([])
     assert ended.value.code == code
     assert said in capsys.readouterr().err
+
+
+def test_mistakes_are_told_before_anything_heavy_is_imported() -> None:
+    code = "import sys, peer.cli, peer.inputs; print(sorted({'torch', 'libp2p', 'transformers'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--topology", "rign"], "Did you mean 'ring'"),
+        (["--eval-data", "nowhere.txt"], "there is no data file nowhere.txt"),
+        (["--join", "/ip4/1.2.3.4/tcp/1"], "malformed address"),
+    ],
+)
+def test_what_can_be_refused_at_once_is(words: list[str], told: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a line\n")
+    with pytest.raises(LocalError, match=re.escape(told)):
+        cli_run(["--data", str(text), "--home", str(tmp_path / "home"), *words])
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_port_that_is_taken_is_refused_at_once(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a line\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(LocalError, match=f"port {port} is in use"):
+            cli_run(["--data", str(text), "--listen", f"/ip4/127.0.0.1/tcp/{port}"])
+
+
+def cli_run(words: list[str]) -> None:
+    from peer import cli
+
+    cli.app.meta(["run", *words], exit_on_error=False)
+
+
+def test_the_version_is_the_installed_one() -> None:
+    told = peer_command("--version")
+    assert (
+        told.stdout.strip() == f"gossip-peer {metadata.version('gossip-peer')}, protocol {PROTOCOL_VERSION}"
+    )

@@ -224,7 +224,7 @@ def test_rollouts_pass_the_pipe_to_trainers_that_take_them(tmp_path: Path) -> No
     rows.write_text("".join(f'{{"x": [{i}, 1], "y": [{2 * i}]}}\n' for i in range(10)))
     came = (
         Received("p1", 3, Rollout("own", 0, 2**53 - 1, "ä\x1b[2J")),
-        Received("p2", 2, Rollout("a", 1, 0, "")),
+        Received("p2", 2, Rollout("own", 1, 0, "")),
     )
 
     async def scenario(trainer: str, rollouts: tuple[Received, ...]) -> tuple[bool, tuple[Rollout, ...]]:

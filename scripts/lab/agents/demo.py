@@ -45,7 +45,6 @@ BASE: Mapping[str, object] = {
     "max_length": 32,
     "eval_every": 3,
     "eval_blocks_max": 64,
-    "check_rows": 64,
     "topology": "complete",
 }
 """Flags of every process. Source: our trials (scripts/lab/agents), one seed."""
@@ -53,8 +52,8 @@ BASE: Mapping[str, object] = {
 REGIMES: Mapping[str, Mapping[str, object]] = {
     "isolated": {"own": GROUPS, "external": 0},
     "rollouts": {"own": GROUPS // 2, "external": GROUPS // 2, "share": "rollouts"},
-    "weights": {"own": GROUPS, "external": 0, "share": "weights"},
-    "both": {"own": GROUPS // 2, "external": GROUPS // 2, "share": "both"},
+    "weights": {"own": GROUPS, "external": 0, "share": "weights", "check_rows": 64},
+    "both": {"own": GROUPS // 2, "external": GROUPS // 2, "share": "both", "check_rows": 64},
     "central": {"own": GROUPS * len(SKILLS), "external": 0},
 }
 """What is shared, and the flags for it."""
