@@ -62,7 +62,7 @@ def configure(
         model = request.getfixturevalue("half_taught")
         agent = {
             "task": "agent",
-            "tasks": ("wants_one:WantsOne",),
+            "tasks": ("wants_two:WantsTwo",),
             "data": (),
             "model": str(model),
             "eval_blocks_max": 64,
