@@ -386,7 +386,8 @@ class GossipNode:
         if isinstance(outcome, Check):
             self.phase = Phase.CHECKING
             return [outcome]
-        merging, rollouts = self._is_merging, self.rollouts.report()
+        merging = self._is_merging
+        rollouts = None if merging else self.rollouts.report()
         report = self._current.report(
             outcome, round=self.round, merging=merging, age=self.age, now=now, rollouts=rollouts
         )

@@ -1,4 +1,4 @@
-"""A member that lies: ``python lying_answers.py run ...`` is ``peer run``, but its rollouts promise what is not there."""
+"""A member that lies: ``python lying_answers.py run ...`` is ``peer run``, but its rollouts promise what is missing."""
 
 from __future__ import annotations
 

@@ -164,12 +164,13 @@ def test_peers_with_other_models_share_rollouts_and_no_weights(homes: Any, tmp_p
 def test_weights_and_rollouts_travel_together(homes: Any) -> None:
     async def body() -> None:
         make = memory()
-        peers = [scripted(seed, homes(str(seed)), share="both") for seed in (1, 2, 3)]
+        peers = [scripted(seed, homes(str(seed)), share="both", merge="average") for seed in (1, 2, 3)]
         async with trio.open_nursery() as nursery:
             await meet(nursery, make, peers)
         for running in peers:
             assert {item.sender for item in given(running)[ROUNDS - 1]} == set(IDS) - {running.id}
             assert all(len(event.mixed) == 2 for event in running.events(RoundDone))
+            assert [event.round for event in running.events(RolloutsShared)] == list(range(ROUNDS))
 
     limited(body)
 
