@@ -32,11 +32,11 @@ from gossip.readers import Readers, everybody, row_readers
 from gossip.roster import roster_digest, rows_of
 from gossip.settings import NodeSettings
 from peer import sharing_rules
-from peer.agent_plan import check_agent
 from peer.config import OPTIONS, PeerConfig
 from peer.group_options import MixingOptions
 from peer.inputs import topology_of
 from peer.training import trainers
+from peer.training.agent.refusals import check_agent
 from peer.training.classification import head_names
 from peer.training.frames import RateChoice, Ready
 from topology.announced import Announced

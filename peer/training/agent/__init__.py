@@ -5,6 +5,6 @@
 - ``episodes``: a question and its answer as tokens; ``sampling``: answers drawn from a model.
 - ``advantages``: what an answer is worth, and the objective (GRPO).
 - ``lessons``: answers of other peers: which are right, which are needed.
-- ``grpo``: the trainer.
+- ``grpo``: the trainer; ``refusals``: what does not go together with it.
 - ``novice``: a small base model that half knows the demo's environments.
 """

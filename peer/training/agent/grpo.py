@@ -22,7 +22,6 @@ from gossip.adapter import AdapterState
 from gossip.errors import Diverged, LocalError
 from gossip.events import TrainableFactors
 from gossip.rollouts import Received, Rollout
-from peer.agent_plan import check_agent
 from peer.config import PeerConfig
 from peer.training import rates
 from peer.training.adapted_model import AdaptedModel
@@ -32,6 +31,7 @@ from peer.training.agent.environment import HELD_OUT_EVERY, INDICES, Environment
 from peer.training.agent.environments import ENVIRONMENTS, environments_of
 from peer.training.agent.episodes import Episode, Player, Question
 from peer.training.agent.lessons import Lessons
+from peer.training.agent.refusals import check_agent
 from peer.training.frames import Evaluated, OnStep, Progress, Ready, Step, Trained
 from peer.training.local_steps import Shift, frozen_but
 from peer.training.own_optimizer import OwnOptimizer

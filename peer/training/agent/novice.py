@@ -18,13 +18,11 @@ from peer.training.frames import Progress
 from peer.training.libraries import Tokenizer
 from peer.training.schedules import factor
 from peer.training.sequences import Tokens, collate
-from peer.training.tiny_model import byte_tokenizer
+from peer.training.tiny_model import byte_tokenizer, fresh_model
 
 TAUGHT = ("reverse", "sort", "shift", "swap")
 """What it is taught: the demo's skills."""
 
-HIDDEN = 64
-LAYERS = 2
 STEPS = 400
 BATCH = 32
 LEARNING_RATE = 4e-3
@@ -39,25 +37,10 @@ def make(folder: Path, progress: Progress) -> None:
 def teach(folder: Path, progress: Progress, taught: Sequence[str], steps: int, seed: int = 0) -> None:
     """Write a model that has been taught some environments of ``strings.py`` for so many steps, and its tokenizer."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(1)
     tokenizer = byte_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
+    model = fresh_model(tokenizer, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     draw = random.Random(seed)
     for step in range(steps):

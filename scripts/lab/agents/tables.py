@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from scripts.lab.agents.trial import METHODS, Outcome
+from scripts.lab.agents.trial import METHODS, Method, Outcome, Setting
 
-Outcomes = Mapping[tuple[str, str, int], Outcome]
+Outcomes = Mapping[tuple[Setting, Method, int], Outcome]
 """By setting, method and seed."""
 
 
@@ -83,15 +83,9 @@ def table_of(rows: Sequence[Row]) -> str:
     for row in rows:
         gain = "" if row.gain is None or row.method == "isolated" else f"{row.gain:+.3f}"
         error = "" if row.error is None or not gain else f" +- {row.error:.3f}"
-        cells = (
-            row.setting,
-            row.method,
-            str(row.seeds),
-            f"{row.start:.3f}",
-            f"{row.all:.3f}",
-            f"{row.own:.3f}",
-        )
-        cells += (gain + error, f"{row.read_bytes / 1000:,.0f}", f"{row.seconds:.0f}")
+        cells = [row.setting, row.method, str(row.seeds)]
+        cells += [f"{share:.3f}" for share in (row.start, row.all, row.own)]
+        cells += [gain + error, f"{row.read_bytes / 1000:,.0f}", f"{row.seconds:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -47,6 +47,9 @@ METHODS: tuple[Method, ...] = (
 """``own-replay``: the control, in which each reads its own answers alone; ``hostile``: rollouts, and the last agent
 publishes junk; ``without-one``: rollouts among the others, the last agent publishing nothing."""
 
+WARMUP_STEPS = 15
+"""Source: our trials, central, one seed: 0.586 with it, a falling rate and 4e-4, 0.523 at a constant 2e-4."""
+
 SHARES_ANSWERS = ("own-replay", "rollouts", "both", "hostile", "without-one")
 SHARES_WEIGHTS = ("weights", "both")
 
@@ -69,7 +72,7 @@ class Trial:
     seed: int = 0
     rounds: int = 15
     local_steps: int = 10
-    learning_rate: float = 3e-4
+    learning_rate: float = 4e-4
     own: int = 4
     external: int = 4
     taught_steps: int = novice.STEPS
@@ -153,6 +156,8 @@ def _configs(trial: Trial, base: Path, eval_each: int) -> Mapping[str, PeerConfi
         rounds=trial.rounds,
         local_steps=trial.local_steps,
         learning_rate=trial.learning_rate,
+        schedule="linear",
+        warmup_steps=min(WARMUP_STEPS, trial.rounds * trial.local_steps // 2),
         max_length=32,
         eval_blocks_max=eval_each,
         eval_tasks=FAMILIES,
