@@ -17,6 +17,7 @@ from gossip.errors import LocalError
 from gossip.rollouts import Received, Rollout, encode
 from peer.config import PeerConfig
 from peer.inputs import check_inputs
+from peer.run_manifest import join_line
 from peer.run_plan import plan_run
 from peer.training.adapted_model import AdaptedModel
 from peer.training.agent import lessons
@@ -328,6 +329,10 @@ def test_an_agent_needs_no_data_and_tells_friends_of_tasks(configure: Configure)
     config = configure()
     check_inputs(config)
     assert plan_run(config).config.agent.tasks == ("count",)
+    line = join_line(config, ("/ip4/1.2.3.4/tcp/5/p2p/x",))
+    assert "--tasks THEIR,TASKS" in line
+    assert "--task agent" in line
+    assert "--data" not in line
 
 
 @pytest.mark.parametrize(
