@@ -25,6 +25,7 @@ from peer.learning_options import (
     SCHEDULES,
     TASKS,
     UNMIXABLE,
+    AgentOptions,
     DataOptions,
     ModelOptions,
     TrainingOptions,
@@ -47,6 +48,7 @@ class PeerConfig:
     model: Annotated[ModelOptions, FLAT] = ModelOptions()
     run: Annotated[RunOptions, FLAT] = RunOptions()
     training: Annotated[TrainingOptions, FLAT] = TrainingOptions()
+    agent: Annotated[AgentOptions, FLAT] = AgentOptions()
     mixing: Annotated[MixingOptions, FLAT] = MixingOptions()
     privacy: Annotated[PrivacyOptions, FLAT] = PrivacyOptions()
     network: Annotated[NetworkOptions, FLAT] = NetworkOptions()

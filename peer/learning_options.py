@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from peer.options import (
+    AT_LEAST_2,
     BELOW_ONE,
     NOT_NEGATIVE,
     OPEN_SHARE,
@@ -33,7 +34,7 @@ MomentsRule = Literal["keep", "reset"]
 ScheduleName = Literal["constant", "linear", "cosine", "wsd"]
 """How the learning rate changes over a run, in the order of ``peer/training/schedules.py``."""
 
-TaskName = Literal["causal-lm", "classification"]
+TaskName = Literal["causal-lm", "classification", "agent"]
 """What can be learned, in the order of ``peer/training/tasks.py``."""
 
 LOCAL_OPTIMIZERS: tuple[str, ...] = get_args(LocalOptimizer)
@@ -76,7 +77,8 @@ class ModelOptions:
     """What learns: the task, the frozen base model and the adapter."""
 
     task: Annotated[TaskName, Role.RUN | Role.MODEL] = "causal-lm"
-    """What is learned: to continue text, or to give a text one of the labels."""
+    """What is learned: to continue text, to give a text one of the labels, or to answer questions of environments by
+    trial (--tasks)."""
     labels: Annotated[tuple[str, ...], Role.RUN | Role.MODEL] = ()
     """Classes of a classification, at least 2. All peers of a run need the same ones in the same order, also who has
     no text of some of them."""
@@ -131,8 +133,8 @@ class TrainingOptions:
     """Local training."""
 
     trainer: Annotated[str, Role.BOUNDED] = "local-steps"
-    """Who takes the local steps, in the training process: local-steps (transformers and peft), or your own trainer as
-    module:function. Each peer may have another. Source: ours."""
+    """Who takes the local steps, in the training process: local-steps (transformers and peft; with --task agent that is
+    grpo), or your own trainer as module:function. Each peer may have another. Source: ours."""
     local_steps: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 2
     """Optimizer steps per round (H). Source: our bench on the demo (docs/results.md)."""
     batch_size: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 4
@@ -162,3 +164,25 @@ class TrainingOptions:
     """Weight decay. Source: LoRA paper's setting for short runs."""
     max_grad_norm: Annotated[float, POSITIVE, Role.BOUNDED | Role.METHOD] = 1.0
     """Gradient clipping. Source: Hugging Face Trainer default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOptions:
+    """Learning by trial (--task agent): in which environments, and how much of it from others' answers."""
+
+    tasks: Annotated[tuple[str, ...], Role.OWN] = ()
+    """Environments to practice in, separated by commas: reverse, sort, shift, swap, rotate, count, except, sum, grid,
+    lookup, or a class of your own as module:Class. Each peer may have others."""
+    eval_tasks: Annotated[tuple[str, ...], Role.OWN] = ()
+    """Environments that are only measured, never practiced in: they count in "all"."""
+    own: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 4
+    """Questions of our own environments a step, each answered --group times. Source: SAPO (arXiv 2509.08721), where
+    half own and half external does best."""
+    external: Annotated[int, NOT_NEGATIVE, Role.BOUNDED | Role.METHOD] = 4
+    """As many verified answers of others are learned a step as so many groups have; 0 = none. More of them cost
+    accuracy at one's own tasks. Source: SAPO, as --own."""
+    group: Annotated[int, AT_LEAST_2, Role.BOUNDED | Role.METHOD] = 8
+    """Answers to each question, which are judged by one another. Source: our measurements on toy tasks."""
+    updates: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 1
+    """Optimizer steps on each step's answers; beyond the first, probabilities that moved too far are clipped. Source:
+    rl-swarm, where it is 1."""

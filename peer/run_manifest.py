@@ -127,7 +127,8 @@ def _implied(config: PeerConfig, name: str) -> Any:
 
 def join_line(config: PeerConfig, own_addresses: tuple[str, ...]) -> str:
     """Return the command that a friend pastes to join: our address and every setting that makes the run."""
-    words = ["peer run", f"--join {own_addresses[0]}", "--data THEIR_FILE.jsonl"]
+    learns_from = "--tasks THEIR,TASKS" if config.model.task == "agent" else "--data THEIR_FILE.jsonl"
+    words = ["peer run", f"--join {own_addresses[0]}", learns_from]
     for name in names_with(Role.RUN, OPTIONS):
         value, flag = config.option(name), OPTIONS[name].flag
         if value == _implied(config, name) or (name == "learning_rate" and not _suits_others(config)):

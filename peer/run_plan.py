@@ -36,6 +36,7 @@ from peer.config import OPTIONS, PeerConfig
 from peer.group_options import MixingOptions
 from peer.inputs import topology_of
 from peer.training import trainers
+from peer.training.agent.refusals import check_agent
 from peer.training.classification import head_names
 from peer.training.frames import RateChoice, Ready
 from topology.announced import Announced
@@ -206,7 +207,8 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             go together (a valid alternative is named).
     """
     topology = topology_of(config, peers)
-    trainers.entry_point(config.training.trainer)  # refuses what the training process could not start
+    check_agent(config)
+    trainers.entry_point(trainers.trainer_name(config))  # refuses what the training process could not start
     mixing, adapter = config.mixing, config.model.adapter
     names = sharing_rules.methods_with(config, _method_names(mixing))
     if find("factor rule", mixing.factors, FACTORS).core_only != (adapter == CORE_ADAPTER):

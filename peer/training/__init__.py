@@ -8,6 +8,7 @@ Between the processes:
 
 Our trainer:
 - ``local_trainer``: optimizer steps on the adapter of a frozen base, held-out losses, what resumes.
+- ``own_optimizer``: a peer's own optimizer and generators, and the file in which they rest.
 - ``local_steps``: what all steps have in common: optimizers, what is added to a step besides the gradient.
 - ``step_kinds``: the catalogue of ways to make a gradient; ``plain_steps``: of a batch in seeded order.
 - ``schedules``: how the learning rate changes over a run.

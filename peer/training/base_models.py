@@ -224,6 +224,12 @@ def _make_tiny(partial: Path, report: Progress) -> None:
     make(partial, report)
 
 
+def _make_novice(partial: Path, report: Progress) -> None:
+    from peer.training.agent.novice import make
+
+    make(partial, report)
+
+
 @dataclass(frozen=True, slots=True)
 class Alias:
     """A model that this program can make.
@@ -241,6 +247,7 @@ ALIASES: dict[str, Alias] = {
     "smollm2-135m": Alias("smollm2-135m-instruct-bf16-1", _make_smollm2),
     "minilm": Alias("all-minilm-l6-v2-fp32-1", _make_minilm),
     "tiny": Alias("tiny-2", _make_tiny),
+    "novice": Alias("novice-1", _make_novice),
 }
 """Models by short name. To add one: a maker that fills a folder, and a line here."""
 

@@ -47,9 +47,9 @@ def load_adapter(folder: Path) -> tuple[BaseModel, Tokenizer]:
     libraries.silence()
     labels = labels_of(folder)
     if _is_whole(folder):
-        return _load_model(folder, labels)
+        return load_model(folder, labels)
     source = base_models.resolve(base_name(folder))
-    base, tokenizer = _load_model(source.folder, labels)
+    base, tokenizer = load_model(source.folder, labels)
     try:
         model = PeftModel.from_pretrained(base, folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -117,7 +117,12 @@ def base_name(folder: Path) -> str:
         raise LocalError(f"{folder}/{name} does not name the base model (base_model_name_or_path)") from None
 
 
-def _load_model(folder: Path, labels: tuple[str, ...]) -> tuple[BaseModel, Tokenizer]:
+def load_model(folder: Path, labels: tuple[str, ...]) -> tuple[BaseModel, Tokenizer]:
+    """Return ``(model, tokenizer)`` of a folder with a whole model; ``labels``: what it gives to texts, () if nothing.
+
+    Raises:
+        LocalError: it cannot be loaded.
+    """
     task = _task(labels)
     try:
         model: BaseModel = getattr(transformers, task.loader).from_pretrained(
@@ -184,7 +189,7 @@ def base_of(adapter: Path) -> BaseModel | None:
     off."""
     if not _is_whole(adapter) or labels_of(adapter):
         return None
-    return _load_model(base_models.resolve(base_name(adapter)).folder, ())[0]
+    return load_model(base_models.resolve(base_name(adapter)).folder, ())[0]
 
 
 @contextmanager

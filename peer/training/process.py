@@ -98,7 +98,7 @@ class TrainerProcess:
         Raises:
             LocalError: also for a trainer that does not exist.
         """
-        entry_point = trainers.entry_point(config.training.trainer)
+        entry_point = trainers.entry_point(trainers.trainer_name(config))
         stderr = _last_words_file()
         process = await trio.lowlevel.open_process(
             python_module("peer.training.worker"),

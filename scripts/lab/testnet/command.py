@@ -5,6 +5,7 @@ How to call it:
     python scripts/testnet.py                  four languages, a real model
     python scripts/testnet.py --model tiny     a tiny one, much sooner
     python scripts/testnet.py --from-scratch nano   one that begins untrained, on Shakespeare
+    python scripts/testnet.py --task agent     four agents that learn from one another's answers
 
 Flags after -- go to every peer run:
 
@@ -46,6 +47,11 @@ def launch(
 ) -> None:
     """Run a network of real peer processes on this machine and say how well it learned."""
     config = dataclasses.replace(config, options=options)
+    if config.task == "agent":
+        from scripts.lab.agents.demo import launch_agents
+
+        launch_agents(config)
+        return
     from rich.console import Console
 
     from scripts.lab.testnet.curves import write_curves

@@ -42,6 +42,8 @@ class TestnetConfig:
 
     __test__ = False  # not a test case, pytest
 
+    task: Literal["text", "agent"] = "text"
+    """What is learned: text, or skills by trial (agent): then only --rounds, --seed, --out and flags after -- count."""
     peers: int = 4
     """Number of peers, each a process. Default: the demo's languages."""
     rounds: int | None = None

@@ -121,6 +121,23 @@ async def run_regime(
     return views
 
 
+async def run_processes(planned: Sequence[PlannedPeer], shards: int, watch: Watch) -> list[PeerView]:
+    """Run processes to their end and return what they told.
+
+    Args:
+        shards: how many parts a measurement over all has.
+
+    Raises:
+        LocalError: one failed; its last words are in the message.
+    """
+    views = [PeerView(one, shards) for one in planned]
+    async with trio.open_nursery() as nursery:
+        for view in views:
+            watch(view, "planned")
+            nursery.start_soon(_run_process, view, watch)
+    return views
+
+
 async def _rate_of(view: PeerView, nursery: trio.Nursery, watch: Watch) -> float:
     """Start a process; return the learning rate that it tells as soon as it has found one."""
     has_told = trio.Event()

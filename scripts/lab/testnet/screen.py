@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from peer.journal_words import megabytes
-from scripts.lab.testnet.config import Regime, TestnetConfig
+from scripts.lab.testnet.config import TestnetConfig
 from scripts.lab.testnet.view import Evaluation, PeerView, RoundReport, Watch
 
 REDRAW_S = 0.2
@@ -57,7 +57,7 @@ class LiveTable:
 
     def __init__(self, live: Live) -> None:
         self._live = live
-        self._views: dict[tuple[Regime, str], PeerView] = {}
+        self._views: dict[tuple[str, str], PeerView] = {}
         self._drawn_at = 0.0
 
     def watch(self, view: PeerView, happened: str) -> None:
@@ -68,7 +68,7 @@ class LiveTable:
             self._live.update(table_of(view.planned.regime, list(self._views.values())))
 
 
-def table_of(regime: Regime, views: list[PeerView]) -> Table:
+def table_of(regime: str, views: list[PeerView]) -> Table:
     """Return the table of one regime's peers; with columns of right labels, if labels are what is learned."""
     table = Table(title=f"{regime} learning", title_justify="left")
     shown = [view for view in views if view.planned.regime == regime]
