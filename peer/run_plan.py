@@ -23,6 +23,7 @@ from gossip.methods.catalogue import Entry, find, written
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
 from gossip.methods.feedback import FEEDBACKS, default_feedback
+from gossip.methods.from_scratch import check_from_scratch
 from gossip.methods.merging import MERGES
 from gossip.methods.method_set import MethodNames, MethodSet, resolve
 from gossip.methods.mixing import MIXERS
@@ -100,6 +101,8 @@ class RunPlan:
             lossless = resolve(dataclasses.replace(names, codec="float32", feedback="none"), spec)
             codec = choose_codec(round(budget_mb * 1e6), lossless.wire_spec, self.reads_per_round())
             names = dataclasses.replace(names, codec=codec, feedback=default_feedback(codec))
+        if self.config.model.from_scratch:
+            check_from_scratch(names, budget_mb)
         return resolve(names, spec)
 
     def announced(self, ready: Ready) -> Announced | None:
@@ -228,6 +231,8 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
         )
     compatibility.check_average(mixing.average_last, config.run.rounds, names)
     compatibility.check_fragments(mixing.fragments, config.run.rounds, mixing.collect_s)
+    if config.model.from_scratch:
+        check_from_scratch(names)
     _check_warmup(config)
     _check_privacy(config, topology)
     expected = peers or _members_said(config) or MEMBERS_GUESSED

@@ -124,6 +124,35 @@ def test_what_has_no_meaning_from_scratch_is_refused(options: dict[str, object],
         PeerConfig.of(from_scratch="nano", **options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"codec": "topk:0.03"},
+        {"codec": "topk", "feedback": "replica"},
+        {"codec": "randomk"},
+        {"codec": "lowrank"},
+        {"codec": "chunked", "feedback": "error"},
+    ],
+)
+def test_a_few_of_all_values_learned_are_refused_with_a_way_out_that_works(options: dict[str, str]) -> None:
+    with pytest.raises(LocalError, match="--codec chunked --topology complete"):
+        plan_run(PeerConfig.of(from_scratch="nano", **options))
+    assert plan_run(PeerConfig.of(**options)), "adapters change little: there it may be"
+    plan_run(PeerConfig.of(from_scratch="nano", codec="chunked", topology="complete"))
+    plan_run(
+        PeerConfig.of(from_scratch="nano", codec="topk:0.03", feedback="pseudo-gradient", topology="complete")
+    )
+
+
+def test_a_budget_that_only_few_values_fit_is_refused_too() -> None:
+    spec = AdapterSpec((("weight", (256, 256)),))
+    plan = plan_run(PeerConfig.of(from_scratch="nano", budget_mb=0.01, wait_peers=1))
+    with pytest.raises(LocalError, match=r"--budget-mb 0\.01 leaves room for --codec topk"):
+        plan.methods(spec)
+    plan = plan_run(PeerConfig.of(from_scratch="nano", budget_mb=2.0, wait_peers=1))
+    assert plan.methods(spec).names.codec == "float32"
+
+
 def test_from_scratch_means_all_weights_and_friends_are_told_so() -> None:
     config = PeerConfig.of(from_scratch="nano", learning_rate=2e-3)
     assert config.model.adapter == "full"
