@@ -29,6 +29,7 @@ from gossip.events import (
     Fetch,
     Fetched,
     FetchFailed,
+    Joined,
     Penalize,
     SetTimer,
     TimerFired,
@@ -57,13 +58,13 @@ class CaughtUp:
         state: the adapter to begin with.
         round: to begin with.
         age: local steps that went into the adapter, by the word of those whom it is from.
-        complaints: about those who sent what nobody sends.
+        actions: complaints about those who sent what nobody sends, and for the user how it has ended.
     """
 
     state: AdapterState | None
     round: int
     age: int
-    complaints: tuple[Action, ...] = ()
+    actions: tuple[Action, ...] = ()
 
 
 class CatchingUp:
@@ -94,7 +95,7 @@ class CatchingUp:
         self.wholes = WholeAdapters(me, settings, health.initial)
         self._me, self._settings, self._health = me, settings, health
         self._neighbors, self._rng, self._is_restart = neighbors, rng, is_restart
-        self._round = 0
+        self._round = self._asked = 0
         self._waiting_for: set[str] = set()
         self._came: list[Contribution] = []
         self._complaints: list[Action] = []
@@ -116,7 +117,7 @@ class CatchingUp:
             return []
         candidates = [peer for peer, progress in ahead.items() if progress > round]
         asked = sorted(self._rng.sample(candidates, min(ASKED, len(candidates))))
-        self._waiting_for = set(asked)
+        self._waiting_for, self._asked = set(asked), len(asked)
         for peer in asked:
             self._neighbors.of(peer).fetches += 1
         return [
@@ -160,13 +161,15 @@ class CatchingUp:
         passed, objections = self.wholes.guarded(came)
         self._complaints += [Penalize(one.sender, one.reason) for one in objections if one.is_fault]
         if not passed:
-            return self._where_we_are()
+            return self._where_we_are("none answered with something that could be used")
         state = self.wholes.merged(passed)
         round = statistics.median_low(one.round for one in passed)
         age = statistics.median_low(one.age for one in passed)
         # Of a run that is over the adapter is taken, not the round: our own rows have still to be learned from.
         round = round if round < self._settings.rounds else self._round
-        self._candidate = CaughtUp(state, max(round, self._round), age, tuple(self._complaints))
+        round = max(round, self._round)
+        joined = Joined(round, tuple(one.sender for one in passed), self._asked)
+        self._candidate = CaughtUp(state, round, age, (*self._complaints, joined))
         if not self._health.is_on:
             return self._candidate
         first = state if self._health.has_measured else self._health.initial
@@ -180,9 +183,10 @@ class CatchingUp:
             health.measured_initial(loss)
             return [Check(self._round, candidate.state)]
         if not math.isfinite(loss) or loss > health.limit:
-            return self._where_we_are()
+            return self._where_we_are("what they have does worse on our own held-out rows")
         health.kept(candidate.state, loss, candidate.round, trained=False)
         return candidate
 
-    def _where_we_are(self) -> CaughtUp:
-        return CaughtUp(None, self._round, 0, tuple(self._complaints))
+    def _where_we_are(self, why: str) -> CaughtUp:
+        joined = Joined(self._round, (), self._asked, why)
+        return CaughtUp(None, self._round, 0, (*self._complaints, joined))

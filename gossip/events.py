@@ -234,6 +234,20 @@ class Distrust:
     rounds: int
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """We have come to a run under way, and begin with what others have, or not (``catching_up.py``).
+
+    ``round``: that we begin in, from 0. ``peers``: whose adapters ours is made of, of ``asked`` peers. ``why_not``: we
+    go on with our own, because of this; empty = with theirs.
+    """
+
+    round: int
+    peers: tuple[str, ...]
+    asked: int
+    why_not: str = ""
+
+
 class NeighborReport(NamedTuple):
     """What was seen of a neighbor whose adapter came (``sightings.py``); counts begin with the process.
 
@@ -345,4 +359,6 @@ class Finish:
     """All rounds are done, or we were stopped."""
 
 
-Action = Train | Publish | Fetch | FetchSum | SetTimer | Check | Penalize | Distrust | Report | Finish
+Action = (
+    Train | Publish | Fetch | FetchSum | SetTimer | Check | Penalize | Distrust | Joined | Report | Finish
+)

@@ -190,7 +190,7 @@ class GossipNode:
         if outcome.state is not None:
             self.state, self.round, self.age = outcome.state, outcome.round, max(self.age, outcome.age)
             self._pipelines.reset(outcome.state)
-        return [*outcome.complaints, *self._next_round(now)]
+        return [*outcome.actions, *self._next_round(now)]
 
     def _next_round(self, now: float) -> list[Action]:
         if self.round >= self.rounds:

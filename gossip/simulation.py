@@ -25,6 +25,7 @@ from gossip.events import (
     Fetched,
     FetchSum,
     Finish,
+    Joined,
     Penalize,
     Publish,
     Report,
@@ -102,6 +103,7 @@ class Simulation:
         self.events = 0
         self.penalties: list[tuple[str, str, str]] = []
         self.distrusts: list[tuple[str, Distrust]] = []
+        self.joined: list[tuple[str, Joined]] = []
         self.train = train
         self.evaluate = evaluate
         self.hosts = {peer: SimulatedHost(nodes[peer]) for peer in sorted(nodes)}
@@ -240,6 +242,8 @@ class Simulation:
                 self._post(peer, Checked(action.round, loss), 0.0)
             case Distrust():
                 self.distrusts.append((peer, action))
+            case Joined():
+                self.joined.append((peer, action))
             case Penalize():
                 self._penalize(peer, action.peer, action.reason)
             case Report():

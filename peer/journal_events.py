@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from peer.audit_event import Audited
+from peer.joining_event import JoinedLate
 from peer.journal_words import STAGES, loss_in_words, megabytes, what_travels
 from peer.odd_neighbors import odd_neighbors
 from peer.rate_event import RateChosen
@@ -380,6 +381,7 @@ JournalEvent = (
     | Resumed
     | Listening
     | Note
+    | JoinedLate
     | StepTaken
     | RoundDone
     | RolloutsShared

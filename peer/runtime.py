@@ -29,6 +29,7 @@ from gossip.events import (
     Fetch,
     FetchSum,
     Finish,
+    Joined,
     Penalize,
     Publish,
     Report,
@@ -58,7 +59,15 @@ from peer.round_records import RoundRecords
 from peer.run_manifest import join_line
 from peer.run_plan import RunPlan
 from peer.streams import Streams, open_streams
-from peer.telling import dropped_step, left_out, measured, model_ready, rate_chosen, training_callbacks
+from peer.telling import (
+    dropped_step,
+    joined_late,
+    left_out,
+    measured,
+    model_ready,
+    rate_chosen,
+    training_callbacks,
+)
 from peer.training.export import load_line_of
 from peer.training.process import TrainerProcess
 from peer.training.supervisor import StartTrainer, TrainingSupervisor, supervised_training
@@ -280,6 +289,8 @@ class Peer:
                 self.nursery.start_soon(self._check, action)
             case Distrust():
                 self.journal.emit(left_out(action, self.membership))
+            case Joined():
+                self.journal.emit(joined_late(action, self.node.rounds, self.membership))
             case Penalize():
                 if action.peer != ROW:  # of a sum nobody knows whose fault it is
                     self.membership.strike(action.peer, action.reason)

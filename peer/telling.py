@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from gossip.events import Distrust, RolloutReport, RoundReport
+from gossip.events import Distrust, Joined, RolloutReport, RoundReport
 from peer.config import PeerConfig
 from peer.exchange import Traffic
+from peer.joining_event import JoinedLate
 from peer.journal import Journal
 from peer.journal_events import LeftOut, Measured, ModelReady, Note, Preparing, RoundDone, StepTaken
 from peer.membership import Membership
@@ -89,6 +90,14 @@ def left_out(distrust: Distrust, membership: Membership) -> LeftOut:
         loss=distrust.loss,
         limit=distrust.limit,
         rounds=distrust.rounds,
+    )
+
+
+def joined_late(joined: Joined, rounds: int, membership: Membership) -> JoinedLate:
+    """Return the event of our coming to a run under way; ``rounds``: how many there will be in all."""
+    peers = tuple(map(membership.display_name, joined.peers))
+    return JoinedLate(
+        round=joined.round, rounds=rounds, peers=peers, asked=joined.asked, why_not=joined.why_not
     )
 
 

@@ -1,7 +1,8 @@
 """How the learning rate changes over a run: the share of it that each step is taken with.
 
-A schedule goes by the step's place in the *run*, not by how many steps a peer has taken itself: one that came late, was
-restarted or skipped a round takes its steps at the rate of all others. A run that is prolonged is stretched. Pure; it
+A schedule goes by the step's place in the *run*, not by how many steps a peer has taken itself: one that was restarted,
+skipped a round or came late takes its steps at the rate of all others; the last if it could take over their round
+(``gossip/catching_up.py``), else it begins at the schedule's beginning. A run that is prolonged is stretched. Pure; it
 knows neither optimizers nor peers. The catalogue stands at the foot.
 """
 

@@ -20,6 +20,7 @@ from gossip.events import (
     Fetch,
     Fetched,
     FetchFailed,
+    Joined,
     PeerUp,
     Penalize,
     Report,
@@ -89,7 +90,8 @@ def test_it_asks_some_of_the_others_and_goes_on_where_they_are() -> None:
     assert SetTimer(TIMER, WAIT_S) in actions
     assert not any(isinstance(action, Train) for action in actions)
     assert node.handle(Fetched(asked[0], whole(LEARNED)), 1.0) == []
-    (train,) = answered(node, asked[1:], [whole(LEARNED, round) for round in (8, 7, 9)])
+    joined, train = answered(node, asked[1:], [whole(LEARNED, round) for round in (8, 7, 9)])
+    assert joined == Joined(7, tuple(sorted(asked)), ASKED), "the user is told"
     assert isinstance(train, Train)
     assert train.round == node.round == 7
     assert node.age == 70
@@ -135,7 +137,10 @@ def test_where_nobody_answers_it_begins_as_all_began(way: str) -> None:
             actions = node.handle(FetchFailed(peer, "nothing"), 1.0)
     else:
         actions = node.handle(TimerFired(TIMER), WAIT_S)
-    (train,) = actions
+    joined, train = actions
+    assert isinstance(joined, Joined)
+    assert (joined.round, joined.peers, joined.asked) == (0, (), ASKED)
+    assert joined.why_not
     assert isinstance(train, Train)
     assert train.round == 0
     assert torch.equal(train.state.flat, INITIAL.flat)
@@ -148,7 +153,8 @@ def test_where_nobody_answers_it_begins_as_all_began(way: str) -> None:
 def test_some_answers_are_enough_when_the_time_is_over() -> None:
     node, actions = newcomer()
     node.handle(Fetched(asked_of(actions)[0], whole(LEARNED)), 1.0)
-    (train,) = node.handle(TimerFired(TIMER), WAIT_S)
+    joined, train = node.handle(TimerFired(TIMER), WAIT_S)
+    assert joined == Joined(7, tuple(asked_of(actions)[:1]), ASKED)
     assert isinstance(train, Train)
     assert (train.round, train.state.flat.tolist()) == (7, LEARNED.tolist())
 
@@ -164,7 +170,9 @@ def test_our_own_rows_have_the_last_word(loss: float, kept: bool) -> None:
     (check,) = node.handle(Checked(check.round, 5.0), 2.0)
     assert isinstance(check, Check)
     assert torch.equal(check.candidate.flat, LEARNED)
-    (train,) = node.handle(Checked(check.round, loss), 3.0)
+    joined, train = node.handle(Checked(check.round, loss), 3.0)
+    assert isinstance(joined, Joined)
+    assert bool(joined.why_not) != kept
     assert isinstance(train, Train)
     assert train.round == (7 if kept else 0)
     assert torch.equal(train.state.flat, LEARNED if kept else INITIAL.flat)
@@ -199,7 +207,7 @@ def test_a_restart_goes_on_from_its_checkpoint_but_where_changes_travel() -> Non
 
 def test_of_a_run_that_is_over_the_adapter_is_taken_and_not_the_round() -> None:
     node, actions = newcomer(round=21)
-    (train,) = answered(node, asked_of(actions), [whole(LEARNED, round=21)] * ASKED)
+    _, train = answered(node, asked_of(actions), [whole(LEARNED, round=21)] * ASKED)
     assert isinstance(train, Train)
     assert (train.round, train.state.flat.tolist()) == (0, LEARNED.tolist())
 

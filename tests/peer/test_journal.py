@@ -18,6 +18,7 @@ from faulty_disk import FaultyDisk, installed
 
 from peer import journal
 from peer.audit_event import Audited
+from peer.joining_event import JoinedLate
 from peer.journal import Journal, JsonPrinter, SentencePrinter
 from peer.journal_events import (
     EVENTS,
@@ -95,6 +96,8 @@ TOLD: tuple[JournalEvent, ...] = (
     Resumed(round=3, checkpoint=Path("anna/checkpoints/round-000003")),
     Listening(addresses=("/ip4/1.2.3.4/tcp/5",), join="peer run --join x"),
     Note(text="two\nlines"),
+    JoinedLate(round=56, rounds=200, peers=("bert", "böd"), asked=3, why_not=""),
+    JoinedLate(round=0, rounds=200, peers=(), asked=1, why_not="none answered"),
     StepTaken(round=0, step=1, steps=2, loss=2.0),
     ROUND,
     dataclasses.replace(ROUND, merging=True, loss=math.nan, mixed=(), mixed_rounds=(), cross_term=0.5),
@@ -170,6 +173,13 @@ def test_the_line_of_a_round_is_what_programs_have_always_read() -> None:
     assert ROUND.sentence() == (
         "round 1/3: training loss 1.500, mixed with anna, böd; carl late (0.2 s), in 0.1 kB, out 2.5 MB"
     )
+
+
+def test_who_came_late_is_told_with_what_it_began_and_where() -> None:
+    late, in_vain = (event for event in TOLD if isinstance(event, JoinedLate))
+    assert late.sentence() == "joined late: began with what 2 of 3 peers have, at round 57 of 200"
+    told = "joined late: 1 peer asked, none answered; began with our own weights at round 1 of 200"
+    assert in_vain.sentence() == told
 
 
 def test_the_sentence_of_a_round_names_neighbors_that_are_odd_and_no_others() -> None:
