@@ -249,16 +249,18 @@ class RoundDone:
     saved: bool
     """Whether its checkpoint is complete: then it survives kill -9 and power loss; if not, it was not its turn
     (--checkpoint-every), or a note said why."""
+    shares_weights: bool
+    """Whether adapters are shared; with `--share rollouts` none are, and none are mixed."""
 
     def sentence(self) -> str | None:
         """Return the round in one line."""
-        mixed = ", ".join(self.mixed) or "nobody"
+        mixed = f", mixed with {', '.join(self.mixed) or 'nobody'}" if self.shares_weights else ""
         missing = "".join(f"; {peer} {reason}" for peer, reason in self.failed)
         odd = odd_neighbors(self.neighbors, self.distance_ratios, self.trimmed)
         trained = "not trained" if math.isnan(self.loss) else f"training loss {loss_in_words(self.loss)}"
         work = "final merge" if self.merging else trained
         return (
-            f"round {self.round + 1}/{self.rounds}: {work}, mixed with {mixed}{missing}{odd} "
+            f"round {self.round + 1}/{self.rounds}: {work}{mixed}{missing}{odd} "
             f"({self.collect_s:.1f} s), in {megabytes(self.bytes_in)}, out {megabytes(self.bytes_out)}"
         )
 

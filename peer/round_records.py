@@ -55,8 +55,16 @@ class RoundRecords:
         for peer, reason in report.failed:
             if reason == "late":
                 self._membership.suspect(peer)
-        saved = checkpoint is not None
-        self._journal.emit(round_done(report, rounds, saved, self._membership, self._traffic))
+        self._journal.emit(
+            round_done(
+                report,
+                rounds,
+                self._membership,
+                self._traffic,
+                saved=checkpoint is not None,
+                shares_weights=self._run.plan.config.mixing.share != "rollouts",
+            )
+        )
         if report.rollouts:
             self._journal.emit(rollouts_shared(report.round, report.rollouts, self._membership))
         return checkpoint

@@ -102,7 +102,13 @@ def joined_late(joined: Joined, rounds: int, membership: Membership) -> JoinedLa
 
 
 def round_done(
-    report: RoundReport, rounds: int, saved: bool, membership: Membership, traffic: Traffic
+    report: RoundReport,
+    rounds: int,
+    membership: Membership,
+    traffic: Traffic,
+    *,
+    saved: bool,
+    shares_weights: bool,
 ) -> RoundDone:
     """Return the event of a round; ``rounds``: how many there will be in all; ``saved``: it survives a crash."""
     name = membership.display_name
@@ -112,6 +118,7 @@ def round_done(
         merging=report.merging,
         loss=report.loss,
         age=report.age,
+        shares_weights=shares_weights,
         mixed=tuple(name(peer) for peer, _, _ in report.mixed),
         mixed_rounds=tuple(round for _, round, _ in report.mixed),
         failed=tuple((name(peer), reason) for peer, reason in report.failed),

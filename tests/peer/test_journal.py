@@ -48,6 +48,7 @@ ROUND = RoundDone(
     merging=False,
     loss=1.5,
     age=3,
+    shares_weights=True,
     mixed=("anna", "böd"),
     mixed_rounds=(0, 1),
     failed=(("carl", "late"),),
@@ -168,11 +169,20 @@ def test_the_line_of_a_round_is_what_programs_have_always_read() -> None:
         '"distance_ratios": [2.0, 1.0], "cosines": [0.5, null], "drifts": [null, 0.25], "trimmed": [[1, 4], [0, 1]], '
         '"objected": [0, 0], "measurements": 1, "drift": 0.125, "cross_term": null, "collect_s": 0.25, '
         '"deadline_s": 60.0, "peers": 2, "bytes_in": 100, "bytes_out": 2500000, "mask_bytes": 0, "fetches_ok": 2, '
-        '"fetches_failed": 1, "rejected": {"malformed": 2}, "saved": true}'
+        '"fetches_failed": 1, "rejected": {"malformed": 2}, "saved": true, "shares_weights": true}'
     )
     assert ROUND.sentence() == (
         "round 1/3: training loss 1.500, mixed with anna, böd; carl late (0.2 s), in 0.1 kB, out 2.5 MB"
     )
+
+
+def test_where_no_weights_are_shared_nobody_is_said_to_have_been_missed() -> None:
+    alone = dataclasses.replace(
+        ROUND, mixed=(), mixed_rounds=(), failed=(), neighbors=(), distance_ratios=(), trimmed=()
+    )
+    assert "mixed with nobody (0.2 s)" in str(alone.sentence())
+    of_rollouts = dataclasses.replace(alone, shares_weights=False)
+    assert of_rollouts.sentence() == "round 1/3: training loss 1.500 (0.2 s), in 0.1 kB, out 2.5 MB"
 
 
 def test_who_came_late_is_told_with_what_it_began_and_where() -> None:

@@ -141,6 +141,7 @@ def test_trainings_are_given_the_same_as_in_the_simulator(homes: Any, network: A
         # nothing was mixed, and nothing but rollouts was read
         assert float(checkpoint.state.flat[0]) == pytest.approx(running.trainer.optimum * (1 - 0.5**ROUNDS))
         assert all(event.mixed == () and not event.failed for event in running.events(RoundDone))
+        assert not any("mixed" in str(event.sentence()) for event in running.events(RoundDone))
         shared = running.events(RolloutsShared)
         assert [event.published for event in shared] == [4] * ROUNDS
         others = [(f"p{peer.key[0]}", 4) for peer in peers if peer is not running]
