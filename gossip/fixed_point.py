@@ -23,7 +23,7 @@ CHUNK = 1 << 14
 Words = NDArray[np.uint32]
 
 
-def to_words(values: bytes | bytearray, weight: float) -> Words:
+def to_words(values: bytes | bytearray | memoryview, weight: float) -> Words:
     """Return weight x in fixed point.
 
     Args:
@@ -46,7 +46,7 @@ def to_words(values: bytes | bytearray, weight: float) -> Words:
     return words.view(np.uint32)
 
 
-def words_of(payload: bytes | bytearray) -> Words:
+def words_of(payload: bytes | bytearray | memoryview) -> Words:
     """Return a payload's words.
 
     Raises:

@@ -29,7 +29,7 @@ from gossip import fixed_point
 from gossip.errors import RemoteError
 from gossip.fixed_point import Words
 from gossip.messages import Kind, MaskKey, MaskSeeds, PairSeed, Summand, SumProposal, SumSigned
-from gossip.published import PublishedAdapter
+from gossip.published import Payload, PublishedAdapter
 from gossip.roster import Rows
 
 CODEC = "pairs"
@@ -329,7 +329,7 @@ def sign_of(me: str, other: str) -> int:
 
 
 def unmasked(
-    payloads: Mapping[str, bytes | bytearray],
+    payloads: Mapping[str, Payload],
     seeds: Mapping[str, MaskSeeds],
     gone: frozenset[str],
     secrets: Secrets,

@@ -17,6 +17,14 @@ from gossip.messages import Kind, Offer, Pull
 
 KEPT = 3
 """Rounds kept: a reader one round behind, one level, and one in the middle of a resumed transfer. Source: ours."""
+LARGE_BYTES = 16 << 20
+"""Of payloads beyond this, 16 MiB, ``KEPT_LARGE`` rounds are kept. Source: ours; no adapter of the usual kinds is as
+large, a whole model of more than 4 million weights is."""
+KEPT_LARGE = 2
+"""For readers one round behind, who may just be reading, and level ones. Source: ours."""
+
+Payload = bytes | bytearray | memoryview
+"""Of a memoryview the memory is that of a tensor, which nobody writes any more."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class PublishedAdapter:
     round: int
     age: int
     codec: str
-    payload: bytes | bytearray = field(repr=False)
+    payload: Payload = field(repr=False)
     base: bytes = b""
     whole: Callable[[], PublishedAdapter] | None = field(default=None, repr=False, compare=False)
     kind: Kind = "round"
@@ -69,9 +77,12 @@ class RecentPublications:
         self._shelves: dict[Kind, deque[PublishedAdapter]] = {}
 
     def put(self, published: PublishedAdapter) -> None:
-        """Add the newest adapter of its kind; the oldest of that kind beyond ``kept`` falls off."""
+        """Add the newest adapter of its kind; the oldest of that kind beyond those that are kept fall off."""
+        shelf = self._shelves.setdefault(published.kind, deque())
+        shelf.append(published)
         kept = 1 if published.kind == "whole" else self._kept  # of these only the newest is asked for
-        self._shelves.setdefault(published.kind, deque(maxlen=kept)).append(published)
+        while len(shelf) > (min(kept, KEPT_LARGE) if len(published.payload) > LARGE_BYTES else kept):
+            shelf.popleft()
 
     def newest(self, kind: Kind) -> PublishedAdapter | None:
         """Return the newest adapter of a kind, if there is one."""

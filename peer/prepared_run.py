@@ -8,6 +8,8 @@ from functools import partial
 
 from gossip.errors import LocalError
 from gossip.manifest import RunManifest
+from gossip.methods.catalogue import find
+from gossip.methods.codecs import CODECS
 from gossip.methods.method_set import MethodSet
 from gossip.node import GossipNode
 from gossip.published import PublishedAdapter
@@ -68,7 +70,8 @@ class PreparedRun:
         too_large = 4 * self.ready.initial.spec.size > PAYLOAD_BYTES_MAX
         if self.methods.factor_rule.refactors or self.plan.config.mixing.share == "rollouts" or too_large:
             return None
-        return PublishedAdapter(0, 0, "float32", self.ready.initial.flat.numpy().tobytes(), kind="initial")
+        payload = find("codec", "float32", CODECS).encode(self.ready.initial.flat, self.ready.initial.spec, 0)
+        return PublishedAdapter(0, 0, "float32", payload, kind="initial")
 
     @property
     def announced(self) -> Announced | None:

@@ -240,15 +240,19 @@ class Peer:
         """Let the node decide until it says that it is done."""
         self.post(Start())
         own_thread = trio.CapacityLimiter(1)  # nothing that others can delay may wait in the same row
-        async for event in self.inbox:
-            # In a thread: mixing a large adapter must not stop the sockets for longer than a switch interval.
-            actions = await trio.to_thread.run_sync(
-                self.node.handle, event, trio.current_time(), limiter=own_thread
-            )
-            for action in actions:
-                await self._perform(action)
-            if self.is_done:
-                return
+        while not self.is_done:
+            await self._handle_next(own_thread)
+
+    async def _handle_next(self, own_thread: trio.CapacityLimiter) -> None:
+        """Let the node decide on the next event. What came with it, or went, is held no longer than that."""
+        event = await self.inbox.receive()
+        # In a thread: mixing a large adapter must not stop the sockets for longer than a switch interval.
+        actions = await trio.to_thread.run_sync(
+            self.node.handle, event, trio.current_time(), limiter=own_thread
+        )
+        del event
+        for action in actions:
+            await self._perform(action)
 
     async def finish(self) -> None:
         """Measure the result, serve the last adapter to those who are not done yet, and say goodbye."""

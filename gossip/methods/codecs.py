@@ -25,6 +25,7 @@ from gossip.methods import lowrank, sparse
 from gossip.methods.catalogue import Entry
 from gossip.methods.requirements import Requirements, State
 from gossip.methods.stage import Encoded, Incoming, RoundContext, Stage
+from gossip.published import Payload
 from topology.parameters import Parameter, fraction, whole
 
 INT8_BLOCK = 256
@@ -68,8 +69,10 @@ class Codec(NamedTuple):
     """Pure functions between vectors and bytes, and what they promise.
 
     Attributes:
-        encode: ``(values float32[P], spec, round) -> bytes``; the round seeds what all peers draw alike.
-        decode: ``(payload, spec, round) -> float32[P]``, which shares no memory with the payload. Raises
+        encode: ``(values float32[P], spec, round) -> bytes``; the round seeds what all peers draw alike. The bytes may
+            be the values' own memory, which nobody writes any more.
+        decode: ``(payload, spec, round) -> float32[P]``, which shares no memory with the payload unless that is a
+            bytearray: whoever gives one gives it away, and it may become the vector. Raises
             ``RemoteError("shape")`` if the length is not exactly ``payload_bytes(spec)``, ``("malformed")`` if the
             content cannot be. Values may come out as NaN or infinite: guards look at those.
         payload_bytes: spec -> number of bytes, exact.
@@ -79,8 +82,8 @@ class Codec(NamedTuple):
         requires: what it asks of the run.
     """
 
-    encode: Callable[[Tensor, AdapterSpec, int], bytes]
-    decode: Callable[[bytes | bytearray, AdapterSpec, int], Tensor]
+    encode: Callable[[Tensor, AdapterSpec, int], Payload]
+    decode: Callable[[Payload, AdapterSpec, int], Tensor]
     payload_bytes: Callable[[AdapterSpec], int]
     relative_error: float
     gamma: float
@@ -117,15 +120,15 @@ class Encoding(Stage):
         return (self.codec.payload_bytes(spec),)
 
 
-Encode = Callable[[Tensor, AdapterSpec, int], bytes]
+Encode = Callable[[Tensor, AdapterSpec, int], Payload]
 Decode = Callable[[Tensor, AdapterSpec, int], Tensor]
-"""``(uint8[payload_bytes], a copy of its own to write in; spec, round) -> float32[P]``."""
+"""``(uint8[payload_bytes], its own to write in; spec, round) -> float32[P]``."""
 
 
 def float32() -> Codec:
     """Exact: 32 bits a value."""
     return _codec(
-        lambda values, spec, round: values.numpy().astype("<f4", copy=False).tobytes(),
+        lambda values, spec, round: values.numpy().astype("<f4", copy=False).data.cast("B"),
         lambda raw, spec, round: raw.view(torch.float32),
         lambda spec: 4 * spec.size,
         relative_error=0.0,
@@ -302,12 +305,13 @@ def _codec(
 ) -> Codec:
     """Put length checks before a decoder that takes bytes of the right length."""
 
-    def decode_checked(payload: bytes | bytearray, spec: AdapterSpec, round: int) -> Tensor:
+    def decode_checked(payload: Payload, spec: AdapterSpec, round: int) -> Tensor:
         expected = payload_bytes(spec)
         if len(payload) != expected:
             raise RemoteError("shape", f"{len(payload)} bytes for {spec.size} values, {expected} expected")
-        # A private, writable copy: the bytes are shared with whoever else holds the published adapter.
-        return decode(torch.from_numpy(np.frombuffer(payload, dtype=np.uint8).copy()), spec, round)
+        raw = np.frombuffer(payload, dtype=np.uint8)
+        # Other bytes than those that came for us alone are shared with whoever else holds the published adapter.
+        return decode(torch.from_numpy(raw if isinstance(payload, bytearray) else raw.copy()), spec, round)
 
     return Codec(encode, decode_checked, payload_bytes, relative_error, gamma, doc)
 

@@ -15,7 +15,7 @@ import torch
 
 from gossip.adapter import AdapterState
 from gossip.methods.contribution import Contribution, Guarded, Objection, nearer
-from gossip.methods.reach import RoundReach
+from gossip.methods.reach import RoundReach, vector_distance
 from gossip.methods.stage import Combination
 
 REFUSE_RATIO = 100.0
@@ -43,8 +43,7 @@ def norm_clip(own: Contribution, others: Sequence[Contribution], norm_cap: float
     radius = norm_cap * (float(torch.linalg.vector_norm(own.state.flat)) or 1.0)
     passed, objections = [], []
     for contribution in others:
-        delta = contribution.state.flat - own.state.flat
-        distance = float(torch.linalg.vector_norm(delta))
+        distance = vector_distance(contribution.state, own.state)
         if distance <= radius:
             passed.append(contribution)
         elif distance <= REFUSE_RATIO * radius:

@@ -23,7 +23,7 @@ from gossip.methods import products
 from gossip.methods.contribution import Contribution, Objection, scaled_to
 from gossip.methods.factors import has_factors
 from gossip.methods.parts import Part
-from gossip.methods.reach import RoundReach
+from gossip.methods.reach import RoundReach, vector_distance
 from gossip.methods.requirements import State
 from gossip.methods.stage import Combination, Encoded, Incoming, RoundContext, RowRule, Stage
 from gossip.published import PublishedAdapter
@@ -340,5 +340,5 @@ def _padded(values: Tensor, size: int) -> Tensor:
 def _relative_distance(a: AdapterState, b: AdapterState) -> float:
     """Return |a - b| / |b|; 0 if both are zero."""
     scale = float(torch.linalg.vector_norm(b.flat))
-    distance = float(torch.linalg.vector_norm(a.flat - b.flat))
+    distance = vector_distance(a, b)
     return distance / scale if scale else distance

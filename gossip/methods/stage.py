@@ -25,7 +25,7 @@ from gossip.adapter import AdapterSpec, AdapterState
 from gossip.methods.contribution import Contribution, Guarded, Objection
 from gossip.methods.reach import RoundReach
 from gossip.methods.requirements import State
-from gossip.published import PublishedAdapter
+from gossip.published import Payload, PublishedAdapter
 
 RowRule = Callable[[Contribution, Sequence[Contribution]], Guarded]
 """A robust rule for a row: ``(own, others) -> (others as they are to be mixed, objections)``."""
@@ -64,16 +64,16 @@ class Encoded(NamedTuple):
     """A vector as it travels.
 
     Attributes:
-        payload: the bytes.
+        payload: the bytes, which may be those of a vector that nobody writes any more.
         as_decoded: what readers make of them, bit for bit; the very tensor that was encoded if nothing is lost.
         base: fingerprint of what readers must have of us to use ``payload`` (``Offer.base``); empty = nothing.
         whole: makes the payload for readers who do not have that; None = all can use ``payload``.
     """
 
-    payload: bytes
+    payload: Payload
     as_decoded: Tensor
     base: bytes = b""
-    whole: Callable[[], bytes] | None = None
+    whole: Callable[[], Payload] | None = None
 
 
 class Incoming(NamedTuple):

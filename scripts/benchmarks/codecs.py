@@ -10,6 +10,7 @@ import torch
 
 from gossip.adapter import AdapterSpec
 from gossip.methods.codecs import CODECS, Codec
+from gossip.published import Payload
 from scripts.benchmarks.rows import Row, row, seconds
 
 PAIRS, QUICK_PAIRS = 100, 2
@@ -32,6 +33,6 @@ def rows(quick: bool = False) -> Iterator[Row]:
         yield row(f"codec {name}: size of float32", len(payload) / size_bytes, "x")
 
 
-def _encode_next(codec: Codec, values: torch.Tensor, spec: AdapterSpec, numbers: Iterator[int]) -> bytes:
+def _encode_next(codec: Codec, values: torch.Tensor, spec: AdapterSpec, numbers: Iterator[int]) -> Payload:
     """Encode in the next round: codecs may draw by the round's number, and keep what they drew."""
     return codec.encode(values, spec, next(numbers))

@@ -17,7 +17,7 @@ from gossip import fixed_point
 from gossip.masked_sums import CODEC, MaskingPublisher, keys_digest, unmasked
 from gossip.messages import MaskKey, MaskSeeds, Summand, SumProposal, SumSigned
 from gossip.methods.mixing import weighted_sum
-from gossip.published import PublishedAdapter
+from gossip.published import Payload, PublishedAdapter
 from gossip.wire import framed
 from peer.mask_keys import MaskSecrets
 from scripts.benchmarks.rows import Row, at_most, row, seconds
@@ -69,9 +69,7 @@ def _publish_plain(values: torch.Tensor) -> bytes:
     return hashlib.sha256(values.numpy().tobytes()).digest()
 
 
-def _unmask(
-    payloads: dict[str, bytes | bytearray], seeds: dict[str, MaskSeeds], secrets: MaskSecrets
-) -> bytes:
+def _unmask(payloads: dict[str, Payload], seeds: dict[str, MaskSeeds], secrets: MaskSecrets) -> bytes:
     return fixed_point.mean_of(unmasked(payloads, seeds, frozenset(), secrets), 0.8)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from gossip.deadline import FLOOR_S, MISSED_FACTOR, Deadline
 from gossip.messages import Pull
-from gossip.published import PublishedAdapter, RecentPublications
+from gossip.published import KEPT, KEPT_LARGE, LARGE_BYTES, PublishedAdapter, RecentPublications
 
 RUN = bytes(16)
 
@@ -46,6 +46,16 @@ def test_a_resumed_transfer_gets_the_very_bytes_it_began_with() -> None:
     assert begun is not None
     assert full.find(ask(4, offset=3, digest=begun.digest), waited=True) is begun
     assert full.find(ask(4, offset=3, digest=bytes(32)), waited=True) is None
+
+
+def test_of_large_payloads_fewer_are_kept() -> None:
+    payload, shelves = bytes(LARGE_BYTES + 1), {True: RecentPublications(), False: RecentPublications()}
+    for is_large, shelf in shelves.items():
+        for round in range(5):
+            shelf.put(PublishedAdapter(round, 1, "float32", payload if is_large else payload[:-1]))
+    for is_large, kept in ((True, KEPT_LARGE), (False, KEPT)):
+        found = [shelves[is_large].find(ask(round), waited=False) for round in range(5)]
+        assert [one.round for one in found if one] == [4] * (5 - kept) + list(range(5 - kept, 5))
 
 
 def test_an_empty_shelf_has_nothing() -> None:

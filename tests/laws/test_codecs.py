@@ -79,7 +79,7 @@ def test_encoding_twice_gives_equal_bytes_and_leaves_the_values(name: str) -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_a_wrong_length_is_the_sender_s_fault(name: str, change: int) -> None:
     codec = codec_of(name)
-    payload = codec.encode(vector(MATRICES), MATRICES, 0)
+    payload = bytes(codec.encode(vector(MATRICES), MATRICES, 0))
     wrong = payload[:change] if change < 0 else payload + bytes(change)
     with pytest.raises(RemoteError, match="shape"):
         codec.decode(wrong, MATRICES, 0)
@@ -105,12 +105,22 @@ def test_any_bytes_of_the_right_length_decode_to_a_vector_or_are_refused(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_decoded_shares_no_memory_with_the_payload(name: str) -> None:
-    codec = codec_of(name)
-    payload = bytearray(codec.encode(vector(MATRICES), MATRICES, 0))
+def test_what_is_decoded_shares_no_memory_with_a_payload_that_others_hold(name: str) -> None:
+    codec, values = codec_of(name), vector(MATRICES)
+    payload = codec.encode(values, MATRICES, 0)
     before = bytes(payload)
     codec.decode(payload, MATRICES, 0).fill_(7.0)
     assert payload == before
+    assert torch.equal(values, vector(MATRICES))
+
+
+def test_an_exact_codec_copies_nothing_of_what_nobody_else_holds() -> None:
+    codec, values = codec_of("float32"), vector(MATRICES)
+    assert np.shares_memory(np.frombuffer(codec.encode(values, MATRICES, 0), np.uint8), values.numpy())
+    came = bytearray(codec.encode(values, MATRICES, 0))
+    decoded = codec.decode(came, MATRICES, 0)
+    assert torch.equal(decoded, values)
+    assert np.shares_memory(np.frombuffer(came, np.uint8), decoded.numpy())
 
 
 @pytest.mark.parametrize("name", NAMES)
