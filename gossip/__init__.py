@@ -12,10 +12,13 @@ reading order:
     fixed_point            adapters as integers, in which masks cancel
     masked_sums            masks through which a reader sees the sum of its row and no more
     mask_rules             what goes together with them
+    rollouts               answers to tasks as they travel, and a buffer of those received
     offers                 what an offer of this run must be to answer a question
     claims                 what peers have signed, and when that proves that one of them lies
     events, node           the node's contract with the world, and the protocol
     company                who takes part as far as the node knows, and whom of them it reads
+    row_reading, pacing    whom a round asks, and how long it waits
+    rollout_exchange       its own rollouts, and those of others
     neighbor, round        what the node remembers of each neighbor, and of the round it is in
     health, round_end      what own held-out losses say of a mix, and what is kept of it
     sightings              what it has seen of each neighbor, for those who watch

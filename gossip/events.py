@@ -15,6 +15,7 @@ from torch import Tensor
 from gossip.adapter import AdapterState
 from gossip.messages import Kind
 from gossip.published import PublishedAdapter
+from gossip.rollouts import Received, Rollout
 from topology.announced import Announced
 
 ROW = "row"
@@ -33,16 +34,20 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Local steps are done. ``loss``: mean training loss over them, nats per token."""
+    """Local steps are done.
+
+    ``loss``: mean training loss over them, nats per token. ``rollouts``: answers of our own for others.
+    """
 
     state: AdapterState
     steps: int
     loss: float
+    rollouts: tuple[Rollout, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A neighbor's adapter is here; its digest has been verified, its content has not.
+    """A neighbor's adapter is here, or its rollouts; the digest has been verified, the content has not.
 
     ``weight``: of what came in our row, where it is a sum that ``FetchSum`` asked for; None = as it was asked for.
     """
@@ -54,10 +59,14 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """A fetch ended without an adapter. ``reason``: stable word, ``"nothing"`` = the peer has nothing newer."""
+    """A fetch ended without what was asked for.
+
+    ``reason``: stable word, ``"nothing"`` = the peer has nothing newer. ``kind``: what was asked for.
+    """
 
     peer: str
     reason: str
+    kind: Kind = field(default="round", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +152,19 @@ class Train:
         round: number of the round, from 0.
         trainable: which tensors to change: all, or A or B of LoRA's factors (gossip/methods/factors.py).
         correction: float32[P] to add to the adapter after every local step, or None (gossip/methods/optimizers.py).
+        rollouts: of others, of the last rounds, no two the same, for trainers that learn from them.
     """
 
     state: AdapterState
     round: int
     trainable: TrainableFactors = "all"
     correction: Tensor | None = field(default=None, repr=False)
+    rollouts: tuple[Received, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Let others read this adapter; it never changes."""
+    """Let others read this adapter, or these rollouts; they never change."""
 
     published: PublishedAdapter
 
@@ -249,6 +260,22 @@ class NeighborReport(NamedTuple):
     objections: int
 
 
+class RolloutReport(NamedTuple):
+    """What a round has shared of rollouts.
+
+    Attributes:
+        published: how many of ours.
+        bytes: length of their publication.
+        came: ``(peer, how many)`` of every publication that has come since the last report.
+        usable: ``(peer, how many)`` of those that the round's training was given.
+    """
+
+    published: int
+    bytes: int
+    came: tuple[tuple[str, int], ...]
+    usable: tuple[tuple[str, int], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class RoundReport:
     """What one round was: the record that journal, table and checkpoints are made of.
@@ -262,7 +289,7 @@ class RoundReport:
         failed: ``(peer, reason)`` of every neighbor of this round that did not come.
         objections: ``(peer, reason)`` of what guards and robust rule dropped or clipped.
         neighbors: what was seen of each neighbor whose adapter came.
-        payload_bytes: bytes of the publications mixed.
+        payload_bytes: bytes of the publications that came.
         mixing_change: ``|mixed - own| / |own|``, how far the neighbors pulled us (0 when alone).
         cross_term: what averaging LoRA's factors loses against averaging their products, relative to the latter, for
             this row (gossip/methods/products.py); NaN where there are no factors, or none was mixed.
@@ -273,6 +300,7 @@ class RoundReport:
         went_back: ``state`` is the last adapter whose loss was in order, as that of this round was not.
         state: the adapter after mixing.
         received: ``(peer, its adapter)`` of all that came and could be mixed, as it came.
+        rollouts: what was shared of rollouts; None where none are.
     """
 
     round: int
@@ -293,6 +321,7 @@ class RoundReport:
     went_back: bool
     state: AdapterState = field(repr=False)
     received: tuple[tuple[str, AdapterState], ...] = field(repr=False, default=())
+    rollouts: RolloutReport | None = None
 
     @property
     def is_healthy(self) -> bool:

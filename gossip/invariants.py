@@ -53,8 +53,8 @@ class NodeLife:
     def __init__(self, node: GossipNode) -> None:
         self._node = node
         self._round, self._age = node.round, node.age
-        self._open: Counter[str] = Counter()
-        self._came: set[tuple[str, int]] = set()
+        self._open: Counter[tuple[str, bool]] = Counter()
+        self._came: set[tuple[str, int, bool]] = set()  # peer, round, whether rollouts
         self._timer_of = -1  # the round that has a timer
 
     def handled(self, event: Event, actions: Sequence[Action]) -> None:
@@ -64,10 +64,12 @@ class NodeLife:
             Broken: an invariant does not hold.
         """
         if isinstance(event, Fetched | FetchFailed):
-            _hold(self._open[event.peer] > 0, f"a fetch from {event.peer} ended twice")
-            self._open[event.peer] -= 1
+            kind = event.kind if isinstance(event, FetchFailed) else event.published.kind
+            place = event.peer, kind == "rollouts"
+            _hold(self._open[place] > 0, f"a fetch from {event.peer} ended twice")
+            self._open[place] -= 1
         if isinstance(event, Fetched):
-            self._came.add((event.peer, event.published.round))
+            self._came.add((event.peer, event.published.round, event.published.kind == "rollouts"))
         for action in actions:
             self._did(action)
         node = self._node
@@ -85,18 +87,21 @@ class NodeLife:
 
     def _did(self, action: Action) -> None:
         match action:
-            case Fetch(peer=peer):
-                self._open[peer] += 1
+            case Fetch(peer=peer, kind=kind):
+                place = peer, kind == "rollouts"
+                self._open[place] += 1
                 _hold(peer != self._node.me, "it reads itself")
                 _hold(
-                    self._open[peer] <= FETCHES_MAX + self._past_fetches(peer),
-                    f"{self._open[peer]} from {peer}",
+                    self._open[place] <= FETCHES_MAX + self._past_fetches(*place),
+                    f"{self._open[place]} from {peer}",
                 )
             case SetTimer(round=round, delay_s=delay_s):
                 _hold(math.isfinite(delay_s) and delay_s >= 0, f"a timer of {delay_s} s")
                 self._timer_of = round
             case Penalize(peer=peer):
-                _hold(any(sender == peer for sender, _ in self._came), f"{peer} is punished and sent nothing")
+                _hold(
+                    any(sender == peer for sender, *_ in self._came), f"{peer} is punished and sent nothing"
+                )
             case Train(state=state):
                 _hold(
                     bool(torch.isfinite(state.flat).all()), "training begins from values that are not finite"
@@ -104,9 +109,10 @@ class NodeLife:
             case Report(report=report):
                 self._reported(report)
 
-    def _past_fetches(self, peer: str) -> int:
+    def _past_fetches(self, peer: str, of_rollouts: bool) -> int:
         """Requests from before the peer went down do not count any more, though each still ends."""
-        return max(0, self._open[peer] - self._node._neighbors.of(peer).fetches)
+        neighbors = self._node.rollouts.neighbors if of_rollouts else self._node._neighbors
+        return max(0, self._open[peer, of_rollouts] - neighbors.of(peer).fetches)
 
     def _reported(self, report: RoundReport) -> None:
         _hold(report.round == self._round, f"round {report.round} is reported after {self._round - 1}")
@@ -119,7 +125,7 @@ class NodeLife:
         _hold(is_row and sum(weights) <= 1 + WEIGHTS_OFF, f"weights of round {report.round} are {weights}")
         for sender, round, _ in report.mixed:
             _hold(sender != self._node.me, "it mixed its own adapter")
-            _hold((sender, round) in self._came, f"mixed round {round} of {sender}, which never came")
+            _hold((sender, round, False) in self._came, f"mixed round {round} of {sender}, which never came")
         _hold(report.collect_s >= 0 and report.mixing_change >= 0, f"{report}")
 
 

@@ -32,7 +32,8 @@ class RunManifest:
         dtype: precision in which the base runs, e.g. ``"bfloat16"``: peers must adapt the same function.
         tokenizer: SHA-256 (hex) of the tokenizer.
         task: what is learned, with its labels, as JSON.
-        settings: options that all peers have alike, by name, as text.
+        settings: options that all peers have alike, by name, as text. Where rollouts alone are shared, none of model
+            and training is among them, and what follows from those says "any": rollouts are text.
         frozen: SHA-256 (hex) of an adapter's parts that are not trained; empty if there are none.
         layout: fingerprint of the ``AdapterSpec``.
         seed: seed of the run.

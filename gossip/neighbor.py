@@ -98,7 +98,7 @@ class Neighbor:
 
         Whoever cannot have this round in time is asked for its newest adapter at once.
         """
-        is_late = kind == "round" and self.is_behind(round)
+        is_late = kind != "merge" and self.is_behind(round)
         if not hold_s or is_late or not self.is_waited_for:
             return Fetch(peer, None, self.newest_round, 0.0, base, kind)
         return Fetch(peer, round, self.newest_round, hold_s, base, kind)

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
 from gossip.adapter import AdapterState
 from gossip.company import Company
-from gossip.deadline import Deadline
 from gossip.errors import LocalError, RemoteError
 from gossip.events import (
     Action,
@@ -47,18 +47,19 @@ from gossip.events import (
     Trained,
     TrainingFailed,
 )
-from gossip.final_merge import MERGE_S
 from gossip.health import Health
 from gossip.methods.stage import RoundContext
 from gossip.neighbor import Neighbors
+from gossip.pacing import Pacing
 from gossip.pipelines import Pipelines
+from gossip.published import PublishedAdapter
+from gossip.rollout_exchange import RolloutExchange
 from gossip.round import Phase, Round
 from gossip.round_end import Settled
+from gossip.row_reading import RowReading
 from gossip.settings import NodeSettings, NodeSnapshot, random_state, restore_random
 from topology.links import Links
 
-HOLD_SHARE = 0.9
-"""A neighbor is asked to hold our request for this share of the deadline: its answer must still reach us in time."""
 NOT_A_FAULT = frozenset({"gap"})
 """Reasons for which an adapter cannot be used although its sender did nothing wrong."""
 
@@ -96,15 +97,16 @@ class GossipNode:
         self.age = 0
         self.own: AdapterState | None = None  # as our last local steps left it; None until then
         self._rng = rng
-        self._deadline = Deadline()
         if snapshot:
             self.round, self.age = snapshot.round, snapshot.age
             restore_random(rng, snapshot.random)
-            self._deadline = Deadline(snapshot.arrivals_s)
         saved = snapshot.tensors if snapshot else None
         self._pipelines = Pipelines(me, settings, initial or state, saved, state)
         self._health = Health(settings, initial or state, healthy, snapshot.losses if snapshot else ())
+        self._pacing = Pacing(settings, self._pipelines, snapshot.arrivals_s if snapshot else ())
         self._neighbors = Neighbors()
+        self.rollouts = RolloutExchange(settings, snapshot.rollouts if snapshot else ())
+        self._reading = RowReading(settings, self._pipelines, self._neighbors, self.rollouts, self._health)
         self._current = Round()
         self._company = Company(me, members or (me,), settings, rng, self._neighbors, self._health)
 
@@ -130,9 +132,10 @@ class GossipNode:
 
     def snapshot(self) -> NodeSnapshot:
         """Return what a restart needs besides the adapter; meant for round boundaries (after a ``Report``)."""
-        arrivals_s, tensors = self._deadline.snapshot(), self._pipelines.tensors()
+        arrivals_s, tensors = self._pacing.deadline.snapshot(), self._pipelines.tensors()
         random = random_state(self._rng)
-        return NodeSnapshot(self.round, self.age, random, arrivals_s, tensors, self._health.losses)
+        losses, rollouts = self._health.losses, self.rollouts.snapshot()
+        return NodeSnapshot(self.round, self.age, random, arrivals_s, tensors, losses, rollouts)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at time ``now`` (seconds on any monotonic clock) and return what to do, in order.
@@ -173,16 +176,6 @@ class GossipNode:
     def _is_merging(self) -> bool:
         return self._pipelines.is_merging(self.round)
 
-    @property
-    def _collect_s(self) -> float:
-        return max(self.settings.collect_s, MERGE_S) if self._is_merging else self.settings.collect_s
-
-    @property
-    def _waits_long(self) -> bool:
-        """Deadlines are not learned: where one side gave up earlier than the other, the two would not make the same
-        exchange; a peer left out of the final merge is left out for good; and a sum comes with its last summand."""
-        return self._is_merging or self.settings.masked or self._pipelines.confirms(self.round)
-
     def _start(self, now: float) -> list[Action]:
         if self.phase is not Phase.NEW:
             raise LocalError("a node can be started once")
@@ -195,14 +188,15 @@ class GossipNode:
         self._current = Round(since_s=now, train_s=self._current.train_s)
         if self._is_merging:
             self._current.trained = Trained(self.state, 0, math.nan)
-            return [self._publish(self.state, 0), *self._collect(now)]
+            return [*self._publish(self.state, 0), *self._collect(now)]
         if self.settings.overlap:
-            return [self._publish(self.state, 0), self._train(), *self._collect(now)]
+            return [*self._publish(self.state, 0), self._train(), *self._collect(now)]
         self.phase = Phase.TRAINING
         return [self._train()]
 
     def _train(self) -> Train:
-        return self._pipelines.train(self.state, self.round, len(self.members))
+        train = self._pipelines.train(self.state, self.round, len(self.members))
+        return replace(train, rollouts=self.rollouts.hand_out(self.round))
 
     def _trained_event(self, event: Trained, now: float) -> list[Action]:
         current = self._current
@@ -212,12 +206,13 @@ class GossipNode:
             reason = f"the adapter is no longer finite after round {self.round}"
             return self._training_failed(TrainingFailed(self.round, reason), now)
         current.trained, self.own = event, event.state
+        self.rollouts.trained(event.rollouts)
         self.age += event.steps
         current.train_s = now - current.since_s
         if self.settings.overlap:
             return self._mix_if_complete(now)
         current.since_s = now
-        return [self._publish(event.state, event.steps), *self._collect(now)]
+        return [*self._publish(event.state, event.steps), *self._collect(now)]
 
     def _training_failed(self, event: TrainingFailed, now: float) -> list[Action]:
         """Go through the round as if we had not trained; at its end it is seen what to go on from."""
@@ -226,8 +221,11 @@ class GossipNode:
         self._current.has_diverged = self._health.diverged(event.reason)
         return self._trained_event(Trained(self.state, 0, math.nan), now)
 
-    def _publish(self, trained: AdapterState, steps: int) -> Publish:
-        return Publish(self._pipelines.publish(self._context(trained, steps)))
+    def _publish(self, trained: AdapterState, steps: int) -> list[Publish]:
+        rollouts = [] if self._is_merging else self.rollouts.publish(self.round, self.age)
+        if not self.settings.shares_weights:
+            return rollouts
+        return [Publish(self._pipelines.publish(self._context(trained, steps))), *rollouts]
 
     def _context(self, trained: AdapterState, steps: int) -> RoundContext:
         readers, steps = partial(self._company.readers, self.round), max(1, steps)  # they are divided by
@@ -239,24 +237,9 @@ class GossipNode:
         """Draw our row of W for this round and ask its neighbors; mix at once if there is nobody to wait for."""
         self.phase = Phase.COLLECTING
         current = self._current
-        current.deadline_s = self._longest_wait_s
+        current.deadline_s = self._pacing.longest_wait_s(self.round, current.train_s)
         current.links = self._company.links(self.round, merging=self._is_merging)
-        row = {}
-        for peer, weight in current.links.read_from:
-            if self._health.leaves_out(peer, self.round):
-                current.failed.append((peer, "left out"))
-            else:
-                row[peer] = weight
-        hold_s, pipelines = HOLD_SHARE * current.deadline_s, self._pipelines
-        kind, actions = pipelines.kind_of(self.round), list[Action]()
-        if self.settings.masked:
-            actions += self._neighbors.ask_for_sum(sum(row.values()), self.round, kind, hold_s) if row else []
-            current.waiting_for = set(row)
-        else:
-            actions += self._neighbors.ask(row, self.round, kind, hold_s, pipelines.base_of)
-        if self._collect_s > 0 and not self.settings.masked:
-            # Waited for even if a late adapter of it is here: a neighbor late once would stay a round late for ever.
-            current.waiting_for = {peer for peer in row if self._neighbors.of(peer).is_waited_for}
+        actions = self._reading.ask(current, self.round, self._pacing.bound_s(self.round))
         if mixing := self._mix_if_complete(now):
             return actions + mixing
         if not current.waiting_for and current.trained is None:
@@ -264,19 +247,15 @@ class GossipNode:
         # Word that ours has come (``confirms``) may never come: also whoever waits for that alone has a deadline.
         return [*actions, SetTimer(self.round, current.deadline_s)]
 
-    @property
-    def _longest_wait_s(self) -> float:
-        if self._waits_long:
-            return self._collect_s
-        return self._deadline.seconds(self._collect_s, self._current.train_s)
-
     # -- what comes back
 
     def _fetched(self, event: Fetched, now: float) -> list[Action]:
         peer, published, current = event.peer, event.published, self._current
-        neighbor = self._neighbors.of(peer)
+        neighbor = self._reading.asked_for(published.kind).of(peer)
         if not neighbor.fetch_ended():
             return []
+        if published.kind == "rollouts":
+            return self._rollouts_fetched(event, now)
         # In the merge, what an earlier fetch brings does not end the wait for what this one will.
         is_early = self._is_merging and published.kind != "merge" and neighbor.fetches > 0
         was_waited_for = not is_early and current.stop_waiting_for(peer)
@@ -287,11 +266,24 @@ class GossipNode:
             contribution = self._pipelines.read(peer, published, weight)
         except RemoteError as error:
             return self._unusable(peer, error.reason, now)
-        if was_waited_for:
-            self._deadline.arrived(now - current.since_s)
-        current.payload_bytes += len(published.payload)
         neighbor.delivered()
         neighbor.unmixed = contribution
+        return self._came(published, was_waited_for, now)
+
+    def _rollouts_fetched(self, event: Fetched, now: float) -> list[Action]:
+        # Where weights are read, too, it is those that a round waits for.
+        was_waited_for = not self.settings.shares_weights and self._current.stop_waiting_for(event.peer)
+        try:
+            self.rollouts.take(event, self.round)
+        except RemoteError as error:
+            return self._unusable(event.peer, error.reason, now)
+        return self._came(event.published, was_waited_for, now)
+
+    def _came(self, published: PublishedAdapter, was_waited_for: bool, now: float) -> list[Action]:
+        """Go on with something usable from a neighbor."""
+        if was_waited_for:
+            self._pacing.deadline.arrived(now - self._current.since_s)
+        self._current.payload_bytes += len(published.payload)
         return self._mix_if_complete(now) or self._first_deadline(now)
 
     def _unusable(self, peer: str, reason: str, now: float) -> list[Action]:
@@ -305,15 +297,18 @@ class GossipNode:
     def _first_deadline(self, now: float) -> list[Action]:
         """Set the first deadline once half of the neighbors are here; before, only the user's bound is known."""
         current = self._current
-        is_first = current.deadline_s == self._collect_s and self.phase is Phase.COLLECTING
-        if not is_first or self._waits_long or not current.half_are_here:
+        is_first = current.deadline_s == self._pacing.bound_s(self.round) and self.phase is Phase.COLLECTING
+        if not is_first or self._pacing.is_fixed(self.round) or not current.half_are_here:
             return []
-        current.deadline_s = self._longest_wait_s
+        current.deadline_s = self._pacing.longest_wait_s(self.round, current.train_s)
         return [SetTimer(self.round, max(0.0, current.since_s + current.deadline_s - now))]
 
     def _fetch_failed(self, event: FetchFailed, now: float) -> list[Action]:
-        neighbor = self._neighbors.of(event.peer)
+        neighbor = self._reading.asked_for(event.kind).of(event.peer)
         if not neighbor.fetch_ended():
+            return []
+        if self.settings.shares_weights and event.kind == "rollouts":
+            neighbor.failed(event.reason, self.round)
             return []
         # With a second fetch under way there is still somebody to wait for.
         if not neighbor.fetches and self._current.stop_waiting_for(event.peer):
@@ -331,8 +326,8 @@ class GossipNode:
             return []
         current = self._current
         for peer in sorted(current.waiting_for):
-            if self._neighbors.of(peer).missed():
-                self._deadline.missed(current.deadline_s)
+            if self._reading.waited_for.of(peer).missed():
+                self._pacing.deadline.missed(current.deadline_s)
             current.failed.append((peer, "late"))
         current.waiting_for.clear()
         current.is_over = True
@@ -355,6 +350,7 @@ class GossipNode:
         if event.peer == self.me:
             return []
         self._company.join(event.peer)
+        self.rollouts.heard_of(event)
         if self._neighbors.of(event.peer).heard_of(event):
             self._company.inform()
         return []
@@ -364,6 +360,7 @@ class GossipNode:
             return []
         self._company.leave(event.peer)
         self._neighbors.of(event.peer).went_down()
+        self.rollouts.neighbors.of(event.peer).went_down()
         self._pipelines.forget(event.peer)
         if self._current.stop_waiting_for(event.peer):
             self._current.failed.append((event.peer, "down"))
@@ -389,8 +386,10 @@ class GossipNode:
         if isinstance(outcome, Check):
             self.phase = Phase.CHECKING
             return [outcome]
+        merging = self._is_merging
+        rollouts = None if merging else self.rollouts.report()
         report = self._current.report(
-            outcome, round=self.round, merging=self._is_merging, age=self.age, now=now
+            outcome, round=self.round, merging=merging, age=self.age, now=now, rollouts=rollouts
         )
         if self.settings.topology.sharpness:
             self._neighbors.learn_likeness(self._pipelines.likeness(outcome.mixed))

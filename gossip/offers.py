@@ -14,6 +14,7 @@ from gossip.final_merge import MERGE_ROUNDS_MAX
 from gossip.messages import Kind, Offer, Pull
 from gossip.methods.method_set import MethodSet
 from gossip.published import is_news
+from gossip.rollouts import ROLLOUTS_BYTES_MAX, Share
 
 STEPS_PER_ROUND_MAX = 10_000
 """No peer takes more local steps a round: an age beyond so many for each of its rounds is a lie. Source: ours; DiLoCo
@@ -37,17 +38,21 @@ class RunShape:
     masked: bool = False
 
     @staticmethod
-    def of(methods: MethodSet, rounds: int, *, masked: bool = False) -> RunShape:
+    def of(methods: MethodSet, rounds: int, *, masked: bool = False, share: Share = "weights") -> RunShape:
         """Return the shape of a run with these methods."""
-        lengths: dict[Kind, Collection[int]] = {
-            "round": frozenset(methods.rounds.specs),
-            "merge": frozenset(methods.merge.specs),
-            "initial": frozenset((4 * methods.spec.size,)),
-        }
+        lengths: dict[Kind, Collection[int]] = {}
+        if share != "rollouts":
+            lengths["round"] = frozenset(methods.rounds.specs)
+            lengths["merge"] = frozenset(methods.merge.specs)
+            lengths["initial"] = frozenset((4 * methods.spec.size,))
+        if share != "weights":
+            lengths["rollouts"] = range(ROLLOUTS_BYTES_MAX + 1)
         return RunShape(rounds, lengths, methods.names.feedback == "replica", masked)
 
     def check_pull(self, pull: Pull) -> None:
         """Raise ``RemoteError``, "malformed", for a question that nobody in this run asks."""
+        if pull.kind not in self.lengths:
+            raise RemoteError("malformed", f"nothing of kind {pull.kind} is shared in this run")
         if (pull.keys is not None) != (self.masked and pull.kind != "initial"):
             raise RemoteError("malformed", "keys come with a pull where payloads are masked, and only there")
         if pull.keys is not None and pull.round is None:
@@ -70,12 +75,13 @@ class RunShape:
             raise RemoteError("stale", f"round {offer.round} came, newer than {pull.newer_than} was wanted")
         if offer.length not in self.lengths[offer.kind]:
             known = " or ".join(map(str, sorted(self.lengths[offer.kind])[:8]))
-            raise RemoteError("shape", f"{offer.length} bytes offered, this run's adapters have {known}")
+            raise RemoteError("shape", f"{offer.length} bytes offered, payloads of this run have {known}")
 
     def _is_possible(self, offer: Offer) -> bool:
         first, end = {
             "initial": (0, 1),
             "round": (0, self.rounds),
+            "rollouts": (0, self.rounds),
             "merge": (self.rounds, self.rounds + MERGE_ROUNDS_MAX),
         }[offer.kind]
         return first <= offer.round < end and offer.age <= STEPS_PER_ROUND_MAX * (offer.round + 1)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gossip.events import RoundReport, Trained
+from gossip.events import RolloutReport, RoundReport, Trained
 from gossip.health import Health
 from gossip.methods.contribution import Contribution
 from gossip.methods.stage import RoundContext
@@ -84,7 +84,16 @@ class Round:
         self.end = RoundEnd(pipelines, health, row, has_diverged=self.has_diverged)
         return self.end
 
-    def report(self, settled: Settled, *, round: int, merging: bool, age: int, now: float) -> RoundReport:
+    def report(
+        self,
+        settled: Settled,
+        *,
+        round: int,
+        merging: bool,
+        age: int,
+        now: float,
+        rollouts: RolloutReport | None,
+    ) -> RoundReport:
         """Return what there is to say of the round at its end.
 
         Args:
@@ -93,6 +102,7 @@ class Round:
             merging: it is one of the final merge.
             age: local steps that went into our adapter.
             now: seconds on the caller's clock.
+            rollouts: what was shared of them.
         """
         mixed = settled.mixed
         guards_objections = ((objection.sender, objection.reason) for objection in mixed.objections)
@@ -119,4 +129,5 @@ class Round:
             went_back=settled.went_back,
             state=mixed.state,
             received=tuple((one.sender, one.state) for one in mixed.came),
+            rollouts=rollouts,
         )

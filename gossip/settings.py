@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from gossip.methods.method_set import MethodNames
 from gossip.methods.requirements import State
+from gossip.rollouts import Share
 from topology.announced import Announced
 from topology.links import Topology
 
@@ -33,6 +34,7 @@ class NodeSettings:
         roster: all peers of the run, sorted, if W is that of a roster whoever is there; empty = that of who is there.
         masked: of a row only the weighted sum is read, which masks let through.
         average_last: over so many rounds the adapter's mean goes into the final merge (``tail_average.py``); 0 = none.
+        share: what peers read of one another.
     """
 
     topology: Topology
@@ -49,12 +51,19 @@ class NodeSettings:
     roster: tuple[str, ...] = ()
     masked: bool = False
     average_last: int = 0
+    share: Share = "weights"
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether adapters are read and mixed."""
+        return self.share != "rollouts"
 
 
 class NodeSnapshot(NamedTuple):
     """All of a node that must survive a restart, besides its adapter: plain JSON values but for ``tensors``.
 
-    Taken at a round boundary. ``losses``: what ``Health`` has measured.
+    Taken at a round boundary. ``losses``: what ``Health`` has measured. ``rollouts``: of others, those with which the
+    next training begins.
     """
 
     round: int
@@ -63,6 +72,7 @@ class NodeSnapshot(NamedTuple):
     arrivals_s: list[float]
     tensors: State = {}  # noqa: RUF012 - never written
     losses: Sequence[float] = []
+    rollouts: Sequence[Sequence[Any]] = []
 
 
 def restore_random(rng: random.Random, state: list[Any]) -> None:

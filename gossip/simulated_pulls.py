@@ -225,8 +225,9 @@ class Pulls:
             if self._hosts[reader].alive:
                 self._ask(reader, ticket)
             return
-        served = partial(self._deliver, server, self._hosts[server].life, Served(reader, published.round))
-        self._network.after(self._network.links.latency_s, served, server)
+        if published.kind != "rollouts":
+            served = partial(self._deliver, server, self._hosts[server].life, Served(reader, published.round))
+            self._network.after(self._network.links.latency_s, served, server)
         self._end(reader, server, ticket, published, "")
 
     def _received(self, transfer: _Transfer, answer: object, payload: bytes) -> PublishedAdapter | None:
@@ -261,6 +262,6 @@ class Pulls:
     ) -> None:
         """End a fetch once: whatever comes second (a late answer, the give-up timer) is ignored."""
         host = self._hosts[reader]
-        if host.fetches.pop(ticket, None):
-            event = Fetched(server, published) if published else FetchFailed(server, reason)
-            self._deliver(reader, host.life, event)
+        if transfer := host.fetches.pop(ticket, None):
+            failed = FetchFailed(server, reason, transfer.pull.kind)
+            self._deliver(reader, host.life, Fetched(server, published) if published else failed)

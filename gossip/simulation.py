@@ -38,6 +38,7 @@ from gossip.events import (
 from gossip.membership import Membership
 from gossip.membership_events import Event as MembershipEvent
 from gossip.node import GossipNode
+from gossip.rollouts import Rollout
 from gossip.simulated_liveness import Liveness, Oracle
 from gossip.simulated_membership import SimulatedGroup
 from gossip.simulated_network import LinkModel, SimulatedNetwork
@@ -45,12 +46,13 @@ from gossip.simulated_pulls import Pulls, SimulatedHost
 
 
 class LocalSteps(NamedTuple):
-    """What simulated training returns: the new state, steps done, mean loss, and the virtual time it took."""
+    """What simulated training returns: the new state, steps done, mean loss, the virtual time it took, own rollouts."""
 
     state: AdapterState
     steps: int
     loss: float
     seconds: float
+    rollouts: tuple[Rollout, ...] = ()
 
 
 TrainFunction = Callable[[str, Train], LocalSteps]
@@ -222,7 +224,7 @@ class Simulation:
         match action:
             case Train():
                 steps = self.train(peer, action)
-                trained = Trained(steps.state, steps.steps, steps.loss)
+                trained = Trained(steps.state, steps.steps, steps.loss, steps.rollouts)
                 self._post(peer, trained, steps.seconds * self.hosts[peer].slowness)
             case Publish():
                 self.pulls.publish(peer, action.published)

@@ -3,7 +3,8 @@
 What is told, and to whom:
 
 - ``journal_events``: one class per event, with its documentation and its sentence.
-- ``audit_event``: the one of an audit; ``rate_event``: the one of a learning rate that was chosen.
+- ``audit_event``: the one of an audit; ``rate_event``: the one of a learning rate that was chosen;
+  ``rollouts_event``: the one of rollouts that were shared.
 - ``journal_lines``: events as lines of JSON, and back.
 - ``journal``: takes events to their readers: file, terminal, live views.
 - ``journal_file``: the file among them, bounded.
@@ -15,8 +16,10 @@ What is told, and to whom:
 From the command line to a run:
 
 - ``__main__``, ``cli``, ``audit_cli``, ``privacy_cli``, ``topology_cli``: the commands.
-- ``options``, ``config``: what an option is, and all of them, declared once.
-- ``run_plan``: reads every name of a configuration, once.
+- ``options``, ``learning_options``, ``group_options``, ``config``: what an option is, and all of them, declared once.
+- ``inputs``: what can be refused at once, before anything heavy is imported.
+- ``doctor``: whether this machine is ready; ``exit_codes``: what they mean.
+- ``run_plan``: reads every name of a configuration, once; ``sharing_rules``: what goes together with sharing rollouts.
 - ``run_manifest``: what makes a run the same run, and the line with which a friend joins it.
 - ``prepared_run``: a run whose training process is ready.
 

@@ -1,5 +1,5 @@
-"""The command line: ``peer init``, ``id``, ``run``, ``methods``, ``eval``, ``chat``, ``audit``, ``privacy`` and
-``topology``.
+"""The command line: ``peer init``, ``id``, ``run``, ``methods``, ``eval``, ``chat``, ``audit``, ``privacy``,
+``topology``, ``doctor`` and ``explain``.
 
 More come with what is installed (``installed_commands.py``): ``peer testnet``, ``convergence`` and ``compare``.
 Flags beat ``PEER_*`` environment variables, which beat the TOML file of ``--config``, which beats the defaults of
@@ -225,6 +225,27 @@ def privacy(
     from peer.privacy_cli import show_privacy
 
     show_privacy(home_path(home), as_json=json)
+
+
+@app.command
+def doctor(
+    config: Annotated[PeerConfig, Parameter(name="*")] = PeerConfig(),  # noqa: B008 - frozen
+) -> int:
+    """Look whether this machine is ready for a run with these options; changes nothing, connects to nobody."""
+    from peer.doctor import examine
+
+    found = examine(config, home_path(config.run.home))
+    for name, finding in found.items():
+        print(f"{finding.verdict:5} {name:10} {finding.told}")
+    return 2 if any(finding.verdict == "wrong" for finding in found.values()) else 0
+
+
+@app.command
+def explain(code: Annotated[int, Parameter(help="An exit code of peer, which a shell has in $?.")]) -> None:
+    """Say what an exit code means, and whether starting again helps."""
+    from peer.exit_codes import explain as words
+
+    print(words(code))
 
 
 @app.meta.default

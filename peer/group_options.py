@@ -38,6 +38,9 @@ class RunOptions:
 class MixingOptions:
     """Who reads whom, what travels, and how it is mixed."""
 
+    share: Annotated[Literal["weights", "rollouts", "both"], Role.RUN | Role.METHOD] = "weights"
+    """What peers read of one another: weights (adapters), rollouts (answers to tasks, for trainers that learn from
+    them), or both. Source: what every run but one of agents needs."""
     topology: Annotated[str, Role.RUN] = "epidemic:4"
     """Who reads whom. Source: Epidemic Learning (NeurIPS 2023), s = ceil(log2 n) for up to 16; rows of four are the
     shortest in which a robust rule bears a liar (docs/robustness.md)."""

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from peer.audit_event import Audited
-from peer.journal_words import STAGES, loss_in_words, megabytes
+from peer.journal_words import STAGES, loss_in_words, megabytes, what_travels
 from peer.odd_neighbors import odd_neighbors
 from peer.rate_event import RateChosen
+from peer.rollouts_event import RolloutsShared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +136,8 @@ class Listening:
         return "\n".join(
             [
                 "listening on " + ", ".join(self.addresses),
-                "Your text stays on this machine. What travels are adapter weights; to those who read them they can",
+                f"Your text stays on this machine. What travels are {what_travels(self.join)}; to those who read them "
+                "they can",
                 "reveal training text, so run with people you would trust with it.",
                 "A friend joins with:",
                 f"    {self.join}",
@@ -379,6 +381,7 @@ JournalEvent = (
     | Note
     | StepTaken
     | RoundDone
+    | RolloutsShared
     | LeftOut
     | Measured
     | Personalized

@@ -15,6 +15,19 @@ STAGES = {
 }
 """Stage of the preparation -> what a person is told of it; others are told by their own name."""
 
+TRAVELS = {
+    "weights": "adapter weights",
+    "rollouts": "answers to tasks",
+    "both": "adapter weights and answers to tasks",
+}
+"""`--share` -> what others can read of ours."""
+
+
+def what_travels(join: str) -> str:
+    """Return what others can read of ours, by the line with which a friend joins."""
+    _, _, rest = join.partition(" --share ")
+    return TRAVELS[rest.split()[0] if rest else "weights"]
+
 
 def megabytes(count: float) -> str:
     """Return a byte count as people read it, e.g. ``"4.4 MB"``."""

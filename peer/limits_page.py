@@ -35,6 +35,7 @@ PLACES: Mapping[str, str] = {
     "gossip.membership_limits": "Who takes part: tables, dials, strikes",
     "gossip.wire": "Control messages",
     "gossip.claims": "Signed claims",
+    "gossip.rollouts": "Rollouts",
     "peer.exchange": "Reading adapters",
     "peer.publisher": "Serving adapters",
     "gossip.masked_sums": "Sums under masks",

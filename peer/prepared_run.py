@@ -62,8 +62,8 @@ class PreparedRun:
 
     @property
     def initial(self) -> PublishedAdapter | None:
-        """The adapter that all peers began with, for readers that cannot make it; None where ranks may differ."""
-        if self.methods.factor_rule.refactors:
+        """The adapter that all peers began with, for readers that cannot make it; None where there is none such."""
+        if self.methods.factor_rule.refactors or self.plan.config.mixing.share == "rollouts":
             return None
         return PublishedAdapter(0, 0, "float32", self.ready.initial.flat.numpy().tobytes(), kind="initial")
 
@@ -95,8 +95,8 @@ def prepare_run(
         key: the identity's 32 private key bytes.
 
     Raises:
-        LocalError: a method does not fit the adapter, the roster lacks us, or the trainer plants no canaries and
-            should.
+        LocalError: a method does not fit the adapter, the roster lacks us, or the trainer does not do what it should:
+            plant canaries, learn from rollouts.
         HomeError: the checkpoint is of another run; the manifest field that differs is named.
     """
     wanted = plan.config.privacy.canaries
@@ -104,6 +104,12 @@ def prepare_run(
         raise LocalError(
             f"--canaries {wanted}: this --trainer has planted {ready.canaries}. Leave the option out, or use "
             "local-steps"
+        )
+    share = plan.config.mixing.share
+    if share != "weights" and not ready.takes_rollouts:
+        raise LocalError(
+            f"--share {share}: this --trainer learns from no rollouts (its train has no argument of that name). Leave "
+            "the option out, or use a trainer that does"
         )
     methods = plan.methods(ready.initial.spec)
     manifest = manifest_of(plan, ready, methods)

@@ -12,12 +12,13 @@ import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import trio
 
 from gossip import wire
 from gossip.errors import RemoteError
-from gossip.messages import Offer, Pull, Refusal
+from gossip.messages import Kind, Offer, Pull, Refusal
 from gossip.offers import RunShape
 from gossip.published import PublishedAdapter, RecentPublications
 from gossip.readers import Readers, everybody
@@ -26,7 +27,7 @@ from peer.masks import Masks
 from peer.network.transport import CHUNK_BYTES, Stream
 
 PULLS_PER_PEER = 2
-"""Requests one peer may have open here (Ethereum's MAX_CONCURRENT_REQUESTS)."""
+"""Requests for adapters one peer may have open here (Ethereum's MAX_CONCURRENT_REQUESTS), and as many for rollouts."""
 UPLOADS = 3
 """Payloads sent at a time: more would only share the same uplink (libp2p.md section 6)."""
 SLOT_S = 2.0
@@ -40,6 +41,9 @@ REPEATS_FORGIVEN = 1
 LAST_FOR = 3
 """Whoever does so once more is told that we are busy until we have published so many more adapters.
 Source: guess; as many as are kept."""
+
+_Reader = tuple[str, Kind]
+"""A peer, as a reader of one kind of payload."""
 
 
 class Publisher:
@@ -73,18 +77,20 @@ class Publisher:
         self._signed = signed
         self._may_read = may_read
         self._masks = masks
-        self._count = 0  # publications so far
+        self._count: Counter[Kind] = Counter()  # publications so far
         self._published = trio.Event()  # a new one after each publication
         self._slots = trio.CapacityLimiter(UPLOADS)
-        self._open: Counter[str] = Counter()  # requests being answered, by peer id
-        self._reads: OrderedDict[str, _Read] = OrderedDict()  # the last one of each reader
-        self._last_until: dict[str, int] = {}  # peer id -> publications before which it comes last
+        self._open: Counter[_Reader] = Counter()  # requests being answered
+        self._reads: OrderedDict[_Reader, _Read] = OrderedDict()  # the last one of each reader
+        self._last_until: dict[_Reader, int] = {}  # publications before which a reader comes last
 
     def publish(self, published: PublishedAdapter) -> None:
-        """Add an adapter and wake every held request."""
+        """Add an adapter, or rollouts, and wake every held request."""
         self._publications.put(published)
-        self._count += 1
-        self._last_until = {peer: until for peer, until in self._last_until.items() if until > self._count}
+        self._count[published.kind] += 1
+        self._last_until = {
+            reader: until for reader, until in self._last_until.items() if until > self._count[reader[1]]
+        }
         self._published.set()
         self._published = trio.Event()
 
@@ -101,7 +107,8 @@ class Publisher:
             await self._refuse(stream, refusal)
             return None
         assert isinstance(request, Pull)
-        self._open[stream.peer] += 1
+        reader = stream.peer, request.kind
+        self._open[reader] += 1
         try:
             try:
                 published = await self._answer(stream.peer, request)
@@ -118,9 +125,9 @@ class Publisher:
             self._remember(stream.peer, request, published)
             return published
         finally:
-            self._open[stream.peer] -= 1
-            if not self._open[stream.peer]:
-                del self._open[stream.peer]
+            self._open[reader] -= 1
+            if not self._open[reader]:
+                del self._open[reader]
 
     async def _refusal(self, peer: str, request: object) -> Refusal | None:
         """Return why a question is not answered; raise ``RemoteError`` if it is none that our members ask."""
@@ -133,7 +140,11 @@ class Publisher:
         self._shape.check_pull(request)
         if request.round is not None and not self._may_read(peer, request.kind, request.round):
             return Refusal("readers", "your row of the mixing matrix does not name this peer")
-        if self._open[peer] >= PULLS_PER_PEER:
+        is_of_rollouts = request.kind == "rollouts"
+        open_now = sum(
+            self._open[peer, kind] for kind in get_args(Kind) if (kind == "rollouts") == is_of_rollouts
+        )
+        if open_now >= PULLS_PER_PEER:
             return Refusal("busy", f"at most {PULLS_PER_PEER} pulls at a time for one peer")
         return None
 
@@ -177,21 +188,22 @@ class Publisher:
         A reader that has gone on to a later round mixes what it had before once more: that is of use. Once is forgiven:
         an answer can be lost on its last metre, and a peer can be restarted.
         """
-        if peer in self._last_until:
+        reader = peer, request.kind
+        if reader in self._last_until:
             return True
-        last = self._reads.get(peer)
+        last = self._reads.get(reader)
         if last is None or last.digest != published.digest or _round_of(request) > last.round:
             return False
         last.repeats += 1
         if last.repeats > REPEATS_FORGIVEN:
-            self._last_until[peer] = self._count + LAST_FOR
+            self._last_until[reader] = self._count[request.kind] + LAST_FOR
         return last.repeats > REPEATS_FORGIVEN
 
     def _remember(self, peer: str, request: Pull, published: PublishedAdapter) -> None:
-        last = self._reads.pop(peer, None)
+        last = self._reads.pop((peer, request.kind), None)
         if last is None or last.digest != published.digest or _round_of(request) > last.round:
             last = _Read(published.digest, _round_of(request))
-        self._reads[peer] = last
+        self._reads[peer, request.kind] = last
         if len(self._reads) > READERS_MAX:
             self._reads.popitem(last=False)
 

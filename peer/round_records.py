@@ -11,7 +11,7 @@ from peer.journal import Journal
 from peer.membership import Membership
 from peer.prepared_run import PreparedRun
 from peer.saving import Saving
-from peer.telling import round_done
+from peer.telling import rollouts_shared, round_done
 
 
 class RoundRecords:
@@ -57,6 +57,8 @@ class RoundRecords:
                 self._membership.suspect(peer)
         saved = checkpoint is not None
         self._journal.emit(round_done(report, rounds, saved, self._membership, self._traffic))
+        if report.rollouts:
+            self._journal.emit(rollouts_shared(report.round, report.rollouts, self._membership))
         return checkpoint
 
     def _remember_peers(self) -> None:

@@ -5,6 +5,7 @@ Both are read off the declarations of the options (``config.py``); the training 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from pathlib import Path
@@ -19,12 +20,17 @@ from peer.run_plan import RunPlan
 from peer.training import tasks
 from peer.training.frames import Ready
 
+ANY = "any"
+"""What the manifest says of model, adapter and tokenizer where peers share rollouts alone: they may differ."""
+OF_EACH = ("model", "training")
+"""Sections whose options are each peer's own there."""
+
 
 def manifest_of(plan: RunPlan, ready: Ready, methods: MethodSet) -> RunManifest:
     """Return the run's manifest: our options and what the training process found."""
     config, told, names = plan.config, ready.manifest, methods.names
     ranks_differ = methods.factor_rule.refactors
-    return RunManifest(
+    manifest = RunManifest(
         base_model=told["base_digest"],
         dtype=told["base_dtype"],
         tokenizer=told["tokenizer_digest"],
@@ -45,6 +51,11 @@ def manifest_of(plan: RunPlan, ready: Ready, methods: MethodSet) -> RunManifest:
         overlap="yes" if config.mixing.overlap else "no",
         private="yes" if names.private else "no",
         mask=plan.mask,
+    )
+    if config.mixing.share != "rollouts":
+        return manifest
+    return dataclasses.replace(
+        manifest, base_model=ANY, dtype=ANY, tokenizer=ANY, task=ANY, frozen=ANY, layout=ANY, initial=ANY
     )
 
 
@@ -76,6 +87,8 @@ def _settings(plan: RunPlan, *, ranks_differ: bool) -> dict[str, str]:
     if ranks_differ:
         del settings["lora_r"], settings["lora_alpha"]
         settings["lora_scale"] = f"{config.model.lora_alpha / config.model.lora_r:g}"
+    if config.mixing.share == "rollouts":
+        return {name: text for name, text in settings.items() if OPTIONS[name].section not in OF_EACH}
     return settings
 
 

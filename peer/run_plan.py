@@ -31,6 +31,7 @@ from gossip.methods.robust import READS_MIN, ROBUST
 from gossip.readers import Readers, everybody, row_readers
 from gossip.roster import roster_digest, rows_of
 from gossip.settings import NodeSettings
+from peer import sharing_rules
 from peer.config import OPTIONS, PeerConfig
 from peer.group_options import MixingOptions
 from peer.inputs import topology_of
@@ -146,7 +147,7 @@ class RunPlan:
             collect_s=mixing.collect_s,
             norm_cap=mixing.norm_cap,
             step_cap=mixing.step_cap,
-            check_every=mixing.check_every if mixing.check_rows else 0,
+            check_every=mixing.check_every if mixing.check_rows and mixing.share != "rollouts" else 0,
             check_slack=mixing.check_slack,
             overlap=mixing.overlap,
             data=data,
@@ -154,12 +155,13 @@ class RunPlan:
             roster=self.roster,
             masked=self.masked,
             average_last=mixing.average_last,
+            share=mixing.share,
         )
 
     def robust_note(self) -> str:
         """Return what ``--robust auto`` has become, for the user; empty where the user has said it."""
         mixing, topology = self.config.mixing, self.config.mixing.topology
-        if mixing.robust.strip().lower() != "auto":
+        if mixing.robust.strip().lower() != "auto" or mixing.share == "rollouts":
             return ""
         if self.masked:
             return "--robust auto is none here: under --mask pairs a row is read as one sum"
@@ -206,7 +208,7 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
     topology = topology_of(config, peers)
     trainers.entry_point(config.training.trainer)  # refuses what the training process could not start
     mixing, adapter = config.mixing, config.model.adapter
-    names = _method_names(mixing)
+    names = sharing_rules.methods_with(config, _method_names(mixing))
     if find("factor rule", mixing.factors, FACTORS).core_only != (adapter == CORE_ADAPTER):
         raise LocalError(
             f"--factors r-only and --adapter {CORE_ADAPTER} go together: its tensors are the r x r cores; "
@@ -229,7 +231,8 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
     robust = written("robust rule", mixing.robust, ROBUST)
     if config.privacy.mask != "none":
         _check_masks(config, topology, names)
-    if robust == "auto" and (config.privacy.mask != "none" or compatibility.counts_on_whole_rows(names)):
+    reads_whole = mixing.share == "rollouts" or config.privacy.mask != "none"
+    if robust == "auto" and (reads_whole or compatibility.counts_on_whole_rows(names)):
         robust = "none"
     compatibility.check(
         names, topology, expected, collect_s=mixing.collect_s, overlap=mixing.overlap, robust=robust

@@ -298,6 +298,7 @@ class Peer:
                 action.trainable,
                 action.correction,
                 lambda: self.records.saving.trainer_file(action.round),
+                action.rollouts,
             )
         except Diverged as error:
             self._note(f"training has diverged in round {action.round + 1}: {error}")
@@ -311,7 +312,7 @@ class Peer:
             if trained.stopped and not self.has_stopped:
                 self.has_stopped = True
                 self._note(f"from round {action.round + 1} on: {trained.stopped}")
-            self.post(Trained(trained.state, trained.steps, trained.loss))
+            self.post(Trained(trained.state, trained.steps, trained.loss, trained.rollouts))
 
     async def _check(self, action: Check) -> None:
         rows = self.run.plan.config.mixing.check_rows

@@ -93,7 +93,8 @@ class Streams:
     ) -> None:
         self._fingerprint = run.manifest.fingerprint
         self._masks = run.masks
-        self._shape = RunShape.of(run.methods, run.plan.config.run.rounds, masked=run.masks is not None)
+        config, masked = run.plan.config, run.masks is not None
+        self._shape = RunShape.of(run.methods, config.run.rounds, masked=masked, share=config.mixing.share)
         self._transport = transport
         self._membership = membership
         self._traffic = traffic
@@ -129,14 +130,14 @@ class Streams:
         self._publisher.publish(published)
 
     async def fetch(self, action: Fetch) -> None:
-        """Pull an adapter; the node is told how that ended."""
+        """Pull an adapter, or rollouts; the node is told how that ended."""
         wanted = (action.round, action.newer_than, action.wait_s)
         request = Pull(self._fingerprint, *wanted, base=action.base, kind=action.kind)
         try:
             published = await self._pull(action.peer, request)
         except RemoteError as error:
             self._failed(action.peer, error)
-            self._post(FetchFailed(action.peer, error.reason))
+            self._post(FetchFailed(action.peer, error.reason, action.kind))
         else:
             self._traffic.fetches_ok += 1
             self._post(Fetched(action.peer, published))
@@ -184,7 +185,7 @@ class Streams:
         """Answer a pull of another peer; the node is told of an adapter that was sent."""
         try:
             published = await self._publisher.serve(stream)
-            if published:
+            if published and published.kind != "rollouts":
                 self._post(Served(stream.peer, published.round))
         except RemoteError as error:
             await self._rejected(stream, error)

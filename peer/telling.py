@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from gossip.events import Distrust, RoundReport
+from gossip.events import Distrust, RolloutReport, RoundReport
 from peer.config import PeerConfig
 from peer.exchange import Traffic
 from peer.journal import Journal
 from peer.journal_events import LeftOut, Measured, ModelReady, Note, Preparing, RoundDone, StepTaken
 from peer.membership import Membership
 from peer.rate_event import RateChosen
+from peer.rollouts_event import RolloutsShared
 from peer.training.frames import Evaluated, RateChoice, Ready, Step
 from peer.training.supervisor import Callbacks
 
@@ -126,4 +127,16 @@ def round_done(
         fetches_failed=traffic.fetches_failed,
         rejected=dict(traffic.rejected),
         saved=saved,
+    )
+
+
+def rollouts_shared(round: int, report: RolloutReport, membership: Membership) -> RolloutsShared:
+    """Return the event of what a round has shared of rollouts."""
+    name = membership.display_name
+    return RolloutsShared(
+        round=round,
+        published=report.published,
+        bytes=report.bytes,
+        came=tuple((name(peer), count) for peer, count in report.came),
+        usable=tuple((name(peer), count) for peer, count in report.usable),
     )

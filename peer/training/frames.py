@@ -17,6 +17,7 @@ import msgpack
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.rollouts import Rollout
 
 HEADER_BYTES_MAX = 16 << 20
 """Largest header. Source: guess; a report of 1000 bad rows with an adapter config takes about 200 kB."""
@@ -62,6 +63,7 @@ class Trained:
         dropped: steps dropped because they did not fit into memory; later batches have half as many sequences.
         unsaved: why the training process could not save its own state; empty if it could, or was not asked to.
         stopped: why no step was taken (``state`` is then what it was); empty if steps were.
+        rollouts: answers of our own for others to learn from; none from most trainers.
     """
 
     state: AdapterState
@@ -73,6 +75,7 @@ class Trained:
     dropped: int = 0
     unsaved: str = ""
     stopped: str = ""
+    rollouts: tuple[Rollout, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,7 @@ class Ready:
         canaries: how many of ``rows`` are canaries.
         notes: what the user should know before the first step, sentence by sentence.
         rate: the learning rate that was chosen; None where the user gave one.
+        takes_rollouts: the trainer learns from rollouts of others (``worker.py`` finds out).
     """
 
     initial: AdapterState
@@ -186,6 +190,7 @@ class Ready:
     canaries: int = 0
     notes: tuple[str, ...] = ()
     rate: RateChoice | None = None
+    takes_rollouts: bool = False
 
 
 def encode(header: Mapping[str, Any], payload_bytes: int = 0) -> bytes:

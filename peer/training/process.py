@@ -23,6 +23,7 @@ import trio
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import LocalError
 from gossip.events import TrainableFactors
+from gossip.rollouts import Received, Rollout
 from peer.child_python import child_environment, python_module
 from peer.config import PeerConfig
 from peer.training import trainers
@@ -128,21 +129,24 @@ class TrainerProcess:
         on_step: OnStep | None = None,
         trainable: TrainableFactors = "all",
         correction: torch.Tensor | None = None,
+        rollouts: Sequence[Received] = (),
     ) -> Trained:
         """Take ``config.training.local_steps`` steps from ``state``; then save the trainer's own state to the file
         ``save_to``.
 
         ``round``, from 0, is where in the run they stand.
-        ``save_to`` is complete on disk (replaced atomically, fsynced) when this returns. ``trainable`` and
-        ``correction`` (float32[P]): see ``Trainer.train``.
+        ``save_to`` is complete on disk (replaced atomically, fsynced) when this returns. ``trainable``,
+        ``correction`` (float32[P]) and ``rollouts``: see ``Trainer.train``.
         """
         command = {"kind": "train", "round": round, "save_to": str(save_to) if save_to else None}
         command |= {"rounds": self._rounds, "trainable": trainable, "correction": correction is not None}
+        command |= {"rollouts": list(rollouts)}
         payload = (
             [state.flat] if correction is None else [state.flat, AdapterState(state.spec, correction).flat]
         )
         header, answer = await self._exchange(command, payload, {"trained"}, on_step=on_step)
-        return Trained(state=self._adapter(answer), **header)
+        own = tuple(Rollout(*rollout) for rollout in header.pop("rollouts"))
+        return Trained(state=self._adapter(answer), rollouts=own, **header)
 
     async def evaluate(self, state: AdapterState) -> Evaluated:
         """Measure ``state`` on the held-out rows."""

@@ -8,7 +8,7 @@ It knows neither rounds' other half (who reads whom) nor where checkpoints lie: 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 from gossip.adapter import AdapterState
 from gossip.errors import Diverged, LocalError
 from gossip.events import TrainableFactors
+from gossip.rollouts import Received
 from peer.config import PeerConfig
 from peer.training.frames import Evaluated, OnStep, Progress, Ready, RowLosses, Step, Trained
 from peer.training.process import TrainerDied
@@ -54,6 +55,7 @@ class RemoteTrainer(Protocol):
         on_step: OnStep,
         trainable: TrainableFactors,
         correction: Tensor | None,
+        rollouts: Sequence[Received],
     ) -> Trained: ...
 
     async def evaluate(self, state: AdapterState) -> Evaluated: ...
@@ -161,6 +163,7 @@ class TrainingSupervisor:
         trainable: TrainableFactors,
         correction: Tensor | None,
         save_to: Callable[[], Path | None],
+        rollouts: Sequence[Received] = (),
     ) -> Trained:
         """Measure ``state`` if it is time to, then take a round's local steps from it.
 
@@ -171,6 +174,7 @@ class TrainingSupervisor:
             correction: float32[P] to add to the adapter after every step, or None.
             save_to: returns a new file for the process's own state, in a folder that holds nothing of an attempt that
                 broke off; None: its state is not saved in this round.
+            rollouts: of others, for trainers that learn from them.
 
         Raises:
             Diverged: the loss is no number any more; the next call finds a new process.
@@ -180,7 +184,9 @@ class TrainingSupervisor:
         on_step = self._sparing(round)
         try:
             trained = await self._surviving(
-                lambda trainer: trainer.train(state, round, save_to(), on_step, trainable, correction)
+                lambda trainer: trainer.train(
+                    state, round, save_to(), on_step, trainable, correction, rollouts
+                )
             )
         except LocalError as error:
             if error.exit_code != Diverged.exit_code:

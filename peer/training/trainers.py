@@ -52,7 +52,10 @@ class Trainer(Protocol):
     ) -> Trained:
         """Take ``config.training.local_steps`` optimizer steps from ``state`` on the own data; or none, and say why.
 
-        The optimizer's memory and the order of the data go on from the last call.
+        The optimizer's memory and the order of the data go on from the last call. Trainers that learn from answers of
+        others, and hand out their own (``Trained.rollouts``), have one more argument:
+        ``rollouts: tuple[Received, ...] = ()``, at most ``gossip.rollouts.CAPACITY`` of the last rounds, no two the
+        same. Whatever is in them somebody else wrote: it is text to be judged, never run.
 
         Args:
             state: the adapter to start from, of the layout of ``ready().initial``.

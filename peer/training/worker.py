@@ -48,7 +48,7 @@ class Server:
         self._answers = answers
         self._started = started
         self._trainer: Trainer | None = None
-        self._takes_position = False
+        self._arguments: frozenset[str] = frozenset()  # of its ``train``
         self._spec: AdapterSpec | None = None
 
     def handle(self, command: dict[str, Any], payload: bytearray) -> None:
@@ -96,25 +96,35 @@ class Server:
             trainer.load(Path(resume))
         rate = rates.choose(trainer, given, progress)
         self._trainer = trainer
-        # a user's own trainer may have a rate of its own, and no use for the argument
-        self._takes_position = "position" in inspect.signature(trainer.train).parameters
+        # a user's own trainer may have a rate of its own, and no use for a position, or for rollouts
+        self._arguments = frozenset(inspect.signature(trainer.train).parameters)
         gc.collect()
         gc.freeze()  # a million objects of imported libraries need no second look
         give_back_memory()
-        ready = dataclasses.replace(trainer.ready(time.monotonic() - self._started), rate=rate)
+        ready = trainer.ready(time.monotonic() - self._started)
+        ready = dataclasses.replace(ready, rate=rate, takes_rollouts="rollouts" in self._arguments)
         self._spec = ready.initial.spec
         frozen = ready.export.frozen
         self._send(_ready_header(ready), ready.initial, *([frozen] if frozen is not None else []))
 
     def _train(self, command: dict[str, Any], payload: bytearray) -> None:
         """Take a round's local steps; save the trainer's own state if told to, and send the adapter."""
+        from gossip.rollouts import Received, Rollout
         from peer.training.schedules import Position
 
         trainer, save_to = self._running(), command["save_to"]
         state, correction = self._vectors(payload, 2 if command["correction"] else 1)
-        place = {"position": Position(command["round"], command["rounds"])} if self._takes_position else {}
+        came = (Received(sender, round, Rollout(*rollout)) for sender, round, rollout in command["rollouts"])
+        extra: dict[str, Any] = {
+            "position": Position(command["round"], command["rounds"]),
+            "rollouts": tuple(came),
+        }
         trained = trainer.train(
-            state, command["trainable"], correction, lambda step: self._say("step", step), **place
+            state,
+            command["trainable"],
+            correction,
+            lambda step: self._say("step", step),
+            **{name: value for name, value in extra.items() if name in self._arguments},
         )
         if save_to is not None:
             trained = dataclasses.replace(trained, unsaved=_save(trainer, Path(save_to)))

@@ -25,6 +25,7 @@ import trio
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.events import TrainableFactors
+from gossip.rollouts import Received
 from peer.checkpoints import open_home
 from peer.child_python import child_environment, python_module
 from peer.config import PeerConfig
@@ -55,6 +56,7 @@ class IdleTrainer:
         on_step: OnStep,
         trainable: TrainableFactors,
         correction: torch.Tensor | None,
+        rollouts: Sequence[Received],
     ) -> Trained:
         """Return the moved adapter; the state file is empty."""
         if save_to is not None:

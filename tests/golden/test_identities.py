@@ -41,6 +41,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "layers": {"lora_layers": "18-29", "lora_target_modules": ("q_proj",), "adapter": "dora"},
     "classification": {"task": "classification", "labels": ("good", "bad"), "seed": 7},
     "prompt": {"adapter": "prompt-tuning", "virtual_tokens": 5},
+    "rollouts": {"share": "rollouts", "model": "tiny"},
+    "weights and rollouts": {"share": "both"},
 }
 CLAIM = Claim("12D3KooWx", 5, 3, "round", bytes(8), bytes(range(32)), bytes(range(64)))
 PROOF = Evidence(CLAIM, dataclasses.replace(CLAIM, digest=bytes(32)))

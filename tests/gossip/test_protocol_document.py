@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from gossip import fixed_point, wire
+from gossip import fixed_point, rollouts, wire
 from gossip.adapter import AdapterSpec
 from gossip.claims import claim_in, statement
 from gossip.manifest import RunManifest
@@ -18,6 +18,7 @@ from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS, Codec
 from gossip.methods.feedback import FEEDBACKS
 from gossip.published import PublishedAdapter
+from gossip.rollouts import ANSWER_BYTES_MAX, CAPACITY, ROLLOUTS_BYTES_MAX, TASK_BYTES_MAX, Rollout
 from peer.mask_keys import MaskSecrets
 from peer.network.identity import peer_id
 from peer.signing import Signer, is_signed
@@ -63,6 +64,14 @@ def test_the_offer_and_its_payload_are_byte_exact() -> None:
     assert statement(run, claim) == EXAMPLES["statement"]
     assert is_signed(run, claim)
     assert peer_id(key) in DOCUMENT
+
+
+def test_rollouts_are_byte_exact() -> None:
+    two = (Rollout("sort", 1, 7, "abcd"), Rollout("reverse", 0, 2**32, "ä\n"))
+    assert rollouts.encode(two) == EXAMPLES["rollouts"]
+    assert rollouts.decode(EXAMPLES["rollouts"]) == two
+    for limit in (ROLLOUTS_BYTES_MAX, TASK_BYTES_MAX, ANSWER_BYTES_MAX, CAPACITY):
+        assert f"{limit:,}" in DOCUMENT.partition("## Rollouts")[2]
 
 
 def test_every_field_of_the_manifest_is_documented() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from gossip.adapter import AdapterState
 from gossip.errors import Diverged, LocalError
 from gossip.events import TrainableFactors
+from gossip.rollouts import Received, Rollout
 from peer.config import PeerConfig
 from peer.durable import write_atomically
 from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, Step, Trained
@@ -57,6 +59,31 @@ class OneRate:
         self, state: AdapterState, trainable: TrainableFactors, correction: Tensor | None, on_step: OnStep
     ) -> Trained:
         return self._within.train(state, trainable, correction, on_step)
+
+
+def make_talkative(config: PeerConfig, progress: Progress) -> Any:
+    """Return a trainer that hands out an answer of its own a step, and those that it was given."""
+    return Talkative(make_trainer(config, progress))
+
+
+class Talkative(OneRate):
+    """Everything as the trainer within; what it was given comes back as answers of a task called ``came``."""
+
+    def train(
+        self,
+        state: AdapterState,
+        trainable: TrainableFactors,
+        correction: Tensor | None,
+        on_step: OnStep,
+        rollouts: tuple[Received, ...] = (),
+    ) -> Trained:
+        trained = super().train(state, trainable, correction, on_step)
+        own = [Rollout("own", 0, index, f"{trained.loss:.3f}\n") for index in range(trained.steps)]
+        for one in rollouts:
+            if one.rollout.task == "own":
+                answer = f"{one.sender}: {one.rollout.answer}"
+                own.append(Rollout("came", one.round, one.rollout.index, answer))
+        return replace(trained, rollouts=tuple(own))
 
 
 class LeastSquares:

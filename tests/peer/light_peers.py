@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import trio
 
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import Diverged
+from gossip.rollouts import Received
 from peer.checkpoints import Home
 from peer.config import PeerConfig
 from peer.journal import Journal
@@ -70,6 +71,7 @@ class Quadratic:
         on_step: OnStep,
         trainable: str,
         correction: object,
+        rollouts: Sequence[Received],
     ) -> Trained:
         await trio.lowlevel.checkpoint()
         if round in self.diverges:

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from gossip import wire
 from gossip.errors import RemoteError
-from gossip.messages import Offer, Ping, Pull, Refusal
+from gossip.messages import Kind, Offer, Ping, Pull, Refusal
 from gossip.offers import STEPS_PER_ROUND_MAX, RunShape
 from gossip.published import PublishedAdapter
 from peer.exchange import ADAPTER, CONTROL, RATE_MIN, STALL_S, Traffic, ask, pull
@@ -280,6 +280,34 @@ def test_another_run_and_too_many_requests_are_refused() -> None:
                 for _ in range(PULLS_PER_PEER + 2):
                     nursery.start_soon(pull_once)
         assert sorted(reasons) == ["busy", "busy", "nothing", "nothing"]
+
+    run(body)
+
+
+def test_pulls_of_rollouts_are_counted_apart_from_those_of_adapters() -> None:
+    shape = replace(SHAPE, lengths={**SHAPE.lengths, "rollouts": range(100)})
+
+    async def body() -> None:
+        publisher = publisher_of(Traffic(), shape)
+
+        async def serve(stream: Stream) -> None:
+            await publisher.serve(stream)
+
+        async with reader_of(serve) as reader:
+            ends: list[tuple[str, str]] = []
+
+            async def pull_once(kind: Kind) -> None:
+                try:
+                    await read(reader, replace(wanted(0, wait_s=0.05), kind=kind))
+                except RemoteError as error:
+                    ends.append((kind, error.reason))
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(PULLS_PER_PEER + 1):
+                    nursery.start_soon(pull_once, "round")
+                    nursery.start_soon(pull_once, "rollouts")
+        for kind in ("round", "rollouts"):
+            assert sorted(reason for one, reason in ends if one == kind) == ["busy", "nothing", "nothing"]
 
     run(body)
 

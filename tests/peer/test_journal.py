@@ -39,6 +39,7 @@ from peer.journal_file import JournalFile
 from peer.journal_lines import Record, parse_record
 from peer.journal_page import field_texts, page
 from peer.rate_event import RateChosen
+from peer.rollouts_event import RolloutsShared
 
 ROUND = RoundDone(
     round=0,
@@ -97,6 +98,7 @@ TOLD: tuple[JournalEvent, ...] = (
     StepTaken(round=0, step=1, steps=2, loss=2.0),
     ROUND,
     dataclasses.replace(ROUND, merging=True, loss=math.nan, mixed=(), mixed_rounds=(), cross_term=0.5),
+    RolloutsShared(round=2, published=8, bytes=400, came=(("bert", 8),), usable=(("bert", 8), ("böd", 4))),
     LeftOut(peer="bert", round=3, loss=9.5, limit=2.5, rounds=4),
     Measured(round=5, own=1.25, all=None, per_file={}, accuracy=None, accuracy_all=None),
     Measured(round=5, own=1.25, all=1.5, per_file={"b": 1.75}, accuracy=1.0, accuracy_all=0.75),

@@ -14,6 +14,7 @@ import trio
 from gossip.adapter import AdapterSpec, AdapterState
 from gossip.errors import Diverged, LocalError
 from gossip.events import TrainableFactors
+from gossip.rollouts import Received
 from peer.config import PeerConfig
 from peer.training import supervisor
 from peer.training.frames import Evaluated, Export, OnStep, Progress, Ready, RowLosses, Step, Trained
@@ -60,6 +61,7 @@ class World:
         on_step: OnStep,
         trainable: TrainableFactors,
         correction: torch.Tensor | None,
+        rollouts: Sequence[Received],
     ) -> Trained:
         await trio.lowlevel.checkpoint()
         self._do(f"train {round} {trainable} {save_to}")

@@ -18,6 +18,7 @@ import trio.testing
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
+from gossip.rollouts import Received, Rollout
 from peer.config import PeerConfig
 from peer.training import process
 from peer.training.frames import Step
@@ -216,3 +217,24 @@ def test_a_process_that_is_stopped_for_a_while_is_waited_for(quick: Quick) -> No
 
     stopped, undisturbed = trio.run(scenario)
     assert stopped.digest() == undisturbed.digest()
+
+
+def test_rollouts_pass_the_pipe_to_trainers_that_take_them(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"x": [{i}, 1], "y": [{2 * i}]}}\n' for i in range(10)))
+    came = (
+        Received("p1", 3, Rollout("own", 0, 2**53 - 1, "ä\x1b[2J")),
+        Received("p2", 2, Rollout("own", 1, 0, "")),
+    )
+
+    async def scenario(trainer: str, rollouts: tuple[Received, ...]) -> tuple[bool, tuple[Rollout, ...]]:
+        config = PeerConfig.of(data=(rows,), trainer=f"tests.peer.least_squares:{trainer}", local_steps=2)
+        child, ready = await TrainerProcess.start(config)
+        trained = await child.train(ready.initial, 0, rollouts=rollouts)
+        await child.stop()
+        return ready.takes_rollouts, trained.rollouts
+
+    takes, (first, second, *told) = trio.run(scenario, "make_talkative", came)
+    assert (takes, first.task, second.index) == (True, "own", 1)
+    assert told == [Rollout("came", 3, 2**53 - 1, "p1: ä\x1b[2J"), Rollout("came", 2, 0, "p2: ")]
+    assert trio.run(scenario, "make_trainer", came) == (False, ())

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gossip.adapter import AdapterState
 from gossip.events import TrainableFactors
+from gossip.rollouts import Received
 from peer.config import PeerConfig
 from peer.training.frames import Evaluated, OnStep, Progress, Ready, Trained
 from peer.training.process import TrainerProcess
@@ -36,6 +37,7 @@ class TrainerInside:
         on_step: OnStep,
         trainable: TrainableFactors,
         correction: Tensor | None,
+        rollouts: Sequence[Received],
     ) -> Trained:
         """Take a round's steps in a thread, which waits most of the time."""
         trained = await trio.to_thread.run_sync(self._trainer.train, state, trainable, correction, None)
