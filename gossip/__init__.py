@@ -16,6 +16,8 @@ reading order:
     offers                 what an offer of this run must be to answer a question
     claims                 what peers have signed, and when that proves that one of them lies
     events, node           the node's contract with the world, and the protocol
+    catching_up            what a node takes over from the others when it comes late
+    whole_adapters         present adapters as they are, which it takes over
     company                who takes part as far as the node knows, and whom of them it reads
     row_reading, pacing    whom a round asks, and how long it waits
     rollout_exchange       its own rollouts, and those of others
@@ -24,7 +26,7 @@ reading order:
     sightings              what it has seen of each neighbor, for those who watch
     pipelines              the numbers of its rounds, and of the final merge
     tail_average           the mean over the last rounds, which goes into that merge
-    deadline               how long a round waits for neighbors, learned from arrivals
+    deadline, pacing       how long a round waits for neighbors, learned from arrivals
     final_merge            the rounds after the last, in which all adapters become one
     settings               what a node runs with, and what a restart needs
     methods/               the catalogues: mixing, optimizers, codecs, feedback, guards, robust rules, merges; the

@@ -331,9 +331,13 @@ class RoundReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A round is complete: write it down, make a checkpoint."""
+    """A round is complete: write it down, make a checkpoint.
+
+    ``whole``: to be published for those who come late: the adapter that the next round begins with; None = it is not.
+    """
 
     report: RoundReport
+    whole: PublishedAdapter | None = field(repr=False, compare=False, default=None)
 
 
 @dataclass(frozen=True, slots=True)

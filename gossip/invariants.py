@@ -45,9 +45,9 @@ class Broken(Exception):
 class NodeLife:
     """One life of a node, followed event by event.
 
-    Checked: rounds count up by one; ages never fall; parameters are finite; we are a member, and nobody twice; at most
-    ``FETCHES_MAX`` requests to a peer at a time, and each ends once; only what came is mixed, with weights of a row;
-    nobody is punished but for what it sent; waiting has an end.
+    Checked: rounds count up by one, once it has caught up; ages never fall; parameters are finite; we are a member,
+    and nobody twice; at most ``FETCHES_MAX`` requests to a peer at a time, and each ends once; only what came is mixed,
+    with weights of a row; nobody is punished but for what it sent; waiting has an end.
     """
 
     def __init__(self, node: GossipNode) -> None:
@@ -56,6 +56,7 @@ class NodeLife:
         self._open: Counter[tuple[str, bool]] = Counter()
         self._came: set[tuple[str, int, bool]] = set()  # peer, round, whether rollouts
         self._timer_of = -1  # the round that has a timer
+        self._catches_up = False
 
     def handled(self, event: Event, actions: Sequence[Action]) -> None:
         """Check what an event has led to.
@@ -70,9 +71,12 @@ class NodeLife:
             self._open[place] -= 1
         if isinstance(event, Fetched):
             self._came.add((event.peer, event.published.round, event.published.kind == "rollouts"))
+        node = self._node
+        if self._catches_up:  # it may take over where others are
+            self._round = node.round
+        self._catches_up = node.phase is Phase.CATCHING_UP
         for action in actions:
             self._did(action)
-        node = self._node
         _hold(node.round == self._round, f"round {node.round} without a report of round {node.round - 1}")
         _hold(node.age >= self._age, f"age fell from {self._age} to {node.age}")
         self._age = node.age

@@ -14,6 +14,7 @@ from gossip.masked_sums import READS_MIN
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
+from gossip.methods.feedback import rule_of
 from gossip.methods.method_set import MethodNames
 from gossip.methods.optimizers import OPTIMIZERS
 from gossip.roster import rows_of
@@ -81,6 +82,10 @@ def _problem_of_methods(run: MaskedRun) -> str:
         )
     if run.robust.strip().lower() not in ("auto", "none"):
         return f"reads one sum, and --robust {run.robust} compares single neighbors: use --robust none"
+    if rule_of(names.feedback, names.codec)[1].changes:
+        return f"sums adapters, and --feedback {names.feedback} sends what rounds have changed: use --feedback none"
+    if names.fragments > 1:
+        return f"binds sums to all that travels, and --fragments {names.fragments} sends a part: use --fragments 1"
     if names.merge not in LINEAR_MERGES:
         return (
             f"reads one sum, and --merge {names.merge} needs each adapter: use --merge average, or --merge none to end "

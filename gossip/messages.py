@@ -11,10 +11,10 @@ from typing import Literal
 
 from topology.announced import Announced
 
-Kind = Literal["round", "merge", "initial", "rollouts"]
+Kind = Literal["round", "merge", "initial", "rollouts", "whole"]
 """What a payload is: an adapter of a round, one of the final merge (always the adapter itself, whatever the run's
-codec), the one that all peers began with, or rollouts of a round (``rollouts.py``). Payloads of one length may be any
-of them: only this tells."""
+codec), the one that all peers began with, rollouts of a round (``rollouts.py``), or the adapter that a round begins
+with, coded as in the merge. Payloads of one length may be any of them: only this tells."""
 
 Reason = Literal["manifest", "run", "hello", "readers", "mask", "busy", "nothing", "malformed"]
 """Why a question is refused: another run's manifest; another run; no hello of this run came first; our adapters are

@@ -23,6 +23,7 @@ from functools import partial
 from typing import assert_never
 
 from gossip.adapter import AdapterState
+from gossip.catching_up import CatchingUp, CaughtUp
 from gossip.company import Company
 from gossip.errors import LocalError, RemoteError
 from gossip.events import (
@@ -54,14 +55,11 @@ from gossip.pacing import Pacing
 from gossip.pipelines import Pipelines
 from gossip.published import PublishedAdapter
 from gossip.rollout_exchange import RolloutExchange
-from gossip.round import Phase, Round
+from gossip.round import NOT_A_FAULT, Phase, Round
 from gossip.round_end import Settled
 from gossip.row_reading import RowReading
 from gossip.settings import NodeSettings, NodeSnapshot, random_state, restore_random
 from topology.links import Links
-
-NOT_A_FAULT = frozenset({"gap"})
-"""Reasons for which an adapter cannot be used although its sender did nothing wrong."""
 
 
 class GossipNode:
@@ -109,6 +107,8 @@ class GossipNode:
         self._reading = RowReading(settings, self._pipelines, self._neighbors, self.rollouts, self._health)
         self._current = Round()
         self._company = Company(me, members or (me,), settings, rng, self._neighbors, self._health)
+        parts = (me, settings, self._health, self._neighbors, rng)
+        self._catching_up = CatchingUp(*parts, is_restart=snapshot is not None)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -143,6 +143,8 @@ class GossipNode:
         Raises:
             LocalError: our own training diverged. Nothing that a peer sends raises.
         """
+        if self.phase is Phase.CATCHING_UP and (outcome := self._catching_up.handle(event)) is not None:
+            return self._caught_up(outcome, now) if isinstance(outcome, CaughtUp) else outcome
         match event:
             case Start():
                 return self._start(now)
@@ -179,7 +181,16 @@ class GossipNode:
     def _start(self, now: float) -> list[Action]:
         if self.phase is not Phase.NEW:
             raise LocalError("a node can be started once")
+        if questions := self._catching_up.begin(self.members, self.round):
+            self.phase = Phase.CATCHING_UP
+            return questions
         return self._next_round(now)
+
+    def _caught_up(self, outcome: CaughtUp, now: float) -> list[Action]:
+        if outcome.state is not None:
+            self.state, self.round, self.age = outcome.state, outcome.round, max(self.age, outcome.age)
+            self._pipelines.reset(outcome.state)
+        return [*outcome.complaints, *self._next_round(now)]
 
     def _next_round(self, now: float) -> list[Action]:
         if self.round >= self.rounds:
@@ -252,7 +263,9 @@ class GossipNode:
     def _fetched(self, event: Fetched, now: float) -> list[Action]:
         peer, published, current = event.peer, event.published, self._current
         neighbor = self._reading.asked_for(published.kind).of(peer)
-        if not neighbor.fetch_ended():
+        if (
+            not neighbor.fetch_ended() or published.kind == "whole"
+        ):  # the latter came too late to catch up with
             return []
         if published.kind == "rollouts":
             return self._rollouts_fetched(event, now)
@@ -284,7 +297,9 @@ class GossipNode:
         if was_waited_for:
             self._pacing.deadline.arrived(now - self._current.since_s)
         self._current.payload_bytes += len(published.payload)
-        return self._mix_if_complete(now) or self._first_deadline(now)
+        if (mixing := self._mix_if_complete(now)) or self.phase is not Phase.COLLECTING:
+            return mixing
+        return [*self._pacing.first_deadline(self.round, self._current, now)]
 
     def _unusable(self, peer: str, reason: str, now: float) -> list[Action]:
         """Count an adapter that cannot be read; penalize its sender if that is its fault."""
@@ -294,18 +309,9 @@ class GossipNode:
         self._current.objections.append((peer, reason))
         return [Penalize(peer, reason), *self._mix_if_complete(now)]
 
-    def _first_deadline(self, now: float) -> list[Action]:
-        """Set the first deadline once half of the neighbors are here; before, only the user's bound is known."""
-        current = self._current
-        is_first = current.deadline_s == self._pacing.bound_s(self.round) and self.phase is Phase.COLLECTING
-        if not is_first or self._pacing.is_fixed(self.round) or not current.half_are_here:
-            return []
-        current.deadline_s = self._pacing.longest_wait_s(self.round, current.train_s)
-        return [SetTimer(self.round, max(0.0, current.since_s + current.deadline_s - now))]
-
     def _fetch_failed(self, event: FetchFailed, now: float) -> list[Action]:
         neighbor = self._reading.asked_for(event.kind).of(event.peer)
-        if not neighbor.fetch_ended():
+        if not neighbor.fetch_ended() or event.kind == "whole":
             return []
         if self.settings.shares_weights and event.kind == "rollouts":
             neighbor.failed(event.reason, self.round)
@@ -325,12 +331,7 @@ class GossipNode:
         if self.phase is not Phase.COLLECTING or event.round != self.round:
             return []
         current = self._current
-        for peer in sorted(current.waiting_for):
-            if self._reading.waited_for.of(peer).missed():
-                self._pacing.deadline.missed(current.deadline_s)
-            current.failed.append((peer, "late"))
-        current.waiting_for.clear()
-        current.is_over = True
+        self._pacing.is_over(current, self._reading.waited_for)
         if current.trained is None:
             return []  # overlapped: the local steps are still running
         return self._mix(current.trained, now)
@@ -395,4 +396,5 @@ class GossipNode:
             self._neighbors.learn_likeness(self._pipelines.likeness(outcome.mixed))
         self.state = report.state
         self.round += 1
-        return [*outcome.complaints, Report(report), *self._next_round(now)]
+        whole = self._catching_up.wholes.shown(self.state, self.round, self.age)
+        return [*outcome.complaints, Report(report, whole), *self._next_round(now)]

@@ -6,7 +6,7 @@ it is decoded (``methods/pipeline.py``).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from gossip.errors import RemoteError
@@ -27,26 +27,26 @@ class RunShape:
 
     Args:
         rounds: rounds before the final merge.
-        lengths: payload sizes in bytes that there are of each kind.
+        lengths: payload sizes in bytes that there are of each kind; where parts of an adapter take turns, of each part.
         replicas: payloads may build on replicas (``base``).
         masked: nobody reads an adapter of the others unmasked, but that which all began with.
     """
 
     rounds: int
-    lengths: Mapping[Kind, Collection[int]]
+    lengths: Mapping[Kind, Sequence[Collection[int]]]
     replicas: bool
     masked: bool = False
 
     @staticmethod
     def of(methods: MethodSet, rounds: int, *, masked: bool = False, share: Share = "weights") -> RunShape:
         """Return the shape of a run with these methods."""
-        lengths: dict[Kind, Collection[int]] = {}
+        lengths: dict[Kind, Sequence[Collection[int]]] = {}
         if share != "rollouts":
-            lengths["round"] = frozenset(methods.rounds.specs)
-            lengths["merge"] = frozenset(methods.merge.specs)
-            lengths["initial"] = frozenset((4 * methods.spec.size,))
+            lengths["round"] = [frozenset(plan.specs) for plan in methods.parts]
+            lengths["merge"] = lengths["whole"] = [frozenset(methods.merge.specs)]
+            lengths["initial"] = [frozenset((4 * methods.spec.size,))]
         if share != "weights":
-            lengths["rollouts"] = range(ROLLOUTS_BYTES_MAX + 1)
+            lengths["rollouts"] = [range(ROLLOUTS_BYTES_MAX + 1)]
         return RunShape(rounds, lengths, methods.names.feedback == "replica", masked)
 
     def check_pull(self, pull: Pull) -> None:
@@ -73,8 +73,10 @@ class RunShape:
             raise RemoteError("malformed", f"no adapter of round {offer.round} and age {offer.age} can exist")
         if not is_news(offer.round, pull):
             raise RemoteError("stale", f"round {offer.round} came, newer than {pull.newer_than} was wanted")
-        if offer.length not in self.lengths[offer.kind]:
-            known = " or ".join(map(str, sorted(self.lengths[offer.kind])[:8]))
+        of_parts = self.lengths[offer.kind]
+        lengths = of_parts[offer.round % len(of_parts)]
+        if offer.length not in lengths:
+            known = " or ".join(map(str, sorted(lengths)[:8]))
             raise RemoteError("shape", f"{offer.length} bytes offered, payloads of this run have {known}")
 
     def _is_possible(self, offer: Offer) -> bool:
@@ -83,5 +85,6 @@ class RunShape:
             "round": (0, self.rounds),
             "rollouts": (0, self.rounds),
             "merge": (self.rounds, self.rounds + MERGE_ROUNDS_MAX),
+            "whole": (0, self.rounds + MERGE_ROUNDS_MAX + 1),
         }[offer.kind]
         return first <= offer.round < end and offer.age <= STEPS_PER_ROUND_MAX * (offer.round + 1)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gossip.deadline import Deadline
+from gossip.events import SetTimer
 from gossip.final_merge import MERGE_S
+from gossip.neighbor import Neighbors
 from gossip.pipelines import Pipelines
+from gossip.round import Round
 from gossip.settings import NodeSettings
 
 
@@ -47,3 +50,20 @@ class Pacing:
         """Return how long a round waits, as far as is known by now; ``train_s``: of our last local steps, seconds."""
         bound_s = self.bound_s(round)
         return bound_s if self.is_fixed(round) else self.deadline.seconds(bound_s, train_s)
+
+    def first_deadline(self, round: int, current: Round, now: float) -> list[SetTimer]:
+        """Set the first deadline once half of the neighbors are here; before, only the user's bound is known."""
+        is_first = current.deadline_s == self.bound_s(round)
+        if not is_first or self.is_fixed(round) or not current.half_are_here:
+            return []
+        current.deadline_s = self.longest_wait_s(round, current.train_s)
+        return [SetTimer(round, max(0.0, current.since_s + current.deadline_s - now))]
+
+    def is_over(self, current: Round, waited_for: Neighbors) -> None:
+        """Wait no longer for those who have not come: they are late, or away."""
+        for peer in sorted(current.waiting_for):
+            if waited_for.of(peer).missed():
+                self.deadline.missed(current.deadline_s)
+            current.failed.append((peer, "late"))
+        current.waiting_for.clear()
+        current.is_over = True

@@ -1,4 +1,5 @@
-"""The two pipelines of a node, that of its rounds and that of the final merge, and which adapter is whose.
+"""The pipelines of a node, that of its rounds (one for each part that takes turns) and that of the final merge, and
+which adapter is whose.
 
 Rounds from ``settings.rounds`` on are those of the final merge. It knows neither events nor time.
 """
@@ -21,6 +22,7 @@ from gossip.methods.catalogue import find
 from gossip.methods.contribution import Contribution
 from gossip.methods.factors import switching_interval
 from gossip.methods.method_set import resolve
+from gossip.methods.parts import Part, Starts
 from gossip.methods.pipeline import Mixed, Pipeline
 from gossip.methods.reach import Distances, Reach, RoundReach, vector_distance
 from gossip.methods.requirements import State
@@ -68,16 +70,25 @@ class Pipelines:
         saved: State | None = None,
         state: AdapterState | None = None,
     ) -> None:
+        self._initial = initial
         self._methods = methods = resolve(settings.names, initial.spec)
         self._settings = settings
-        self._rounds = Pipeline(me, methods.rounds, initial, settings.norm_cap, saved)
+        saved, parts = saved or {}, tuple(plan.part for plan in methods.parts)
+        self._rounds = [
+            Pipeline(me, plan, initial, settings.norm_cap, _of_part(number, len(parts), saved))
+            for number, plan in enumerate(methods.parts)
+        ]
+        self._starts = Starts(parts, state or initial, saved)
         self._merge = Pipeline(me, methods.merge, initial, settings.norm_cap)
-        self._tail = TailAverage(settings.rounds, settings.average_last, saved or {})
+        self._tail = TailAverage(settings.rounds, settings.average_last, saved)
         self._interval = methods.factor_rule.interval  # None until it is measured
         self._distance = Distances(products.distance if methods.factor_rule.refactors else vector_distance)
-        self._sightings = Sightings(initial.select(methods.rounds.shared_spec))
+        merged = (methods.merge.part,) if len(parts) > 1 else ()
+        self._sightings = Sightings(*(part.of(initial) for part in (*parts, *merged)))
         self._robust = find("robust rule", settings.robust, ROBUST)
-        self._reach = Reach(settings.step_cap, self._moved(initial, state) if state else 0.0)
+        self._reaches = [
+            Reach(settings.step_cap, self._moved(part, initial, state) if state else 0.0) for part in parts
+        ]
 
     @property
     def newest_only(self) -> bool:
@@ -98,30 +109,37 @@ class Pipelines:
 
     def tensors(self) -> State:
         """Return all that a checkpoint keeps; the final merge remembers nothing."""
-        return {**self._rounds.tensors(), **self._tail.tensors()}
+        count, tensors = len(self._rounds), {**self._tail.tensors(), **self._starts.tensors()}
+        for number, pipeline in enumerate(self._rounds):
+            prefix = _prefix(number, count)
+            tensors |= {prefix + name: tensor for name, tensor in pipeline.tensors().items()}
+        return tensors
 
     def base_of(self, peer: str) -> bytes:
         """Return the fingerprint of what we keep of a peer that its next payload may build on; empty = nothing."""
-        return self._rounds.base_of(peer)
+        return self._rounds[0].base_of(peer)  # replicas and parts do not go together
 
     def forget(self, peer: str) -> None:
         """Drop what is of no use once a peer has gone."""
-        self._rounds.forget(peer)
+        for pipeline in self._rounds:
+            pipeline.forget(peer)
 
     def likeness(self, mixed: Mixed) -> dict[str, float]:
-        """Return peer -> cosine between what it has learned and what we have, in [-1, 1]."""
-        return self._rounds.likeness(mixed)
+        """Return peer -> cosine between what it has learned and what we have, in [-1, 1], of what was mixed."""
+        plans = (*self._methods.parts, self._methods.merge)
+        place = next(place for place, plan in enumerate(plans) if plan.shared_spec == mixed.own.state.spec)
+        return (*self._rounds, self._merge)[place].likeness(mixed)
 
     def train(self, state: AdapterState, round: int, members: int) -> Train:
         """Return what local steps this round begins with; so many members are known."""
         if self._interval is None:
             self._interval = switching_interval(measured_contraction(self._settings.topology, members))
         trainable = self._methods.factor_rule.trainable(round, self._interval)
-        return Train(state, round, trainable, self._rounds.correction(state.spec))
+        return Train(state, round, trainable, self._of(round).correction(state.spec))
 
     def publish(self, context: RoundContext) -> PublishedAdapter:
         """Return our adapter of a round."""
-        published = self._of(context.round).publish(context)
+        published = self._of(context.round).publish(self._starts.of(context))
         return replace(published, kind=self.kind_of(context.round))
 
     def read(self, sender: str, published: PublishedAdapter, weight: float) -> Contribution:
@@ -137,10 +155,10 @@ class Pipelines:
         return self._of(published.round).read(sender, published, weight)
 
     def is_usable(self, contribution: Contribution, round: int) -> bool:
-        """Tell whether an adapter can be mixed in a round: of the other phase than ours only plain adapters can."""
+        """Tell whether an adapter can be mixed in a round: of the other phase only a plain one, and no other part."""
         of_merge = self.is_merging(contribution.round)
         if of_merge == self.is_merging(round):
-            return True
+            return of_merge or (contribution.round - round) % len(self._rounds) == 0
         return self._methods.sends_plain_adapters and (of_merge or self._methods.merges_as_it_mixes)
 
     def mix(self, row: Row, excluded: frozenset[str] = frozenset(), *, tried: Mixed | None = None) -> Mixed:
@@ -157,11 +175,13 @@ class Pipelines:
             mixed = tried
             self._of(row.context.round).adopt_trial()
         self._tail.note(row.context.round, mixed.state)
+        reach = self._reaches[row.context.round % len(self._reaches)]
         distances = {one.sender: self._distance(one.state, mixed.own.state) for one in mixed.came}
-        if self._reach.is_on:
+        if reach.is_on:
             movement, seen = self._movement(row.context), [distances[one.sender] for one in mixed.others]
-            radius = self._reach.radius(movement, seen)
-            self._reach.record(movement, [min(far, radius) for far in seen])
+            radius = reach.radius(movement, seen)
+            reach.record(movement, [min(far, radius) for far in seen])
+        self._starts.note(row.context.round, mixed.state)
         neighbors = self._sightings.note(mixed.own.state, mixed.came, distances, mixed.objections)
         self._distance.forget()
         return replace(mixed, neighbors=neighbors)
@@ -171,9 +191,12 @@ class Pipelines:
         with self._of(row.context.round).trial():
             return self._mixed(row, excluded, is_robust=is_robust)
 
-    def reset(self) -> None:
-        """Forget what is remembered of an adapter that is given up."""
-        self._rounds.reset()
+    def reset(self, state: AdapterState) -> None:
+        """Forget what is remembered of an adapter that is given up for this one."""
+        for pipeline, plan, reach in zip(self._rounds, self._methods.parts, self._reaches, strict=True):
+            pipeline.reset()
+            reach.went_to(self._moved(plan.part, self._initial, state))
+        self._starts.reset(state)
         self._tail.reset()
 
     def _mixed(self, row: Row, excluded: frozenset[str], *, is_robust: bool = True) -> Mixed:
@@ -185,34 +208,36 @@ class Pipelines:
         robust = self._row_rule(row) if is_robust else None
         mix = partial(pipeline.mix, reach=self._round_reach(context), excluded=excluded, robust=robust)
         if not self._settings.overlap or self.is_merging(context.round):
-            return mix(context, row.contributions, row.neighbor_weight)
+            return mix(self._starts.of(context), row.contributions, row.neighbor_weight)
         # What was published is mixed; what has been learned meanwhile comes on top.
         start = context.start
-        mixed = mix(replace(context, trained=start), row.contributions, row.neighbor_weight)
+        published = self._starts.of(replace(context, trained=start))
+        mixed = mix(published, row.contributions, row.neighbor_weight)
         flat = mixed.state.flat + (context.trained.flat - start.flat)
         return replace(mixed, state=AdapterState(start.spec, flat))
 
     def _movement(self, context: RoundContext) -> float:
-        """Return how far local steps have moved what travels of our adapter."""
-        return self._moved(context.start, context.trained)
+        """Return how far local steps have moved what travels of our adapter, since it travelled last."""
+        parts = self._methods.parts
+        if not self.is_merging(context.round):
+            context = self._starts.of(context)
+        return self._moved(parts[context.round % len(parts)].part, context.start, context.trained)
 
-    def _moved(self, start: AdapterState, end: AdapterState) -> float:
-        shared = self._methods.rounds.shared_spec
-        return (
-            self._distance(end.select(shared), start.select(shared))
-            if self._settings.step_cap < math.inf
-            else 0.0
-        )
+    def _moved(self, part: Part, start: AdapterState, end: AdapterState) -> float:
+        return self._distance(part.of(end), part.of(start)) if self._settings.step_cap < math.inf else 0.0
 
     def _round_reach(self, context: RoundContext) -> RoundReach | None:
         """Return how far others may lie from us; in the merge, in which each is met once, only our path counts."""
-        if not self._reach.is_on:
+        reach = self._reaches[context.round % len(self._reaches)]
+        if not reach.is_on:
             return None
-        movement = self._movement(context)
-        radius = partial(
-            self._reach.longest if self.is_merging(context.round) else self._reach.radius, movement
-        )
+        movement, merging = self._movement(context), self.is_merging(context.round)
+        radius = partial(self._longest if merging else reach.radius, movement)
         return RoundReach(self._distance, radius, by_weight=self._methods.factor_rule.refactors)
+
+    def _longest(self, movement: float, distances: Sequence[float]) -> float:
+        """Return the bound by our own path alone: of parts, the sum of theirs, which no whole is longer than."""
+        return sum(reach.longest(movement, distances) for reach in self._reaches)
 
     def _row_rule(self, row: Row) -> RowRule | None:
         """Return the robust rule for a round's row; the merge has its own (``merging.py``)."""
@@ -222,4 +247,14 @@ class Pipelines:
         return lambda own, others: self._robust.apply(own, others, about)
 
     def _of(self, round: int) -> Pipeline:
-        return self._merge if self.is_merging(round) else self._rounds
+        return self._merge if self.is_merging(round) else self._rounds[round % len(self._rounds)]
+
+
+def _prefix(number: int, count: int) -> str:
+    """Return what a checkpoint puts before the names of a part's tensors; nothing where there is one part."""
+    return f"part-{number}-of-{count}/" if count > 1 else ""
+
+
+def _of_part(number: int, count: int, saved: State) -> State:
+    prefix = _prefix(number, count)
+    return {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}

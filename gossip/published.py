@@ -70,7 +70,8 @@ class RecentPublications:
 
     def put(self, published: PublishedAdapter) -> None:
         """Add the newest adapter of its kind; the oldest of that kind beyond ``kept`` falls off."""
-        self._shelves.setdefault(published.kind, deque(maxlen=self._kept)).append(published)
+        kept = 1 if published.kind == "whole" else self._kept  # of these only the newest is asked for
+        self._shelves.setdefault(published.kind, deque(maxlen=kept)).append(published)
 
     def newest(self, kind: Kind) -> PublishedAdapter | None:
         """Return the newest adapter of a kind, if there is one."""

@@ -15,11 +15,15 @@ from gossip.pipelines import Pipelines, Row
 from gossip.round_end import RoundEnd, Settled
 from topology.links import Links
 
+NOT_A_FAULT = frozenset({"gap"})
+"""Reasons for which an adapter cannot be used although its sender did nothing wrong."""
+
 
 class Phase(enum.Enum):
     """Where a node is in its round."""
 
     NEW = "new"
+    CATCHING_UP = "catching up"
     TRAINING = "training"
     COLLECTING = "collecting"
     CHECKING = "checking"

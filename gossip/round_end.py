@@ -184,7 +184,7 @@ class RoundEnd:
     def _go_back(self) -> Settled:
         """Return to the last adapter that was in order, and forget what the methods remember of the present one."""
         mixed = self._pipelines.mix(self._row, self._everybody)
-        self._pipelines.reset()
+        self._pipelines.reset(self._health.healthy)
         self._health.rolled_back()
         return Settled(replace(mixed, state=self._health.healthy), went_back=True)
 

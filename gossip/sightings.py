@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gossip.adapter import AdapterState
+from gossip.adapter import AdapterSpec, AdapterState
 from gossip.events import NeighborReport
 from gossip.methods.contribution import Contribution, Objection
 
@@ -29,9 +29,9 @@ Values = NDArray[np.float64]
 
 @dataclass(slots=True)
 class _Seen:
-    """What is kept of a neighbor: a sample of its last adapter, and how often it came, was trimmed and objected to."""
+    """What is kept of a neighbor: samples of its last adapter, and how often it came, was trimmed and objected to."""
 
-    sample: Values | None = None
+    samples: dict[AdapterSpec, Values | None] = field(default_factory=dict)
     rounds: int = 0
     trimmed: int = 0
     objections: int = 0
@@ -41,13 +41,13 @@ class Sightings:
     """What one peer has seen of its neighbors since it started.
 
     Args:
-        initial: what travels of the adapter that all began with.
+        initial: what travels of the adapter that all began with, in each of its parts.
     """
 
-    def __init__(self, initial: AdapterState) -> None:
-        self._spec = initial.spec
-        self._step = max(1, initial.spec.size // SAMPLE) | 1  # odd, so that it does not keep to some columns
-        self._initial = self._sample(initial)
+    def __init__(self, *initial: AdapterState) -> None:
+        self._sample_size = SAMPLE // len(initial)
+        self._initial: dict[AdapterSpec, Values | None] = {part.spec: None for part in initial}
+        self._initial = {part.spec: self._sample(part) for part in initial}
         self._seen: dict[str, _Seen] = {}  # whoever was seen last stands last
 
     def note(
@@ -86,13 +86,14 @@ class Sightings:
         seen.rounds += 1
         seen.trimmed += any(objection.reason == "trimmed" for objection in of_it)
         seen.objections += any(not objection.is_routine for objection in of_it)
-        before, seen.sample = seen.sample, self._sample(one.state)
+        sample, spec = self._sample(one.state), one.state.spec
+        before, seen.samples = seen.samples.get(spec), {**seen.samples, spec: sample}
         return NeighborReport(
             peer=one.sender,
             distance=distance,
             ratio=distance / usual if usual > 0.0 else math.nan,
-            cosine=_cosine(ours, seen.sample, self._initial),
-            drift=self._length(before, seen.sample),
+            cosine=_cosine(ours, sample, self._initial.get(spec)),
+            drift=_length(before, sample, spec.size),
             rounds=seen.rounds,
             trimmed=seen.trimmed,
             objections=seen.objections,
@@ -100,18 +101,21 @@ class Sightings:
 
     def _sample(self, state: AdapterState) -> Values | None:
         """Return every so many-th value; None if not finite, or of another rank: then values mean something else."""
-        if state.spec != self._spec:
+        if state.spec not in self._initial:
             return None
-        sample = state.flat.numpy()[:: self._step].astype(
-            np.float64
-        )  # in which nothing that is finite overflows
+        step = (
+            max(1, state.spec.size // self._sample_size) | 1
+        )  # odd, so that it does not keep to some columns
+        sample = state.flat.numpy()[::step].astype(np.float64)  # in which nothing that is finite overflows
         return sample if np.isfinite(sample).all() else None
 
-    def _length(self, before: Values | None, after: Values | None) -> float:
-        if before is None or after is None:
-            return math.nan
-        difference = after - before
-        return math.sqrt(float(difference @ difference) * self._spec.size / max(1, len(after)))
+
+def _length(before: Values | None, after: Values | None, size: int) -> float:
+    """Return how long the way between two adapters of so many values is, by samples; NaN where there is none."""
+    if before is None or after is None:
+        return math.nan
+    difference = after - before
+    return math.sqrt(float(difference @ difference) * size / max(1, len(after)))
 
 
 def _cosine(ours: Values | None, theirs: Values | None, initial: Values | None) -> float:

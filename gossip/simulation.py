@@ -243,6 +243,8 @@ class Simulation:
             case Penalize():
                 self._penalize(peer, action.peer, action.reason)
             case Report():
+                if action.whole:
+                    self.pulls.publish(peer, action.whole)
                 if self._on_report:
                     self._on_report(self.network.now, peer, action.report)
                 self._liveness.reported(peer, action.report)

@@ -42,11 +42,12 @@ Taking part:
 On this machine:
 
 - ``checkpoints``, ``checkpoint_files``, ``durable``: folders and files that survive a crash.
+- ``tensor_file``: tensors as the content of a file, without copies.
 - ``exported``: the adapter as others load it, kept up to the newest checkpoint.
 - ``child_python``: how a child process finds our packages.
 
-And three rooms that do not know the files above (but ``config``, ``options``, ``durable`` and ``child_python``), nor
-each other, except that training may use the second:
+And three rooms that do not know the files above (but ``config``, ``options``, ``durable``, ``tensor_file`` and
+``child_python``), nor each other, except that training may use the second:
 
 - ``network/``: transports.
 - ``privacy/``: what training with noise promises, counted; the ledger of what is spent.

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.settings import NodeSnapshot
-from peer.durable import write_new
+from peer.durable import Content, remove_file, write_atomically, write_new
 from peer.exported import tensors_file
 from peer.training.frames import Export
 
@@ -73,7 +73,7 @@ def complete(
         OSError: the disk refused.
     """
     node = snapshot._asdict()
-    contents = {
+    contents: dict[str, Content] = {
         ADAPTER_WEIGHTS: tensors_file(dict(state.tensors())),
         **{name: text.encode() for name, text in export.files.items()},
         NODE_TENSORS: tensors_file(node.pop("tensors")),
@@ -103,6 +103,21 @@ def load(path: Path) -> Checkpoint:
             f"the checkpoint {path} is whole, but this version of the program cannot read it ({error}): go on with "
             "the version that wrote it, or start anew with another --home"
         ) from error
+
+
+def forget_trainer(path: Path) -> None:
+    """Remove the training process's file from a checkpoint; whatever a crash leaves of this is whole.
+
+    Raises:
+        OSError: the disk refused.
+        ValueError: the manifest is damaged.
+    """
+    if trainer_state_in(path) is None:
+        return
+    digests = dict(json.loads((path / MANIFEST).read_text()))
+    digests.pop(TRAINER_STATE, None)
+    write_atomically(path / MANIFEST, json.dumps(digests, indent=1).encode())
+    remove_file(path / TRAINER_STATE)
 
 
 def trainer_state_in(path: Path) -> Path | None:

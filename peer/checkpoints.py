@@ -27,6 +27,7 @@ from peer.checkpoint_files import (
     OtherVersion,
     RunFields,
     complete,
+    forget_trainer,
     load,
     trainer_state_in,
 )
@@ -205,11 +206,22 @@ class Home:
             publish_folder(temporary, final)
             for path in self._superfluous(keep):
                 remove_folder(path)
+            if export.is_whole:
+                self._forget_optimizers()
         except OSError as error:
             if temporary.exists() and self._is_ours():
                 self._discard(temporary)
             raise self._refused(snapshot.round, error) from error
         return Checkpoint(final, snapshot.round, state, snapshot, run, trainer_state_in(final))
+
+    def _forget_optimizers(self) -> None:
+        """Let only the newest checkpoint have the training process's file, which is twice as large as a whole model.
+
+        Who must go on from an older one, because the newest is damaged, begins with a new optimizer.
+        """
+        for path in self._newest_first()[1:]:
+            with contextlib.suppress(ValueError):  # damaged: whoever looks for the newest puts it aside
+                forget_trainer(path)
 
     def export(self, folder: Path, state: AdapterState, export: Export) -> bool:
         """Let ``adapter`` or ``personal`` hold an adapter as others load it; return whether it had to be written.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from peer.learning_options import (
     SCHEDULES,
     TASKS,
     UNMIXABLE,
+    AgentOptions,
     DataOptions,
     ModelOptions,
     TrainingOptions,
@@ -46,11 +48,16 @@ class PeerConfig:
     model: Annotated[ModelOptions, FLAT] = ModelOptions()
     run: Annotated[RunOptions, FLAT] = RunOptions()
     training: Annotated[TrainingOptions, FLAT] = TrainingOptions()
+    agent: Annotated[AgentOptions, FLAT] = AgentOptions()
     mixing: Annotated[MixingOptions, FLAT] = MixingOptions()
     privacy: Annotated[PrivacyOptions, FLAT] = PrivacyOptions()
     network: Annotated[NetworkOptions, FLAT] = NetworkOptions()
 
     def __post_init__(self) -> None:
+        if self.model.adapter == OPTIONS["adapter"].default:
+            # From here on every reader finds a kind; the class is frozen for all others.
+            model = dataclasses.replace(self.model, adapter=usual_adapter(self.model))
+            object.__setattr__(self, "model", model)
         for name, option in OPTIONS.items():
             option.check(self.option(name))
         adapter, training = self.model.adapter, self.training
@@ -61,11 +68,13 @@ class PeerConfig:
         _check_known("moments", training.moments, MOMENTS_RULES)
         _check_known("schedule", training.schedule, SCHEDULES)
         _check_task(self.model)
+        _check_fresh(self.model)
 
     @staticmethod
     def of(**options: Any) -> PeerConfig:
         """Return the configuration with these options, by their names alone; all others have their defaults."""
-        return PeerConfig().with_options(**options)
+        sections = {section.name: section.default for section in dataclasses.fields(PeerConfig)}
+        return PeerConfig(**_changed(sections, options))
 
     def with_options(self, **options: Any) -> PeerConfig:
         """Return this configuration with some options changed, by their names alone.
@@ -74,16 +83,8 @@ class PeerConfig:
             LocalError: a value out of range.
             TypeError: there is no such option (our bug).
         """
-        sections: dict[str, dict[str, Any]] = {}
-        for name, value in options.items():
-            if name not in OPTIONS:
-                raise TypeError(f"there is no option {name!r}")
-            sections.setdefault(OPTIONS[name].section, {})[name] = value
-        changed = {
-            section: dataclasses.replace(getattr(self, section), **values)
-            for section, values in sections.items()
-        }
-        return dataclasses.replace(self, **changed)
+        sections = {section.name: getattr(self, section.name) for section in dataclasses.fields(self)}
+        return PeerConfig(**_changed(sections, options))
 
     def option(self, name: str) -> Any:
         """Return the value of an option by its name alone."""
@@ -110,6 +111,25 @@ OPTIONS: dict[str, Option] = declared_options(PeerConfig)
 """Every option of a peer by its name."""
 
 
+def usual_adapter(model: ModelOptions) -> str:
+    """Return the kind of adapter where the user names none."""
+    return "full" if model.from_scratch else "lora"
+
+
+def _changed(sections: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sections with some options changed, by their names alone.
+
+    Raises:
+        TypeError: there is no such option (our bug).
+    """
+    values: dict[str, dict[str, Any]] = {name: {} for name in sections}
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise TypeError(f"there is no option {name!r}")
+        values[OPTIONS[name].section][name] = value
+    return {name: dataclasses.replace(section, **values[name]) for name, section in sections.items()}
+
+
 def _check_known(option: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
         raise LocalError(f"unknown --{option} {name!r}; known: {', '.join(known)}")
@@ -132,4 +152,31 @@ def _check_task(model: ModelOptions) -> None:
         raise LocalError(
             f"--task classification needs at least 2 different labels, not {', '.join(labels) or 'none'}: give each "
             "class that any peer has with --labels, in the same order everywhere"
+        )
+
+
+def _check_fresh(model: ModelOptions) -> None:
+    """Refuse what has no meaning for a model that begins untrained, and what only such a one has."""
+    if not model.from_scratch:
+        if model.tokenizer != OPTIONS["tokenizer"].default:
+            raise LocalError(
+                f"--tokenizer {model.tokenizer} is for a model from scratch; others bring their own: leave it out, or "
+                "give --from-scratch nano"
+            )
+        return
+    scratch = f"--from-scratch {model.from_scratch}"
+    if model.adapter != "full":
+        raise LocalError(
+            f"{scratch} trains all weights: there is nothing learned that --adapter {model.adapter} could adapt. Leave "
+            "--adapter out, or use --model instead"
+        )
+    if model.model != OPTIONS["model"].default:
+        raise LocalError(f"{scratch} makes a model and --model {model.model} loads one: give one of the two")
+    if model.task != "causal-lm":
+        raise LocalError(
+            f"{scratch} learns to continue text: leave --task {model.task} out, or use --model minilm"
+        )
+    if model.load_in_4bit or model.dtype not in ("auto", "float32"):
+        raise LocalError(
+            f"{scratch} trains in float32: leave --load-in-4bit and --dtype out (--codec bfloat16 halves what travels)"
         )

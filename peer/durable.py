@@ -15,7 +15,9 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from gossip.errors import LocalError
 
@@ -23,6 +25,9 @@ PARTIAL = ".partial"
 """Ending of the name of a file that is being written."""
 GONE = ".gone"
 """Ending of the name of a folder that is being removed."""
+
+Content: TypeAlias = bytes | Sequence[bytes | memoryview]
+"""What is written to a file: all of it, or pieces one after another, so that what is large need not be copied."""
 
 _REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -58,7 +63,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_new(path: Path, content: bytes) -> None:
+def write_new(path: Path, content: Content) -> None:
     """Write a file that is not there yet and bring its bytes, not its name, to the disk; only its owner can read it.
 
     Raises:
@@ -73,7 +78,7 @@ def write_new(path: Path, content: bytes) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: Content) -> None:
     """Replace ``path`` by ``content``: readers and crashes see the old content or the new, never a part.
 
     Raises:
@@ -243,10 +248,11 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
-    left = memoryview(content)
-    while left:  # one call writes at most 2 GiB, and less on a disk that is nearly full
-        left = left[os.write(descriptor, left) :]
+def _write_all(descriptor: int, content: Content) -> None:
+    for piece in (content,) if isinstance(content, bytes) else content:
+        left = memoryview(piece)
+        while left:  # one call writes at most 2 GiB, and less on a disk that is nearly full
+            left = left[os.write(descriptor, left) :]
 
 
 def _unlink(path: Path) -> None:

@@ -10,11 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save
 from torch import Tensor
 
 from gossip.adapter import AdapterState
-from peer.durable import PARTIAL, make_folder, publish_folder, remove_file, write_atomically, write_new
+from peer.durable import (
+    PARTIAL,
+    Content,
+    make_folder,
+    publish_folder,
+    remove_file,
+    write_atomically,
+    write_new,
+)
+from peer.tensor_file import tensor_pieces
 from peer.training.frames import Export
 from peer.training.lora_xs import export_tensors
 
@@ -36,7 +44,7 @@ def bring_up_to_date(folder: Path, state: AdapterState, export: Export) -> bool:
     Raises:
         OSError: the disk refused, or a file of the base model that goes along is not there.
     """
-    contents = {Path(source).name: Path(source).read_bytes() for source in export.copies}
+    contents: dict[str, Content] = {Path(source).name: Path(source).read_bytes() for source in export.copies}
     contents |= {name: text.encode() for name, text in export.files.items()}
     contents[export.weights] = tensors_file(export_tensors(state, export.frozen))
     if not folder.is_dir():
@@ -56,21 +64,23 @@ def bring_up_to_date(folder: Path, state: AdapterState, export: Export) -> bool:
     return bool(stale)
 
 
-def tensors_file(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return the bytes of a safetensors file."""
-    contents: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
-    return contents
+def tensors_file(tensors: Mapping[str, Tensor]) -> Content:
+    """Return the content of a safetensors file as others write it."""
+    return tensor_pieces(tensors, {"format": "pt"})
 
 
-def _holds(path: Path, content: bytes) -> bool:
+def _holds(path: Path, content: Content) -> bool:
     """Whether a file has just this content."""
+    pieces = [memoryview(piece) for piece in ((content,) if isinstance(content, bytes) else content)]
     try:
-        if path.stat().st_size != len(content):
+        if path.stat().st_size != sum(map(len, pieces)):
             return False
         with path.open("rb") as file:
             return all(
-                file.read(COMPARED_BYTES) == content[start : start + COMPARED_BYTES]
-                for start in range(0, len(content), COMPARED_BYTES)
+                file.read(len(part)) == part
+                for piece in pieces
+                for start in range(0, len(piece), COMPARED_BYTES)
+                if (part := piece[start : start + COMPARED_BYTES])
             )
     except OSError:
         return False  # not there, or not readable: to be written anew

@@ -30,8 +30,12 @@ class RunOptions:
     """Rounds to run; a round is local steps, then one exchange."""
     home: Annotated[Path | None, Role.OWN] = None
     """Where identity and checkpoints live; default: gossip-peer in the user's state folder."""
-    keep_checkpoints: Annotated[int, POSITIVE, Role.OWN] = 2
-    """Complete checkpoints kept. Source: one may be found corrupt."""
+    keep_checkpoints: Annotated[int, NOT_NEGATIVE, Role.OWN] = 0
+    """Complete checkpoints kept; 0 = 2, and 1 of a whole model. Source: one may be found corrupt; whole models are
+    large, and the group has them."""
+    checkpoint_every: Annotated[int, POSITIVE, Role.OWN] = 1
+    """Save each so many rounds, and after the last local steps; a crash loses at most so many rounds. Source: ours; a
+    whole model with its optimizer takes 12 bytes a parameter to write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +61,11 @@ class MixingOptions:
     """What a round does around the mixing: none, qg, d2, k-gt, noloco, diloco, fedexp, fedadam.
     Source: docs/results.md."""
     codec: Annotated[str, Role.RUN | Role.METHOD] = "float32"
-    """How adapters travel: float32, bfloat16, int8, int4, sign, topk[:F], randomk[:F], lowrank[:R]."""
+    """How adapters travel: float32, bfloat16, int8, int4, sign, topk[:F], randomk[:F], chunked[:K[:BITS]],
+    lowrank[:R]."""
     feedback: Annotated[str, Role.RUN | Role.METHOD] = "auto"
-    """What is remembered of what a codec lost: none, error (DeepSqueeze), replica (CHOCO); auto = what fits it."""
+    """What is remembered of what a codec lost: none, error (DeepSqueeze), replica (CHOCO); pseudo-gradient[:BETA]
+    sends what rounds have changed (SparseLoCo); auto = what fits the codec."""
     gamma: Annotated[float, SHARE, Role.RUN | Role.METHOD] = 0.0
     """Mixing step size, above 0 to 1; 0 = the codec's own, 1 from 8 bits on. Source: our bench."""
     budget_mb: Annotated[float, NOT_NEGATIVE, Role.RUN] = 0.0
@@ -75,6 +81,9 @@ class MixingOptions:
     with small batches at a constant rate, and nothing where the rate falls."""
     overlap: Annotated[bool, Role.RUN | Role.METHOD] = False
     """Read neighbors while the next local steps run: hides the network, mixes adapters one round of steps old."""
+    fragments: Annotated[int, POSITIVE, Role.RUN | Role.METHOD] = 1
+    """Parts of the adapter that take turns: a round carries one, a like share of the bytes; 1 = all in every round.
+    Source: Streaming DiLoCo (arXiv 2501.18512)."""
     personalize: Annotated[bool, Role.OWN] = False
     """Also keep the mix of our own and the common adapter that does best on our held-out rows, in HOME/personal."""
     collect_s: Annotated[float, NOT_NEGATIVE, Role.BOUNDED | Role.METHOD] = 60.0

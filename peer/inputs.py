@@ -24,7 +24,7 @@ def check_inputs(config: PeerConfig) -> None:
         LocalError: no data, a file that does not exist, an address or a peer id that is none, a port that another
             program has, or see ``topology_of``.
     """
-    if not config.data.data:
+    if not config.data.data and config.model.task != "agent":
         raise LocalError("--data is missing: give a .jsonl, .json, .csv, .parquet or .txt file to learn from")
     for path in (*config.data.data, *config.data.eval_data):
         if not path.exists():

@@ -246,7 +246,8 @@ class RoundDone:
     rejected: Mapping[str, int]
     """Reason -> how often something that came was refused for it."""
     saved: bool
-    """Whether its checkpoint is complete: then it survives kill -9 and power loss; if not, a note said why."""
+    """Whether its checkpoint is complete: then it survives kill -9 and power loss; if not, it was not its turn
+    (--checkpoint-every), or a note said why."""
 
     def sentence(self) -> str | None:
         """Return the round in one line."""

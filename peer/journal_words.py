@@ -9,6 +9,7 @@ STAGES = {
     "download": "downloading the base model",
     "verify": "checking its digest",
     "convert": "converting it once",
+    "tokens": "turning the text into tokens once",
     "save": "saving it",
     "load": "loading the base model",
     "rate": "trying learning rates on our own text",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from peer.options import (
+    AT_LEAST_2,
     BELOW_ONE,
     NOT_NEGATIVE,
     OPEN_SHARE,
@@ -33,7 +34,7 @@ MomentsRule = Literal["keep", "reset"]
 ScheduleName = Literal["constant", "linear", "cosine", "wsd"]
 """How the learning rate changes over a run, in the order of ``peer/training/schedules.py``."""
 
-TaskName = Literal["causal-lm", "classification"]
+TaskName = Literal["causal-lm", "classification", "agent"]
 """What can be learned, in the order of ``peer/training/tasks.py``."""
 
 LOCAL_OPTIMIZERS: tuple[str, ...] = get_args(LocalOptimizer)
@@ -76,7 +77,8 @@ class ModelOptions:
     """What learns: the task, the frozen base model and the adapter."""
 
     task: Annotated[TaskName, Role.RUN | Role.MODEL] = "causal-lm"
-    """What is learned: to continue text, or to give a text one of the labels."""
+    """What is learned: to continue text, to give a text one of the labels, or to answer questions of environments by
+    trial (--tasks)."""
     labels: Annotated[tuple[str, ...], Role.RUN | Role.MODEL] = ()
     """Classes of a classification, at least 2. All peers of a run need the same ones in the same order, also who has
     no text of some of them."""
@@ -85,6 +87,11 @@ class ModelOptions:
     so it is shared; personalized learning keeps it (algorithms.md section 6)."""
     model: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON] = "smollm2-135m"
     """Alias (smollm2-135m, tiny), local folder, or Hugging Face id."""
+    from_scratch: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON] = ""
+    """Begin with an untrained model and train all of it: nano, micro, mini, or the path of a config.json of
+    transformers, the same for all peers. --model is not used then."""
+    tokenizer: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON] = "bytes"
+    """Tokenizer of a model from scratch: bytes, or a folder that has one. Source: bytes need no training."""
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Role.RUN | Role.MODEL | Role.COMPARISON
     ] = "auto"
@@ -95,9 +102,9 @@ class ModelOptions:
     """Load the base in 4-bit NF4 through bitsandbytes (needs a CUDA device)."""
     threads: Annotated[int, NOT_NEGATIVE, Role.OWN | Role.MODEL | Role.COMPARISON] = 0
     """Torch threads; 0 = all cores. Give 1 to each of several peers on one machine (oversubscription costs 3-10x)."""
-    adapter: Annotated[str, Role.RUN | Role.MODEL | Role.METHOD] = "lora"
-    """Kind of PEFT adapter: lora, rslora, dora, lora-xs, ia3, loha, vera, oft, prompt-tuning, prefix-tuning or
-    layernorm; or full: all weights of a small model."""
+    adapter: Annotated[str, Role.RUN | Role.MODEL | Role.METHOD] = "auto"
+    """Kind of PEFT adapter: auto (lora; full from scratch), lora, rslora, dora, lora-xs, ia3, loha, vera, oft,
+    prompt-tuning, prefix-tuning or layernorm; or full: all weights of a small model."""
     lora_r: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.METHOD] = 8
     """Rank. Source: LoRA paper (arXiv 2106.09685), table 6: 4-8 suffice."""
     lora_alpha: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.METHOD] = 16
@@ -126,8 +133,8 @@ class TrainingOptions:
     """Local training."""
 
     trainer: Annotated[str, Role.BOUNDED] = "local-steps"
-    """Who takes the local steps, in the training process: local-steps (transformers and peft), or your own trainer as
-    module:function. Each peer may have another. Source: ours."""
+    """Who takes the local steps, in the training process: local-steps (transformers and peft; with --task agent that is
+    grpo), or your own trainer as module:function. Each peer may have another. Source: ours."""
     local_steps: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 2
     """Optimizer steps per round (H). Source: our bench on the demo (docs/results.md)."""
     batch_size: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 4
@@ -142,6 +149,9 @@ class TrainingOptions:
     falling over the last fifth). Source: what our tables were measured with."""
     warmup_steps: Annotated[int, NOT_NEGATIVE, Role.RUN | Role.METHOD] = 0
     """The run's first steps, over which the rate rises to its full height. Source: guess; short runs need none."""
+    accumulate: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 1
+    """Batches whose mean gradient makes one step: as one batch of so many times --batch-size, in the memory of one.
+    Source: 1 = none; more where a larger batch does not fit."""
     local_optimizer: Annotated[LocalOptimizer, Role.BOUNDED | Role.METHOD] = "adamw"
     """What takes the local steps: adamw, or plain sgd, for methods whose theory assumes it. Source: LoRA paper."""
     moments: Annotated[MomentsRule, Role.BOUNDED | Role.METHOD] = "keep"
@@ -154,3 +164,25 @@ class TrainingOptions:
     """Weight decay. Source: LoRA paper's setting for short runs."""
     max_grad_norm: Annotated[float, POSITIVE, Role.BOUNDED | Role.METHOD] = 1.0
     """Gradient clipping. Source: Hugging Face Trainer default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOptions:
+    """Learning by trial (--task agent): in which environments, and how much of it from others' answers."""
+
+    tasks: Annotated[tuple[str, ...], Role.OWN] = ()
+    """Environments to practice in, separated by commas: reverse, sort, shift, swap, rotate, count, except, sum, grid,
+    lookup, or a class of your own as module:Class. Each peer may have others."""
+    eval_tasks: Annotated[tuple[str, ...], Role.OWN] = ()
+    """Environments that are only measured, never practiced in: they count in "all"."""
+    own: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 4
+    """Questions of our own environments a step, each answered --group times. Source: SAPO (arXiv 2509.08721), where
+    half own and half external does best."""
+    external: Annotated[int, NOT_NEGATIVE, Role.BOUNDED | Role.METHOD] = 4
+    """As many verified answers of others are learned a step as so many groups have; 0 = none. More of them cost
+    accuracy at one's own tasks. Source: SAPO, as --own."""
+    group: Annotated[int, AT_LEAST_2, Role.BOUNDED | Role.METHOD] = 8
+    """Answers to each question, which are judged by one another. Source: our measurements on toy tasks."""
+    updates: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 1
+    """Optimizer steps on each step's answers; beyond the first, probabilities that moved too far are clipped. Source:
+    rl-swarm, where it is 1."""

@@ -41,6 +41,7 @@ PLACES: Mapping[str, str] = {
     "gossip.masked_sums": "Sums under masks",
     "gossip.fixed_point": "Numbers under masks",
     "gossip.methods.reach": "How far a neighbor's adapter may lie",
+    "gossip.catching_up": "Coming late to a run",
     "gossip.health": "Testing a mix on own held-out rows",
     "peer.saving": "Checkpoints on a disk that refuses",
     "peer.journal_file": "The journal's file",

@@ -50,6 +50,7 @@ class Limit:
 
 POSITIVE = Limit(lambda value: value > 0, "must be greater than 0, not {!r}")
 NOT_NEGATIVE = Limit(lambda value: value >= 0, "must not be negative: {!r}")
+AT_LEAST_2 = Limit(lambda value: value >= 2, "must be at least 2, not {!r}")
 AT_LEAST_8 = Limit(lambda value: value >= 8, "must be at least 8, not {!r}")
 SHARE = Limit(lambda value: 0 <= value <= 1, "must lie between 0 and 1, not {!r}")
 OPEN_SHARE = Limit(lambda value: 0 < value < 1, "must lie between 0 and 1 (both excluded), not {!r}")

@@ -13,6 +13,7 @@ from gossip.node import GossipNode
 from gossip.published import PublishedAdapter
 from gossip.readers import Readers
 from gossip.roster import roster_digest, rows_of
+from gossip.wire import PAYLOAD_BYTES_MAX
 from peer.checkpoint_files import Checkpoint
 from peer.checkpoints import Home, HomeError
 from peer.incarnation import begin_life
@@ -62,8 +63,10 @@ class PreparedRun:
 
     @property
     def initial(self) -> PublishedAdapter | None:
-        """The adapter that all peers began with, for readers that cannot make it; None where there is none such."""
-        if self.methods.factor_rule.refactors or self.plan.config.mixing.share == "rollouts":
+        """The adapter that all peers began with, for readers that cannot make it; None where there is none such, or
+        where it is too large to travel as it is."""
+        too_large = 4 * self.ready.initial.spec.size > PAYLOAD_BYTES_MAX
+        if self.methods.factor_rule.refactors or self.plan.config.mixing.share == "rollouts" or too_large:
             return None
         return PublishedAdapter(0, 0, "float32", self.ready.initial.flat.numpy().tobytes(), kind="initial")
 

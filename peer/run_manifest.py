@@ -14,7 +14,7 @@ from typing import Any
 from gossip.manifest import OWN, RATE, RunManifest
 from gossip.methods import products
 from gossip.methods.method_set import MethodSet
-from peer.config import OPTIONS, PeerConfig
+from peer.config import OPTIONS, PeerConfig, usual_adapter
 from peer.options import Role, names_with
 from peer.run_plan import RunPlan
 from peer.training import tasks
@@ -62,8 +62,8 @@ def manifest_of(plan: RunPlan, ready: Ready, methods: MethodSet) -> RunManifest:
 GIVEN = re.compile(r"\b(matrix|graph):([^+]+)")
 """Part of a topology's name: a file that holds it."""
 SAID_ELSEWHERE = frozenset(
-    {"task", "labels", "private_head", "model", "dtype", "seed", "rounds", "factors", "mixing", "optimizer", "codec",
-     "feedback", "gamma", "budget_mb", "merge", "overlap", "mask", "open", "secret"}
+    {"task", "labels", "private_head", "model", "from_scratch", "tokenizer", "dtype", "seed", "rounds", "factors",
+     "mixing", "optimizer", "codec", "feedback", "gamma", "budget_mb", "merge", "overlap", "mask", "open", "secret"}
 )  # fmt: skip
 """Options of the run that the manifest has in other fields, or (the last two) that are settled before a hello."""
 
@@ -120,12 +120,18 @@ def _suits_others(config: PeerConfig) -> bool:
     return all(config.option(name) == OPTIONS[name].default for name in ours)
 
 
+def _implied(config: PeerConfig, name: str) -> Any:
+    """Return what an option is for who repeats the others and leaves this one out."""
+    return usual_adapter(config.model) if name == "adapter" else OPTIONS[name].default
+
+
 def join_line(config: PeerConfig, own_addresses: tuple[str, ...]) -> str:
     """Return the command that a friend pastes to join: our address and every setting that makes the run."""
-    words = ["peer run", f"--join {own_addresses[0]}", "--data THEIR_FILE.jsonl"]
+    learns_from = "--tasks THEIR,TASKS" if config.model.task == "agent" else "--data THEIR_FILE.jsonl"
+    words = ["peer run", f"--join {own_addresses[0]}", learns_from]
     for name in names_with(Role.RUN, OPTIONS):
         value, flag = config.option(name), OPTIONS[name].flag
-        if value == OPTIONS[name].default or (name == "learning_rate" and not _suits_others(config)):
+        if value == _implied(config, name) or (name == "learning_rate" and not _suits_others(config)):
             continue
         if value is True:
             words.append(flag)

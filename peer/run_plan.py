@@ -36,6 +36,7 @@ from peer.config import OPTIONS, PeerConfig
 from peer.group_options import MixingOptions
 from peer.inputs import topology_of
 from peer.training import trainers
+from peer.training.agent.refusals import check_agent
 from peer.training.classification import head_names
 from peer.training.frames import RateChoice, Ready
 from topology.announced import Announced
@@ -206,7 +207,8 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             go together (a valid alternative is named).
     """
     topology = topology_of(config, peers)
-    trainers.entry_point(config.training.trainer)  # refuses what the training process could not start
+    check_agent(config)
+    trainers.entry_point(trainers.trainer_name(config))  # refuses what the training process could not start
     mixing, adapter = config.mixing, config.model.adapter
     names = sharing_rules.methods_with(config, _method_names(mixing))
     if find("factor rule", mixing.factors, FACTORS).core_only != (adapter == CORE_ADAPTER):
@@ -225,6 +227,7 @@ def plan_run(config: PeerConfig, peers: int | None = None) -> RunPlan:
             "them out; --audit measures its rows"
         )
     compatibility.check_average(mixing.average_last, config.run.rounds, names)
+    compatibility.check_fragments(mixing.fragments, config.run.rounds, mixing.collect_s)
     _check_warmup(config)
     _check_privacy(config, topology)
     expected = peers or _members_said(config) or MEMBERS_GUESSED
@@ -263,6 +266,11 @@ def _check_privacy(config: PeerConfig, topology: Topology) -> None:
             )
         return
     promise = f"--dp-epsilon {options.dp_epsilon:g}"
+    if config.training.accumulate > 1:
+        raise LocalError(
+            f"{promise} draws a step's rows at once, and computes what does not fit into memory in pieces by itself: "
+            "leave --accumulate out and give a larger --batch-size"
+        )
     if adapter not in PRIVATE_ADAPTERS:
         raise LocalError(
             f"{promise} needs the gradient of each row by itself, for which there is no rule with --adapter {adapter}: "
@@ -344,4 +352,5 @@ def _method_names(mixing: MixingOptions) -> MethodNames:
         feedback=written("feedback", feedback, FEEDBACKS),
         gamma=mixing.gamma,
         merge=written("merge", mixing.merge, MERGES),
+        fragments=mixing.fragments,
     )

@@ -323,6 +323,8 @@ class Peer:
         self.post(TimerFired(action.round))
 
     async def _report(self, action: Report) -> None:
+        if action.whole:
+            self.streams.publish(action.whole)
         if action.report.went_back:
             text = f"round {action.report.round + 1} did us no good: going on from the last adapter that was in order"
             self._note(text)

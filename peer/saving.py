@@ -21,6 +21,8 @@ from peer.prepared_run import PreparedRun
 
 REFUSALS_MAX = 20
 """Refused checkpoints in a row after which a peer ends; at least 14 minutes, and 20 rounds of longer ones. Guess."""
+KEPT = 2
+"""Checkpoints kept of an adapter where the user says nothing. Source: one may be found corrupt."""
 RETRY_S_MAX = 60.0
 """Longest wait before the next try, seconds; the first is 1 s, each next one twice as long. Source: guess."""
 
@@ -51,7 +53,7 @@ class Saving:
         Raises:
             HomeError: the disk has refused too often, or there is no home any more.
         """
-        if trio.current_time() < self._due_at:
+        if not self._is_due(round):
             return None
         try:
             return self._home.begin(round + 1) / TRAINER_STATE
@@ -61,11 +63,19 @@ class Saving:
 
     def keep_trainer_file(self, round: int) -> None:
         """Let the checkpoint after ``round``, in which training came to nothing, have the file of the one before."""
-        if trio.current_time() >= self._due_at:
+        if self._is_due(round):
             try:
                 self._home.begin(round + 1, self.checkpoint.trainer_state if self.checkpoint else None)
             except HomeError as error:
                 self._take_refusal(error)
+
+    def _is_due(self, round: int) -> bool:
+        """Whether a round is to be saved: each so many, and the last that trains; and the disk may be asked again."""
+        options = self._run.plan.config.run
+        is_turn = (
+            (round + 1) % options.checkpoint_every == 0 or round + 1 >= options.rounds or self._refusals > 0
+        )
+        return is_turn and trio.current_time() >= self._due_at
 
     def trainer_refused(self, round: int, reason: str) -> None:
         """Take note that the training process could not save its state in ``round``; raises as ``trainer_file``."""
@@ -173,7 +183,7 @@ class Saving:
             snapshot,
             run.manifest.fields(),
             run.ready.export,
-            run.plan.config.run.keep_checkpoints,
+            run.plan.config.run.keep_checkpoints or (1 if run.ready.export.is_whole else KEPT),
             is_healthy,
             limiter=self._thread,
         )

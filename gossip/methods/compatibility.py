@@ -16,47 +16,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from gossip.errors import LocalError
 from gossip.methods.catalogue import find
 from gossip.methods.codecs import CODECS
 from gossip.methods.factors import FACTORS
+from gossip.methods.feedback import rule_of
 from gossip.methods.merging import MERGES
 from gossip.methods.method_set import MethodNames
 from gossip.methods.mixing import MIXERS
 from gossip.methods.optimizers import OPTIMIZERS
+from gossip.methods.parts import FRAGMENTS_MAX
 from gossip.methods.requirements import Requirements
 from gossip.methods.robust import ROBUST
-from gossip.methods.stability import PAIRS, Outer, random_bound, static_bound
-from topology.errors import TopologyError
+from gossip.methods.stability import Outer, random_bound, static_bound
+from gossip.methods.topology_facts import ROUNDING, TopologyFacts, facts_of
 from topology.links import Topology
-from topology.spectral import isotropic_contraction, lambda_min
-
-ROUNDS_SEEN = 32
-"""Rounds of a changing topology that are averaged over. Source: ours, as for its contraction."""
-ROUNDING = 1e-9
-"""An eigenvalue that should be 0 may come out so far below. Source: ours."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopologyFacts:
-    """What a topology gives to methods.
-
-    Args:
-        name: as written after ``--topology``.
-        doubly_stochastic, symmetric, static: of W; see ``Requirements``.
-        lambda_min: smallest eigenvalue of a symmetric static W; None where there is none, or not for so many peers.
-        omega, kappa: E[W] and E|W z|^2 / |z|^2 on disagreement z, averaged over directions and rounds.
-    """
-
-    name: str
-    doubly_stochastic: bool
-    symmetric: bool
-    static: bool
-    lambda_min: float | None = None
-    omega: float = PAIRS
-    kappa: float = PAIRS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +44,7 @@ class Settings:
         codec_is_exact: nothing is lost on the way.
         refactors: products are mixed and split into factors anew.
         robust: the rule for a row that may contain liars.
+        fragments: parts of the adapter that take turns in travelling.
     """
 
     collect_s: float = 60.0
@@ -78,6 +53,7 @@ class Settings:
     codec_is_exact: bool = True
     refactors: bool = False
     robust: str = "none"
+    fragments: int = 1
 
 
 class _OfTopology(NamedTuple):
@@ -103,6 +79,7 @@ OF_TOPOLOGY = (
         "a W without negative eigenvalues",
         lambda facts: facts.lambda_min is None or facts.lambda_min >= -ROUNDING,
     ),
+    _OfTopology("uniform", "rows of W that read everybody alike", lambda facts: facts.uniform),
 )
 OF_SETTINGS = (
     _OfSettings(
@@ -140,6 +117,13 @@ OF_SETTINGS = (
         lambda settings: f"--robust {settings.robust} changes them",
         "--robust none",
     ),
+    _OfSettings(
+        "all_parts",
+        "all of what travels in every round",
+        lambda settings: settings.fragments == 1,
+        lambda settings: f"--fragments {settings.fragments} sends a part",
+        "--fragments 1",
+    ),
 )
 
 SUGGESTED: dict[str, frozenset[str]] = {
@@ -148,32 +132,9 @@ SUGGESTED: dict[str, frozenset[str]] = {
     "--topology exponential": frozenset({"doubly_stochastic", "static"}),
     "--topology ring": frozenset({"doubly_stochastic", "symmetric", "static"}),
     "--topology ring --weights lazy": frozenset({"doubly_stochastic", "symmetric", "static", "positive"}),
+    "--topology complete": frozenset({"doubly_stochastic", "symmetric", "static", "positive", "uniform"}),
 }
 """Topologies that give what is needed, the least demanding first."""
-
-
-def facts_of(topology: Topology, peers: int) -> TopologyFacts:
-    """Return what a topology gives to so many peers; numbers that it does not have for them keep their defaults."""
-    smallest, omega, kappa = None, PAIRS, PAIRS
-    try:
-        rounds = min(topology.period(peers) or ROUNDS_SEEN, ROUNDS_SEEN)
-        matrices = [topology.matrix(peers, round) for round in range(rounds)]
-        if topology.is_static and topology.is_symmetric:
-            smallest = lambda_min(matrices[0])
-        if peers > 1:
-            omega = float(np.mean([(matrix.trace() - 1.0) / (peers - 1) for matrix in matrices]))
-            kappa = float(np.mean([isotropic_contraction(matrix) for matrix in matrices]))
-    except TopologyError:
-        pass  # another check says so, if the number of peers is more than a guess
-    return TopologyFacts(
-        name=topology.name,
-        doubly_stochastic=topology.is_doubly_stochastic,
-        symmetric=topology.is_symmetric,
-        static=topology.is_static,
-        lambda_min=smallest,
-        omega=omega,
-        kappa=kappa,
-    )
 
 
 def check(
@@ -204,6 +165,7 @@ def check(
         codec_is_exact=find("codec", names.codec, CODECS).relative_error == 0.0,
         refactors=rule.refactors,
         robust=robust,
+        fragments=names.fragments,
     )
     needs = _needs(names) | {
         f"--robust {robust}": find("robust rule", robust, ROBUST).requires,
@@ -216,6 +178,8 @@ def check(
             f"--optimizer {names.optimizer} counts on local steps that come before the mixing, but with --overlap they "
             "run beside it: use --optimizer none, or no --overlap"
         )
+    if rule_of(names.feedback, names.codec)[1].changes:
+        check_changes(names)
     if mixer.reweighs:
         check_reweighing(f"--mixing {names.mixing}", f"--optimizer {names.optimizer}", optimizer.requires)
     if mixer.newest_only and optimizer.vectors > 1:  # it adds up what has come in running sums
@@ -225,6 +189,30 @@ def check(
         )
     if optimizer.outer:
         check_outer(f"--optimizer {names.optimizer}", optimizer.outer, facts)
+
+
+def check_fragments(fragments: int, rounds: int, collect_s: float) -> None:
+    """Refuse parts that would not take turns.
+
+    Args:
+        fragments: parts of the adapter.
+        rounds: of the run.
+        collect_s: see ``Settings``.
+
+    Raises:
+        LocalError: says why, and a way out.
+    """
+    if fragments > min(rounds, FRAGMENTS_MAX):
+        most = min(rounds, FRAGMENTS_MAX)
+        raise LocalError(
+            f"--fragments {fragments}: every part travels once at least in --rounds {rounds}, and there are at most "
+            f"{FRAGMENTS_MAX}: use {most} or fewer"
+        )
+    if fragments > 1 and not collect_s:
+        raise LocalError(
+            f"--fragments {fragments}: parts take turns by the round, and with --collect-s 0 neighbors are in other "
+            "rounds than we are: use --collect-s 60, or --fragments 1"
+        )
 
 
 def check_average(last: int, rounds: int, names: MethodNames) -> None:
@@ -259,6 +247,8 @@ def _needs(names: MethodNames) -> dict[str, Requirements]:
         f"--factors {names.factors}": find("factor rule", names.factors, FACTORS).requires,
         f"--mixing {names.mixing}": find("mixing rule", names.mixing, MIXERS).requires,
         f"--optimizer {names.optimizer}": find("optimizer", names.optimizer, OPTIMIZERS).requires,
+        f"--codec {names.codec}": find("codec", names.codec, CODECS).requires,
+        f"--feedback {names.feedback}": rule_of(names.feedback, names.codec)[1].requires,
     }
 
 
@@ -290,6 +280,30 @@ def check_requirements(needs: Mapping[str, Requirements], facts: TopologyFacts, 
         ]
         if clashes:
             raise LocalError(". ".join(clashes))
+
+
+def check_changes(names: MethodNames) -> None:
+    """Refuse what would let peers that send their changes go apart: nothing draws them together again.
+
+    Raises:
+        LocalError: says why, and a way out.
+    """
+    sent, optimizer = f"--feedback {names.feedback}", find("optimizer", names.optimizer, OPTIMIZERS)
+    if names.mixing != "average":
+        raise LocalError(
+            f"{sent}: all apply the same mean of changes, and with --mixing {names.mixing} each would weigh them in "
+            "its own way: use --mixing average"
+        )
+    if names.gamma not in (0.0, 1.0):
+        raise LocalError(
+            f"{sent} takes the mean of changes as it is, and --gamma {names.gamma:g} would leave a share of each to "
+            "its sender alone: use no --gamma; --optimizer diloco:0:LR makes steps larger or smaller"
+        )
+    if optimizer.requires.all_parts or optimizer.vectors > 1:
+        raise LocalError(
+            f"{sent} sends what a round has changed and nothing else, and --optimizer {names.optimizer} needs more: "
+            "use --optimizer none, noloco or diloco"
+        )
 
 
 def check_reweighing(mixing: str, optimizer: str, requires: Requirements) -> None:

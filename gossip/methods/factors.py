@@ -144,7 +144,8 @@ def alternate(interval: int | None = None) -> FactorRule:
     def trainable(round: int, interval: int) -> TrainableFactors:
         return "a" if round // interval % 2 else "b"
 
-    return _rule(alternate, shared=_all_of("alternate"))._replace(trainable=trainable, interval=interval)
+    rule = _rule(alternate, shared=_all_of("alternate"))
+    return rule._replace(trainable=trainable, interval=interval, requires=Requirements(all_parts=True))
 
 
 def share_a() -> FactorRule:
@@ -169,7 +170,8 @@ def r_only() -> FactorRule:
 
 def tsvd() -> FactorRule:
     """Average the products, cut back to rank r by SVD (DeCAF, arXiv 2505.21382); peers may differ in rank."""
-    return _rule(tsvd, shared=_all_of("tsvd"))._replace(refactors=True)
+    rule = _rule(tsvd, shared=_all_of("tsvd"))
+    return rule._replace(refactors=True, requires=Requirements(all_parts=True))
 
 
 def _rule(

@@ -16,16 +16,21 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from gossip.adapter import AdapterSpec
-from gossip.methods.catalogue import Entry
+from gossip.adapter import AdapterSpec, AdapterState
+from gossip.methods.catalogue import Entry, find
 from gossip.methods.codecs import CODECS
-from gossip.methods.requirements import State
-from gossip.methods.stage import Encoded, Incoming, RoundContext, Stage
+from gossip.methods.requirements import Requirements, State
+from gossip.methods.stage import Combination, Encoded, Incoming, RoundContext, Stage
 from gossip.wire import BASE_BYTES
+from topology.parameters import Parameter, fraction
 
 WITHOUT_MEMORY = frozenset({"float32", "bfloat16", "int8"})
 """Codecs that lose too little to remember it. Source: their errors, below 0.5 %, are below the noise of a local step
 (ml-runtime.md section 9); a memory costs P float32 and a mixing step size below 1."""
+FOR_CHANGES = frozenset({"chunked"})
+"""Codecs made for the changes of a round, not for adapters. Source: SparseLoCo (arXiv 2508.15706)."""
+DECAY = 0.95
+"""What is left of a loss after a round. Source: SparseLoCo (arXiv 2508.15706)."""
 
 _WHOLE = CODECS["float32"].make()
 
@@ -36,12 +41,17 @@ class Feedback(NamedTuple):
     Attributes:
         stage: makes the stage for vectors of a spec.
         equal_ranks: neighbors' vectors must have the size of ours.
+        changes: what travels is what a round has changed, not an adapter: it counts from no common origin, and with all
+            of the weight that W gives it.
         doc: one line.
+        requires: what it asks of the run.
     """
 
     stage: Callable[[AdapterSpec], Stage]
     equal_ranks: bool
     doc: str
+    requires: Requirements = Requirements()
+    changes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +163,60 @@ class Replicas(Stage):
         return (_WHOLE.payload_bytes(spec),)
 
 
+@dataclass(frozen=True, slots=True)
+class PseudoGradients(Stage):
+    """What the round's local steps have changed is sent, with a decaying memory (SparseLoCo, arXiv 2508.15706).
+
+    e' = BETA e + (start - x); C(e') is sent; e = e' - C(e'). Whoever reads the row goes on from its own start less the
+    row's mean of what was sent, ours among it as others see it: with equal starts and rows that read everybody, all end
+    a round at one adapter, and what a codec lost is in the memories alone. Nothing draws peers together that are apart:
+    who misses a change stays apart by it until the final merge, which takes whole adapters.
+    """
+
+    decay: float
+    spec: AdapterSpec
+    name: ClassVar[str] = "feedback"
+
+    def init(self, initial: Tensor) -> State:
+        """``error`` float32[P]: what was lost so far, faded."""
+        return {"error": torch.zeros(self.spec.size)}
+
+    def publish(
+        self, vector: Tensor, context: RoundContext, encode: Callable[[Tensor], Encoded], state: State
+    ) -> tuple[Encoded, State]:
+        """Hand on the change and what was lost before; of ours, too, what was sent counts."""
+        start = context.start.flat
+        wanted = torch.add(start - vector, state["error"], alpha=self.decay)
+        encoded = encode(wanted)
+        sent = encoded.as_decoded
+        return encoded._replace(as_decoded=start - sent), {"error": wanted - sent}
+
+    def combine(self, row: Combination, state: State) -> tuple[Combination, State]:
+        """Make adapters of changes: what their senders would have if they had begun where we have."""
+        start = row.context.start.flat
+        others = tuple(
+            one._replace(state=AdapterState(self.spec, start - one.state.flat)) for one in row.others
+        )
+        own = row.own._replace(state=AdapterState(self.spec, row.own_as_decoded))
+        return row._replace(own=own, others=others, own_is_as_sent=True), state
+
+
 def default_feedback(codec: str) -> str:
     """Return the name of the rule for a codec as it is written, such as ``"topk:0.05"``."""
-    return "none" if codec.strip().lower().partition(":")[0] in WITHOUT_MEMORY else "error"
+    name = codec.strip().lower().partition(":")[0]
+    if name in FOR_CHANGES:
+        return "pseudo-gradient"
+    return "none" if name in WITHOUT_MEMORY else "error"
+
+
+def rule_of(feedback: str, codec: str) -> tuple[str, Feedback]:
+    """Return the rule for a codec, with its name; ``feedback``: as it is written, or auto = what fits the codec.
+
+    Raises:
+        LocalError: an unknown rule, or a bad parameter.
+    """
+    name = default_feedback(codec) if feedback == "auto" else feedback
+    return name, find("feedback rule", name, FEEDBACKS)
 
 
 def _fingerprint(values: Tensor) -> Tensor:
@@ -168,13 +229,33 @@ def _bytes(fingerprint: Tensor) -> bytes:
     return fingerprint.numpy().tobytes()
 
 
-def _entry(stage: Callable[[AdapterSpec], Stage], *, equal_ranks: bool = False) -> Entry[Feedback]:
+def _entry(
+    stage: Callable[[AdapterSpec], Stage], requires: Requirements | None = None, *, equal_ranks: bool = False
+) -> Entry[Feedback]:
     doc = (stage.__doc__ or "").split("\n")[0]
-    return Entry(lambda: Feedback(stage, equal_ranks, doc), doc)
+    return Entry(lambda: Feedback(stage, equal_ranks, doc, requires or Requirements()), doc)
+
+
+def _of_changes(decay: float = DECAY) -> Feedback:
+    requires = Requirements(uniform=True, lock_step=True, linear=True, whole_rows=True)
+    doc = (PseudoGradients.__doc__ or "").split("\n")[0]
+    return Feedback(partial(PseudoGradients, decay), False, doc, requires, changes=True)
 
 
 FEEDBACKS: dict[str, Entry[Feedback]] = {
     "none": _entry(NoMemory),
     "error": _entry(ErrorMemory),
-    "replica": _entry(Replicas, equal_ranks=True),
+    "replica": _entry(Replicas, Requirements(all_parts=True), equal_ranks=True),
+    "pseudo-gradient": Entry(
+        _of_changes,
+        _of_changes().doc,
+        (
+            Parameter(
+                "BETA",
+                "what is left of a loss after a round, 0 to 1, default 0.95",
+                fraction(zero=True),
+                required=False,
+            ),
+        ),
+    ),
 }

@@ -189,7 +189,7 @@ def of_rule(
 def _push_sum() -> Mixer:
     return Mixer(
         lambda gamma, spec: PushSum(spec),  # masses say how far to go
-        Requirements(static=True, exact_codec=True, linear=True, whole_rows=True),
+        Requirements(static=True, exact_codec=True, linear=True, whole_rows=True, all_parts=True),
         reweighs=True,
         newest_only=True,  # an older running sum would look like one of a sender that began anew
     )

@@ -40,6 +40,8 @@ class Optimizer(NamedTuple):
         of_row: ``(weights, all K vectors of each, one after the other) -> S``, ours first, the weights those of W and
             1 together: what of single contributions ``update`` finds in its state; None if it needs no more than what
             was mixed, which is all there is of a row under masks.
+        ramp: turn (``RoundContext.turn``) -> the optimizer as it is then, where it changes; ``requires``, ``outer`` and
+            ``vectors`` are those of all its turns.
     """
 
     init: Callable[[int], State]
@@ -50,6 +52,7 @@ class Optimizer(NamedTuple):
     requires: Requirements
     outer: Outer | None = None
     of_row: Callable[[Sequence[float], Sequence[Tensor]], State] | None = None
+    ramp: Callable[[int], Optimizer] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,8 @@ class OptimizerStage(Stage):
             weights = [row.own.weight, *(one.weight for one in row.others)]
             vectors = [own, *(one.state.flat for one in row.others)]
             state = state | self.optimizer.of_row(weights, vectors)
-        vector, state = self.optimizer.update(
+        optimizer = self.optimizer.ramp(context.turn) if self.optimizer.ramp else self.optimizer
+        vector, state = optimizer.update(
             context.start.flat, context.trained.flat, mixed, context.steps, state
         )
         if self.optimizer.vectors > 1:

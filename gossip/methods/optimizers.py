@@ -11,7 +11,15 @@ from torch import Tensor
 
 from gossip.methods.catalogue import Entry
 from gossip.methods.optimizer_stage import Optimizer, empty, one_vector
-from gossip.methods.outer_steps import adaptive, extrapolated, heavy_ball, nesterov
+from gossip.methods.outer_steps import (
+    MOMENTUM_FIRST,
+    MOMENTUM_LAST,
+    MOMENTUM_TURNS,
+    adaptive,
+    extrapolated,
+    heavy_ball,
+    ramped_nesterov,
+)
 from gossip.methods.requirements import Requirements, State
 from topology.parameters import Parameter, Value, positive
 
@@ -46,7 +54,7 @@ def quasi_global(mu: float = 0.9) -> Optimizer:
         m = torch.mul(start - mixed[0], (1.0 - mu) / steps)
         return mixed[0], {"m": m.add_(state["m"], alpha=mu) if state else m}
 
-    return one_vector(correction, update, Requirements(linear=True))
+    return one_vector(correction, update, Requirements(linear=True, all_parts=True))
 
 
 def d2() -> Optimizer:
@@ -73,6 +81,7 @@ def d2() -> Optimizer:
         positive=True,
         linear=True,
         whole_rows=True,
+        all_parts=True,
     )
     return one_vector(lambda state: state.get("drift"), update, requires)
 
@@ -103,7 +112,9 @@ def tracking() -> Optimizer:
         publish=publish,
         update=update,
         vectors=2,
-        requires=Requirements(doubly_stochastic=True, lock_step=True, linear=True, whole_rows=True),
+        requires=Requirements(
+            doubly_stochastic=True, lock_step=True, linear=True, whole_rows=True, all_parts=True
+        ),
     )
 
 
@@ -136,11 +147,19 @@ OPTIMIZERS: dict[str, Entry[Optimizer]] = {
         "outer heavy-ball momentum, made for random pairs (NoLoCo)",
         (_mu(0.5), Parameter("GAMMA", "step, above 0 to 4, default 0.7", positive(STEP_MAX), required=False)),
     ),
-    # The paper's choice for both.
+    # LR: the paper's choice.
     "diloco": Entry(
-        nesterov,
+        ramped_nesterov,
         "outer Nesterov momentum (DiLoCo)",
-        (_mu(0.9), Parameter("LR", "step, above 0 to 4, default 0.7", positive(STEP_MAX), required=False)),
+        (
+            Parameter(
+                "MU",
+                f"momentum, 0 to below 1, default {MOMENTUM_FIRST:g} to {MOMENTUM_LAST:g} in {MOMENTUM_TURNS} rounds",
+                _momentum,
+                required=False,
+            ),
+            Parameter("LR", "step, above 0 to 4, default 0.7", positive(STEP_MAX), required=False),
+        ),
     ),
     # The paper's smallest, of those it tried.
     "fedexp": Entry(

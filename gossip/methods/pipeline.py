@@ -1,7 +1,8 @@
 """The numbers of one peer's rounds: from its trained adapter to bytes, and from its neighbors' bytes to the next start.
 
 A pipeline takes vectors through the stages of a tuple (``stage.py``) and keeps their states; it knows none of them by
-name, and neither events nor time. A node has one for its rounds and one for the final merge (``method_set.py``).
+name, and neither events nor time. A node has one for its rounds (or for each part that
+takes turns in them, ``parts.py``) and one for the final merge (``method_set.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from gossip.events import NeighborReport
 from gossip.methods import products
 from gossip.methods.contribution import Contribution, Objection, scaled_to
 from gossip.methods.factors import has_factors
+from gossip.methods.parts import Part
 from gossip.methods.reach import RoundReach
 from gossip.methods.requirements import State
 from gossip.methods.stage import Combination, Encoded, Incoming, RoundContext, RowRule, Stage
@@ -35,27 +37,29 @@ class PipelinePlan:
     """What a pipeline is made of: one value for all nodes of a run.
 
     Args:
+        part: what of the adapter travels.
         stages: in the order in which they publish; the last one makes bytes.
         codec: how payloads are called in their headers.
         specs: payload bytes -> spec of the vector that a payload of so many is.
     """
 
+    part: Part
     stages: tuple[Stage, ...]
     codec: str
     specs: Mapping[int, AdapterSpec]
 
     @staticmethod
     def of(
-        makers: Iterable[MakeStage], spec: AdapterSpec, codec: str, other_specs: Sequence[AdapterSpec] = ()
+        makers: Iterable[MakeStage], part: Part, codec: str, other_specs: Sequence[AdapterSpec] = ()
     ) -> PipelinePlan:
         """Make stages that fit one after the other.
 
         Args:
-            spec: of what travels of the adapter.
+            part: what of the adapter travels.
             codec: how payloads are called.
             other_specs: what neighbors may send besides, such as adapters of other ranks.
         """
-        stages = []
+        stages, spec = [], part.spec
         for make in makers:
             stages.append(make(spec))
             spec = stages[-1].next_spec
@@ -65,12 +69,12 @@ class PipelinePlan:
             for stage in stages
             for size in stage.payload_sizes(incoming)
         }
-        return PipelinePlan(tuple(stages), codec, sizes)
+        return PipelinePlan(part, tuple(stages), codec, sizes)
 
     @property
     def shared_spec(self) -> AdapterSpec:
         """Of what travels of the adapter."""
-        return self.stages[0].spec
+        return self.part.spec
 
     @property
     def wire_spec(self) -> AdapterSpec:
@@ -136,7 +140,7 @@ class Pipeline:
         self._me = me
         self._plan = plan
         self._norm_cap = norm_cap
-        self._initial = initial.select(plan.shared_spec)
+        self._initial = plan.part.of(initial)
         self._states = [
             {**stage.init(_padded(self._initial.flat, stage.spec.size)), **_of_stage(stage, saved or {})}
             for stage in plan.stages
@@ -163,7 +167,7 @@ class Pipeline:
             return None
         total = sum(corrections[1:], corrections[0])
         nothing = AdapterState(spec, torch.zeros(spec.size))
-        return nothing.with_selected(AdapterState(self._plan.shared_spec, total)).flat
+        return self._plan.part.into(nothing, AdapterState(self._plan.shared_spec, total)).flat
 
     def base_of(self, peer: str) -> bytes:
         """Return the fingerprint of what we keep of a peer that its next payload may build on; empty = nothing."""
@@ -269,12 +273,12 @@ class Pipeline:
             robust=robust,
         )
         for place, stage in reversed(list(enumerate(self._plan.stages))):
-            if place in self._given:  # a stage may pass by those after it
+            if place in self._given and not row.own_is_as_sent:  # a stage may pass by those after it
                 own = row.own._replace(state=AdapterState(stage.spec, self._given[place]))
                 row = row._replace(own=own)
             row, self._states[place] = stage.combine(row, self._states[place])
         shared = AdapterState(self._plan.shared_spec, row.vector)
-        state = context.trained.with_selected(shared)
+        state = self._plan.part.into(context.trained, shared)
         return Mixed(
             state=state,
             own=row.own,
@@ -306,10 +310,10 @@ class Pipeline:
 
     def _narrowed(self, context: RoundContext) -> RoundContext:
         """Leave of the adapters what travels."""
-        shared = self._plan.shared_spec
-        if context.trained.spec == shared:
+        part = self._plan.part
+        if context.trained.spec == part.spec:
             return context
-        return replace(context, start=context.start.select(shared), trained=context.trained.select(shared))
+        return replace(context, start=part.of(context.start), trained=part.of(context.trained))
 
     def _cross_term(self, row: Combination) -> float:
         """Return what averaging factors loses here; NaN where there are none, or none was mixed."""

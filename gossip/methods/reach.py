@@ -101,6 +101,10 @@ class Reach:
         self._movements: deque[float] = deque(maxlen=MOVEMENTS_KEPT)
         self._distances: deque[float] = deque(maxlen=DISTANCES_KEPT)
 
+    def went_to(self, distance: float) -> None:
+        """Take note that we go on so far from the adapter that all began with: no path there is shorter."""
+        self._path = max(self._path, distance)
+
     @property
     def is_on(self) -> bool:
         """Whether anything can be too far."""

@@ -38,10 +38,12 @@ class RoundContext:
     Args:
         round: number of the round, from 0.
         age: local steps that went into our adapter so far.
-        steps: local steps between ``start`` and ``trained``.
-        start: our adapter where the round began.
+        steps: local steps of the round.
+        start: our adapter where the round began; where parts of it take turns, each as it was when it had travelled
+            last.
         trained: our adapter as it is published; stages get of both only what travels.
         readers: how many peers read us in this round; raises ``TopologyError`` where nobody can know.
+        parts: how many parts of the adapter take turns (``parts.py``).
     """
 
     round: int
@@ -50,6 +52,12 @@ class RoundContext:
     start: AdapterState
     trained: AdapterState
     readers: Callable[[], int]
+    parts: int = 1
+
+    @property
+    def turn(self) -> int:
+        """How often what travels in this round has travelled before."""
+        return self.round // self.parts
 
 
 class Encoded(NamedTuple):
@@ -97,6 +105,7 @@ class Combination(NamedTuple):
         excluded: senders whose contributions are read, but not mixed.
         came: all that has come, as it was before guards; the mixing stage writes it down.
         robust: the rule for the row as a whole (``robust.py``); None = there is none.
+        own_is_as_sent: ``own`` is what readers see of us, also for the stages still to come.
     """
 
     context: RoundContext
@@ -110,6 +119,7 @@ class Combination(NamedTuple):
     excluded: frozenset[str] = frozenset()
     came: tuple[Contribution, ...] = ()
     robust: RowRule | None = None
+    own_is_as_sent: bool = False
 
 
 class Stage(Protocol):

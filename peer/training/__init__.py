@@ -8,6 +8,7 @@ Between the processes:
 
 Our trainer:
 - ``local_trainer``: optimizer steps on the adapter of a frozen base, held-out losses, what resumes.
+- ``own_optimizer``: a peer's own optimizer and generators, and the file in which they rest.
 - ``local_steps``: what all steps have in common: optimizers, what is added to a step besides the gradient.
 - ``step_kinds``: the catalogue of ways to make a gradient; ``plain_steps``: of a batch in seeded order.
 - ``schedules``: how the learning rate changes over a run.
@@ -27,6 +28,7 @@ What is learned:
 - ``task``: what a task is, and measuring; ``tasks``: the catalogue of tasks.
 - ``causal_lm``, ``classification``: a task each.
 - ``readers``: files of rows; ``data``: rows, checked and split; ``sequences``: rows as tokens, batches and their order.
+- ``token_files``: text from which a model from scratch is made, as tokens on disk.
 
 Adapters:
 - ``adapter_kinds``: the catalogue of kinds; ``lora_xs``: the one that is ours.
@@ -35,6 +37,7 @@ Adapters:
 
 Base models:
 - ``base_models``: where a base model comes from; ``tiny_model``: one made on the spot.
+- ``fresh_models``: models that nobody has trained yet; ``model_making``: how all of them are made once.
 - ``packages``: files out of package indexes; ``libraries``: what we use of transformers and peft.
 - ``inference``: measuring a finished adapter, and talking to it.
 

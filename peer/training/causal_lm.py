@@ -50,6 +50,7 @@ def _collate(batch: Sequence[Tokens], pad: int) -> tuple[dict[str, Tensor], int]
 def _check_base(config: PeerConfig, base: BaseModel, missing: Collection[str]) -> None:
     hint = " If it is an encoder, it can only classify: --task classification."
     task.refuse_lacking(config.model, sorted(missing), hint)
+    task.refuse_too_long(config, base)
 
 
 def _prepare_base(base: BaseModel, missing: Collection[str], pad: int, seed: int) -> None:

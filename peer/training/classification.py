@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from gossip.adapter import AdapterSpec
-from gossip.errors import LocalError
 from peer.config import PeerConfig
 from peer.training import sequences, task
 from peer.training.data import Row
@@ -73,11 +72,7 @@ def _check_base(config: PeerConfig, base: BaseModel, missing: Collection[str]) -
     """Refuse a base that lacks more than a new head, or takes fewer tokens than ``max_length``."""
     lacking = sorted(name for name in missing if name.partition(".")[0] not in HEAD_MODULES)
     task.refuse_lacking(config.model, lacking, hint="")
-    longest = task.positions(base)
-    if longest is not None and config.training.max_length > longest:
-        raise LocalError(
-            f"max_length {config.training.max_length} exceeds the model's {longest} positions; lower it"
-        )
+    task.refuse_too_long(config, base)
 
 
 def _head_modules(base: BaseModel) -> list[str]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from peer.training.readers import BadRow, DataError, read
 
@@ -57,18 +57,35 @@ class Loaded:
     bad: tuple[BadRow, ...]
 
     def report(self, sample: str = "") -> str:
-        """Return text for a human: formats, counts, bad rows, and ``sample`` (a rendered row, if given)."""
-        formats = Counter(row.format for row in self.rows)
-        files = ", ".join(dict.fromkeys(row.file.name for row in self.rows))
-        lines = [f"{files}: " + ", ".join(f"{count} rows of {name}" for name, count in formats.items())]
-        if self.bad:
-            lines.append(f"{len(self.bad)} bad rows skipped:")
-            lines += [f"  {bad}" for bad in self.bad[:SHOWN_MAX]]
-            if len(self.bad) > SHOWN_MAX:
-                lines.append(f"  and {len(self.bad) - SHOWN_MAX} more")
-        if sample:
-            lines += ["a row as the model sees it:", *(f"  {line}" for line in sample[:400].splitlines())]
-        return "\n".join(lines)
+        """Return text for a human; see the function ``report``."""
+        files = dict.fromkeys(row.file.name for row in self.rows)
+        formats = Counter[str](row.format for row in self.rows)
+        return report(files, formats, len(self.bad), list(map(str, self.bad[:SHOWN_MAX])), sample)
+
+
+def report(
+    files: Iterable[str], formats: Mapping[str, int], bad: int, shown: Sequence[str], sample: str = ""
+) -> str:
+    """Return what was read as text for a human.
+
+    Args:
+        files: their names.
+        formats: kind of row -> how many.
+        bad: how many rows were skipped.
+        shown: the first of them, a line each.
+        sample: a rendered row, if given.
+    """
+    lines = [
+        f"{', '.join(files)}: " + ", ".join(f"{count} rows of {name}" for name, count in formats.items())
+    ]
+    if bad:
+        lines.append(f"{bad} bad rows skipped:")
+        lines += [f"  {one}" for one in shown]
+        if bad > len(shown):
+            lines.append(f"  and {bad - len(shown)} more")
+    if sample:
+        lines += ["a row as the model sees it:", *(f"  {line}" for line in sample[:400].splitlines())]
+    return "\n".join(lines)
 
 
 def load(
@@ -91,36 +108,50 @@ def load(
     rows: list[Row] = []
     bad: list[BadRow] = []
     for path in paths:
-        own_rows, own_bad = _load_file(path, labels, owner_field)
+        own_rows: list[Row] = []
+        own_bad: list[BadRow] = []
+        for row in rows_of(path, labels, owner_field):
+            if isinstance(row, BadRow):
+                own_bad.append(row)
+            else:
+                own_rows.append(row)
         if not own_rows:
-            expected = _EXPECTED_LABEL if labels else _EXPECTED
-            shown = map(str, own_bad[:SHOWN_MAX])
-            raise DataError("\n".join([f"data {path} has no usable row. {expected}", *shown]))
+            refuse_useless(path, list(map(str, own_bad[:SHOWN_MAX])), labels)
         rows += own_rows
         bad += own_bad
     if bad and bad_rows == "refuse":
-        shown = map(str, bad[:SHOWN_MAX])
-        raise DataError(
-            "\n".join([f"{len(bad)} bad rows (correct them, or let bad_rows be skip), the first:", *shown])
-        )
+        refuse_bad(len(bad), list(map(str, bad[:SHOWN_MAX])))
     return Loaded(tuple(rows), tuple(bad))
 
 
-def _load_file(path: Path, labels: Sequence[str], owner_field: str) -> tuple[list[Row], list[BadRow]]:
-    """Return the usable rows of one file, and the bad ones."""
-    rows: list[Row] = []
-    bad: list[BadRow] = []
+def refuse_useless(path: Path, shown: Sequence[str], labels: Sequence[str] = ()) -> NoReturn:
+    """Refuse a file without a usable row; ``shown``: the first bad ones, a line each."""
+    expected = _EXPECTED_LABEL if labels else _EXPECTED
+    raise DataError("\n".join([f"data {path} has no usable row. {expected}", *shown]))
+
+
+def refuse_bad(count: int, shown: Sequence[str]) -> NoReturn:
+    """Refuse bad rows; ``shown``: the first of them, a line each."""
+    raise DataError(
+        "\n".join([f"{count} bad rows (correct them, or let bad_rows be skip), the first:", *shown])
+    )
+
+
+def rows_of(path: Path, labels: Sequence[str] = (), owner_field: str = "") -> Iterator[Row | BadRow]:
+    """Yield the rows of one file as they stand in it, one by one; see ``load``.
+
+    Raises:
+        DataError: the path is missing, unreadable or of unknown kind.
+    """
     try:
         for line, value in read(path):
             row = value if isinstance(value, BadRow) else _row(path, line, value, labels)
-            if isinstance(row, BadRow):
-                bad.append(row)
-            else:
-                rows.append(replace(row, owner=_owner(value.get(owner_field))) if owner_field else row)
+            if owner_field and isinstance(row, Row):
+                row = replace(row, owner=_owner(value.get(owner_field)))
+            yield row
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"cannot read data {path}: {reason}. Check the path and its permissions.") from error
-    return rows, bad
 
 
 def split(
@@ -172,12 +203,17 @@ def _drawn(owners: Sequence[str | int], held_out: float, seed: int) -> set[str |
 
 def _drawn_by_itself(owners: Sequence[str | int], held_out: float, seed: int) -> set[str | int]:
     """Return who is held out, each decided without a look at the others, but for the first where nobody would be."""
-    places = {owner: random.Random(f"held-out {seed} {owner}").random() for owner in owners}
+    places = {owner: place_of(owner, seed) for owner in owners}
     drawn = {owner for owner, place in places.items() if place < held_out}
     ranked = sorted(places, key=lambda owner: places[owner])
     if not drawn:
         return set(ranked[:1]) if len(ranked) > 1 else set()
     return drawn if len(drawn) < len(ranked) else drawn - {ranked[-1]}
+
+
+def place_of(owner: str | int, seed: int) -> float:
+    """Return where an owner, or a row by what it ``said``, stands between 0 and 1 where each is held out by itself."""
+    return random.Random(f"held-out {seed} {owner}").random()
 
 
 # -- checking a row

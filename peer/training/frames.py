@@ -133,6 +133,11 @@ class Export:
     copies: tuple[str, ...] = ()
     frozen: AdapterState | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether what is trained is a whole model, not an adapter."""
+        return "config.json" in self.files
+
 
 @dataclass(frozen=True, slots=True)
 class RateChoice:

@@ -43,8 +43,8 @@ class Tokenizer(Protocol):
     def special_tokens_map(self) -> Mapping[str, Any]:
         """Special tokens by their role."""
 
-    def __call__(self, text: str, **options: Any) -> Mapping[str, Any]:
-        """Return ``input_ids`` and what else a model takes."""
+    def __call__(self, text: str | Sequence[str], **options: Any) -> Mapping[str, Any]:
+        """Return ``input_ids`` and what else a model takes; a list of them for a list of texts."""
 
     def apply_chat_template(self, conversation: Sequence[Mapping[str, str]], **options: Any) -> Any:
         """Return a chat as text or as token ids."""

@@ -163,4 +163,4 @@ OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter], TrainingOptions], torc
     "sgd": _sgd,
 }
 """What takes local steps. A new one stands in ``LocalOptimizer`` of ``learning_options.py`` too, and its memory of a
-parameter in ``local_trainer.MOMENTS``."""
+parameter in ``own_optimizer.MOMENTS``."""

@@ -2,53 +2,56 @@
 
 This is the trainer called ``local-steps``; what a trainer is, ``trainers.py`` says. The adapter comes and goes as one
 flat vector; the base may be shared with other peers of this process (``adapted_model.py``). Optimizer, generators and
-sampler are the peer's own and are saved as safetensors with JSON beside the tensors.
+sampler are the peer's own (``own_optimizer.py``).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.events import TrainableFactors
 from peer.config import PeerConfig
-from peer.durable import told, write_atomically
 from peer.training import data, rates, tasks
-from peer.training.adapted_model import AdaptedModel, generators, set_generators
+from peer.training.adapted_model import AdaptedModel
 from peer.training.frames import Evaluated, OnStep, Progress, RateChoice, Ready, RowLosses, Step, Trained
-from peer.training.local_steps import OPTIMIZERS, Learner, Parameters, Shift, frozen_but
+from peer.training.local_steps import Learner, Parameters, Shift, frozen_but
+from peer.training.model_making import silent
+from peer.training.own_optimizer import OwnOptimizer
 from peer.training.rate_trial import try_rates
 from peer.training.readers import DataError
 from peer.training.schedules import WHOLE_RUN, Position
 from peer.training.sequences import Batch, BatchSampler, Tokens
-from peer.training.shard import make_shard
+from peer.training.shard import is_streamed, make_shard, open_shard
 from peer.training.step_kinds import steps_of
 from peer.training.task import Measured, Task, measure
-from peer.training.trainers import Trainer, selects
+from peer.training.trainers import Trainer
 from peer.training.units import owner_field
 
 MEASURED_AT_ONCE = 4
 """At least so many sequences are measured together, where training takes fewer at a step. Source: our bench on SmolLM2:
 one at a time takes 1.6 times as long, and more together gain nothing."""
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of a parameter, as torch calls it."""
-
 
 def make_trainer(config: PeerConfig, progress: Progress) -> Trainer:
     """Return the trainer of a peer that has a process to itself."""
     return LocalTrainer(config, progress=progress)
+
+
+def _loaded(config: PeerConfig) -> data.Loaded:
+    return data.load(
+        config.data.data,
+        bad_rows=config.data.bad_rows,
+        labels=config.model.labels,
+        owner_field=owner_field(config),
+    )
 
 
 class LocalTrainer:
@@ -89,22 +92,17 @@ class LocalTrainer:
         if not config.data.data:
             raise DataError("no data to train on: give at least one file")
         self.task = task or tasks.TASKS[config.model.task]
-        loaded = data.load(
-            config.data.data,
-            bad_rows=config.data.bad_rows,
-            labels=config.model.labels,
-            owner_field=owner_field(config),
-        )
+        loaded = None if is_streamed(config) else _loaded(config)  # before the model: it may be refused
         if model is not None:
             model.check(config)
         self.model = model or AdaptedModel(config, progress)
         self.spec, self.initial, self.manifest = self.model.spec, self.model.initial, self.model.manifest
-        self.shard = make_shard(config, loaded, self.task, self.model.tokenizer)
+        if loaded is None:
+            self.shard = open_shard(config, self.model.tokenizer, progress or silent)
+        else:
+            self.shard = make_shard(config, loaded, self.task, self.model.tokenizer)
         self._parameters: Parameters = self.model.parameters
-        self._optimizer = OPTIMIZERS[config.training.local_optimizer](
-            list(self._parameters.values()), config.training
-        )
-        self._generators = dict(self.model.generators)
+        self._optimizer = OwnOptimizer(config, self.model)
         self._pad = self.model.tokenizer.pad_token_id or 0
         self._measured_at_once = max(MEASURED_AT_ONCE, config.training.batch_size)
         self._sampler = BatchSampler(len(self.shard.train), config.training.batch_size, config.run.seed)
@@ -114,7 +112,7 @@ class LocalTrainer:
             self._parameters,
             self.task,
             self.shard,
-            self._optimizer,
+            self._optimizer.torch,
             self._batch,
             draw or self.draw_batch,
             self.model.tokenizer.vocab_size,
@@ -162,15 +160,14 @@ class LocalTrainer:
         self.model.module.train()
         start, steps = time.monotonic(), self.config.training.local_steps
         loss_sum, tokens, sequences, dropped = 0.0, 0, 0, 0
-        trained = self._selected(trainable)
+        trained = self._optimizer.selected(trainable)
         if stopped := self._steps.begin():
             return Trained(state, math.nan, 0, 0, 0, time.monotonic() - start, stopped=stopped)
-        if self.config.training.moments == "reset":
-            self._optimizer.state.clear()
-        with self._own_generators(), frozen_but(trained, self._parameters):
+        self._optimizer.begin_round()
+        with self._optimizer.own_generators(), frozen_but(trained, self._parameters):
             shift = Shift(trained, state, correction, self.config.training.proximal)
             for step in range(1, steps + 1):
-                self._set_rate(position, step - 1)
+                self._optimizer.set_rate(self.config.training.learning_rate, position, step - 1)
                 took = self._steps.take(shift)
                 if took.counts:
                     loss_sum, tokens = loss_sum + took.loss * took.targets, tokens + took.targets
@@ -182,13 +179,6 @@ class LocalTrainer:
         seconds = time.monotonic() - start
         return Trained(self.model.state(), mean, steps, sequences, tokens, seconds, dropped)
 
-    def _set_rate(self, position: Position, step: int) -> None:
-        """Give the optimizer the rate of a round's step, from 0."""
-        training = self.config.training
-        factor = position.factor(training.schedule, training.warmup_steps, step, training.local_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = training.learning_rate * factor
-
     def find_rate(self, progress: Progress) -> RateChoice:
         """Find a learning rate by a short trial, and take it from now on; see ``FindsRate``."""
         usual, config = self.config.training.learning_rate, self.config
@@ -197,39 +187,16 @@ class LocalTrainer:
             return RateChoice(self._kept_rate, "kept")
         if config.privacy.dp_epsilon:
             return RateChoice(usual, "usual", "a trial would spend of the privacy budget")
-        kept = dict(self._generators)
+        kept = dict(self._optimizer.generators)
         self.model.put(self.initial)
-        with self._own_generators():
+        with self._optimizer.own_generators():
             shift = Shift(self._parameters, self.initial, None, config.training.proximal)
             trial = try_rates(self._learner, shift, usual, progress)
-        self._generators = kept
+        self._optimizer.generators = kept
         if not trial.rate:
             return RateChoice(usual, "usual", trial.why, trial.tried)
         self.config = config.with_options(learning_rate=trial.rate)
         return RateChoice(trial.rate, "tried", tried=trial.tried)
-
-    def _selected(self, trainable: TrainableFactors) -> Parameters:
-        """Return the parameters of ``trainable``, at least one."""
-        selected = {
-            name: parameter for name, parameter in self._parameters.items() if selects(trainable, name)
-        }
-        if not selected:
-            raise LocalError(
-                f"adapter {self.config.model.adapter} has no tensors of the part {trainable!r}: train all of it, or "
-                "use lora"
-            )
-        return selected
-
-    @contextmanager
-    def _own_generators(self) -> Iterator[None]:
-        """Draw from this peer's generators, and leave those of the process as they were found."""
-        outside = generators(self.model.device)
-        set_generators(self._generators)
-        try:
-            yield
-            self._generators = generators(self.model.device)
-        finally:
-            set_generators(outside)
 
     @torch.no_grad()
     def evaluate(self, state: AdapterState) -> Evaluated:
@@ -287,20 +254,12 @@ class LocalTrainer:
         Raises:
             LocalError: the disk is full, or the folder cannot be written.
         """
-        tensors = {f"generator.{device}": state for device, state in self._generators.items()}
-        for name, parameter in self._parameters.items():
-            for moment, value in self._optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{moment}.{name}"] = value.detach().cpu().contiguous()
         written = {
-            "adapter_spec": self.spec.fingerprint,
             "sampler": self._sampler.state(),
             "learning_rate": self.config.training.learning_rate,
             **self._steps.state(),
         }
-        try:
-            write_atomically(path, safetensors_bytes(tensors, {"trainer": json.dumps(written)}))
-        except OSError as error:
-            raise LocalError(f"cannot write the training state {path}: {told(error)}") from error
+        self._optimizer.save(path, written, {})
 
     def load(self, path: Path) -> None:
         """Continue where ``save`` was called; on a CPU the next steps are then the same to the bit.
@@ -308,42 +267,12 @@ class LocalTrainer:
         Raises:
             LocalError: no such file, not ours, made with another adapter or other data, or by an earlier version.
         """
-        try:
-            with safe_open(path, framework="pt") as opened:
-                written = json.loads(opened.metadata()["trainer"])
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-            raise LocalError(
-                f"cannot resume from {path}: {error}. Start anew, or restore the file."
-            ) from error
-        if written["adapter_spec"] != self.spec.fingerprint:
-            raise LocalError(
-                f"cannot resume from {path}: its adapter has other tensors (rank, modules, layers)"
-            )
-        self._check_moments(path, tensors)
+        written, tensors = self._optimizer.read(path)
         self._sampler.restore(written["sampler"])
         # files of earlier versions do not have it: their rate was always given
         self._kept_rate = written.get("learning_rate", self.config.training.learning_rate)
         self._steps.restore(path, written)
-        for device in self._generators:
-            self._generators[device] = tensors.get(f"generator.{device}", self._generators[device])
-        for name, parameter in self._parameters.items():
-            if self.config.training.local_optimizer == "adamw" and f"optimizer.step.{name}" in tensors:
-                self._optimizer.state[parameter] = {
-                    "step": tensors[f"optimizer.step.{name}"],
-                    "exp_avg": tensors[f"optimizer.exp_avg.{name}"].to(parameter.device),
-                    "exp_avg_sq": tensors[f"optimizer.exp_avg_sq.{name}"].to(parameter.device),
-                }
-
-    def _check_moments(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse moments of no parameter of ours: left out silently, training would go on as if it had just begun."""
-        known = {f"optimizer.{moment}.{name}" for moment in MOMENTS for name in self._parameters}
-        strange = sorted(name for name in tensors if name.startswith("optimizer.") and name not in known)
-        if strange:
-            raise LocalError(
-                f"cannot resume from {path}: made by an earlier version ({len(strange)} tensors such as {strange[0]} "
-                "belong to no tensor of the adapter). Start anew with another --home, or go on with that version."
-            )
+        self._optimizer.restore(tensors)
 
     def _batch(self, sequences: Sequence[Tokens]) -> tuple[Batch, int]:
         """Return model inputs on the device, and how many targets are predicted."""

@@ -1,4 +1,8 @@
-"""Steps on batches in seeded order, with the gradient of the batch's mean loss: the usual way of training."""
+"""Steps on batches in seeded order, with the gradient of the mean loss: the usual way of training.
+
+Several batches may make one step: their gradients are added up one after another, each counting as many times as it has
+targets, so that the step is that of one large batch in the memory of a small one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import torch
 from gossip.errors import Diverged, LocalError
 from peer.training.local_steps import Learner, Shift, StepOutcome
 from peer.training.memory import is_out_of_memory, out_of_memory, release_cache
-from peer.training.sequences import Batch, Tokens
+from peer.training.sequences import Tokens
 
 NON_FINITE_MAX = 3
 """So many steps in a row without a finite loss or gradient end the run. Source: guess; one can be a bad batch."""
@@ -35,34 +39,55 @@ class PlainSteps:
         return ""
 
     def take(self, shift: Shift) -> StepOutcome:
-        """See ``Steps.take``. The first that does not fit into memory is dropped, and all after it have half as many
-        sequences."""
-        drawn: Sequence[Tokens] = self._learner.draw()
+        """See ``Steps.take``. The first that does not fit into memory is dropped, and in all after it batches have half
+        as many sequences."""
+        drawn = [self._learner.draw() for _ in range(self._learner.config.training.accumulate)]
         if self._halved:
-            drawn = drawn[: max(1, len(drawn) // 2)]
+            drawn = [batch[: max(1, len(batch) // 2)] for batch in drawn]
         try:
-            batch, targets = self._learner.batch(drawn)
-            loss, taken = self._step(batch, shift)
+            loss, targets = self._gradient(drawn, shift)
+            taken = self._step(loss, shift)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             self._learner.optimizer.zero_grad(set_to_none=True)
-            if self._halved or len(drawn) < 2:
+            if self._halved or len(drawn[0]) < 2:
                 raise out_of_memory(error) from error
             self._halved = True
         else:
-            return StepOutcome(loss, taken, targets, len(batch["labels"]))
+            return StepOutcome(loss, taken, targets, sum(map(len, drawn)))
         release_cache()  # here, because the exception holds what did not fit
         return StepOutcome(math.nan, False, 0, 0, dropped=True)
 
-    def _step(self, batch: Batch, shift: Shift) -> tuple[float, bool]:
-        """Take one step; return its loss, and whether it was taken (else loss or gradient were not finite)."""
+    def _gradient(self, drawn: Sequence[Sequence[Tokens]], shift: Shift) -> tuple[float, int]:
+        """Give the trained parameters the gradient of the mean loss over all targets; return that loss, and how many
+        targets there are."""
+        learner = self._learner
+        total, all_targets = 0.0, 0
+        for sequences in drawn:
+            batch, targets = learner.batch(sequences)
+            loss = learner.task.forward(learner.module, batch).loss
+            if len(drawn) > 1:
+                loss = loss * targets
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+            total, all_targets = total + loss.item(), all_targets + targets
+        if len(drawn) == 1:
+            return total, all_targets
+        for parameter in shift.trained.values():
+            if parameter.grad is not None:
+                parameter.grad.div_(all_targets)
+        return total / all_targets, all_targets
+
+    def _step(self, value: float, shift: Shift) -> bool:
+        """Take one step on the gradient that the parameters have; return whether it was taken (else loss or gradient
+        were not finite).
+
+        Args:
+            value: the loss that it is the gradient of.
+        """
         learner, training = self._learner, self._learner.config.training
-        loss = learner.task.forward(learner.module, batch).loss
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         shift.pull_back()
         norm = torch.nn.utils.clip_grad_norm_(shift.trained.values(), training.max_grad_norm).item()
-        value = loss.item()
         taken = math.isfinite(value) and math.isfinite(norm)
         if taken:
             learner.optimizer.step()
@@ -77,7 +102,7 @@ class PlainSteps:
                 f"loss {value}, gradient norm {norm}: not finite for {NON_FINITE_MAX} steps in a row. Lower "
                 f"learning_rate (in this step {rate:g}), or train in float32."
             )
-        return value, taken
+        return taken
 
     def state(self) -> dict[str, Any]:
         """How many steps in a row were left out."""

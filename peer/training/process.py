@@ -77,7 +77,6 @@ class TrainerProcess:
         self._commands, self._answers = process.stdin, process.stdout
         self._stderr = stderr
         self._rounds = rounds
-        self._received = bytearray()
         self._spec: AdapterSpec | None = None
 
     @property
@@ -99,7 +98,7 @@ class TrainerProcess:
         Raises:
             LocalError: also for a trainer that does not exist.
         """
-        entry_point = trainers.entry_point(config.training.trainer)
+        entry_point = trainers.entry_point(trainers.trainer_name(config))
         stderr = _last_words_file()
         process = await trio.lowlevel.open_process(
             python_module("peer.training.worker"),
@@ -230,16 +229,17 @@ class TrainerProcess:
         return header, payload
 
     async def _receive_exactly(self, count: int) -> bytearray:
-        while len(self._received) < count:
+        taken = bytearray(count)  # filled in place: an adapter may be large
+        came = 0
+        while came < count:
             try:
-                piece = await self._answers.receive_some(1 << 20)
+                piece = await self._answers.receive_some(min(1 << 20, count - came))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 piece = b""
             if not piece:
                 raise TrainerDied(await self._post_mortem())
-            self._received += piece
-        taken = self._received[:count]
-        del self._received[:count]
+            taken[came : came + len(piece)] = piece
+            came += len(piece)
         return taken
 
     def _adapter(self, payload: bytearray) -> AdapterState:

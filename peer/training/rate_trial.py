@@ -11,6 +11,7 @@ where it rises. The trial has an optimizer and a sampler of its own and leaves n
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -104,8 +105,10 @@ def try_rates(learner: Learner, shift: Shift, usual: float, progress: Progress) 
     """
     training, train = learner.config.training, learner.shard.train
     sampler = BatchSampler(len(train), training.batch_size, learner.config.run.seed)
-    batches = [[train[index] for index in sampler.draw()] for _ in range(STEPS)]
-    drawn = iter(batches)
+    batches = [
+        [[train[index] for index in sampler.draw()] for _ in range(training.accumulate)] for _ in range(STEPS)
+    ]
+    drawn = itertools.chain.from_iterable(batches)
     optimizer = OPTIMIZERS[training.local_optimizer](list(shift.trained.values()), training)
     steps = PlainSteps(dataclasses.replace(learner, optimizer=optimizer, draw=lambda: next(drawn)))
     started = time.monotonic()
@@ -139,8 +142,14 @@ def is_lost(tried: Sequence[Tried]) -> bool:
 
 
 @torch.no_grad()
-def _losses(learner: Learner, batches: Sequence[Sequence[Tokens]]) -> list[float]:
-    """Return the mean loss of each batch as the model is now."""
-    return [
-        learner.task.forward(learner.module, learner.batch(sequences)[0]).loss.item() for sequences in batches
-    ]
+def _losses(learner: Learner, steps: Sequence[Sequence[Sequence[Tokens]]]) -> list[float]:
+    """Return the mean loss of the batches of each step as the model is now."""
+    means = []
+    for batches in steps:
+        total, all_targets = 0.0, 0
+        for sequences in batches:
+            batch, targets = learner.batch(sequences)
+            total += learner.task.forward(learner.module, batch).loss.item() * targets
+            all_targets += targets
+        means.append(total / all_targets)
+    return means

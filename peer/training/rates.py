@@ -10,11 +10,16 @@ from peer.config import PeerConfig
 from peer.training.adapter_kinds import ADAPTERS
 from peer.training.frames import Progress, RateChoice
 from peer.training.privacy_budget import RATE_FACTOR
-from peer.training.trainers import FindsRate, Trainer
+from peer.training.trainers import FindsRate, Trainer, trainer_name
 
 SGD_FACTOR = 100.0
 """Plain SGD wants rates that are so many times those of AdamW, which divides by the size of gradients. Source: our
 tests, in which 0.5 suits SGD and 5e-3 AdamW; gradients are clipped to 1."""
+
+
+AGENT_FACTOR = 0.04
+"""Learning by trial wants so much of the rate of learning text: few answers are right, so that gradients are mostly
+noise. Source: our trials of ``full`` on the novice, where 2e-4 gains, 1e-3 loses all."""
 
 
 def usual_rate(config: PeerConfig) -> float:
@@ -22,6 +27,8 @@ def usual_rate(config: PeerConfig) -> float:
     rate = ADAPTERS[config.model.adapter].rate
     if config.training.local_optimizer == "sgd":
         rate *= SGD_FACTOR
+    if config.model.task == "agent":
+        rate *= AGENT_FACTOR
     return rate * RATE_FACTOR if config.privacy.dp_epsilon else rate
 
 
@@ -44,4 +51,4 @@ def choose(trainer: Trainer, config: PeerConfig, progress: Progress) -> RateChoi
         return None
     if isinstance(trainer, FindsRate):
         return trainer.find_rate(progress)
-    return RateChoice(usual_rate(config), "usual", f"{config.training.trainer} makes no trial")
+    return RateChoice(usual_rate(config), "usual", f"{trainer_name(config)} makes no trial")

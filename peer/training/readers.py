@@ -8,6 +8,7 @@ imported only for their own formats. What a row must hold, ``data.py`` says.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def _read_txt(path: Path) -> Lines:
     paragraph: list[bytes] = []
     start = 1
     with path.open("rb") as opened:
-        for line, raw in enumerate([*opened, b""], start=1):
+        for line, raw in enumerate(itertools.chain(opened, (b"",)), start=1):
             if raw.strip():
                 paragraph.append(raw)
                 continue

@@ -55,7 +55,7 @@ def tokenize(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> tupl
     sequences: list[Tokens] = []
     bad: list[BadRow] = []
     packed = array("i")
-    begin, end = _marks(tokenizer)
+    begin, end = marks(tokenizer)
     for row in rows:
         if row.format == "text":
             packed.extend(begin + _encode(tokenizer, _text(row.content)) + end)
@@ -69,16 +69,25 @@ def tokenize(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> tupl
             bad.append(BadRow(row.file, row.line, "nothing to learn once tokenized"))
         else:
             sequences.append(tokens)
-    blocks = [packed[start : start + max_length] for start in range(0, len(packed), max_length)]
-    if len(blocks) > 1 and len(blocks[-1]) < min(PARTIAL_BLOCK_MIN, max_length):
-        blocks.pop()
-    sequences += [Tokens(block) for block in blocks if len(block) > 1]
+    starts = range(0, block_count(len(packed), max_length) * max_length, max_length)
+    sequences += [Tokens(packed[start : start + max_length]) for start in starts]
     return sequences, bad
+
+
+def block_count(count: int, max_length: int) -> int:
+    """Return into how many sequences packed text of ``count`` tokens is cut: whole ones, and a rest that is worth one.
+
+    The i-th, from 0, begins at token ``i * max_length``.
+    """
+    whole, rest = divmod(count, max_length)
+    if whole and rest < min(PARTIAL_BLOCK_MIN, max_length):
+        rest = 0
+    return (whole if max_length > 1 else 0) + (rest > 1)
 
 
 def text_ids(rows: Sequence[Row], tokenizer: Tokenizer) -> list[list[int]]:
     """Return the tokens of each row of text, with the marks that part it from the next."""
-    begin, end = _marks(tokenizer)
+    begin, end = marks(tokenizer)
     return [begin + _encode(tokenizer, _text(row.content)) + end for row in rows]
 
 
@@ -131,7 +140,7 @@ class BatchSampler:
     seed: int
     epoch: int = 0
     position: int = 0
-    _order: list[int] = field(default_factory=list)
+    _order: array[int] = field(default_factory=lambda: array("I"))
     _order_epoch: int = -1
 
     def draw(self) -> list[int]:
@@ -139,7 +148,7 @@ class BatchSampler:
         batch: list[int] = []
         while len(batch) < self.batch_size:
             if self._order_epoch != self.epoch:
-                self._order = list(range(self.count))
+                self._order = array("I", range(self.count))  # 4 bytes each: corpora have many
                 random.Random(f"order {self.seed} {self.epoch}").shuffle(self._order)
                 self._order_epoch = self.epoch
             taken = self._order[self.position : self.position + self.batch_size - len(batch)]
@@ -203,7 +212,7 @@ def _template(tokenizer: Tokenizer, messages: Sequence[Message], *, generation: 
     return "".join([*lines, "assistant: "] if generation else lines)
 
 
-def _marks(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def marks(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Return what goes before a text (only where the tokenizer itself puts it) and after it."""
     first = tokenizer("a")["input_ids"][0]
     begin = [first] if first == tokenizer.bos_token_id else []
@@ -212,7 +221,7 @@ def _marks(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 def _tokens(row: Row, tokenizer: Tokenizer, max_length: int) -> Tokens:
     """Tokenize a messages or prompt/completion row; too long a prompt loses its beginning."""
-    begin, end = _marks(tokenizer)
+    begin, end = marks(tokenizer)
     start, finish = ([], []) if tokenizer.chat_template else (begin, end)  # a template brings its own marks
     if row.format == "messages":
         ids = start + _encode(tokenizer, _template(tokenizer, _chat(row.content))) + finish

@@ -14,10 +14,12 @@ from gossip.errors import LocalError
 from peer.config import PeerConfig
 from peer.training import audited_rows, canaries, data, sequences
 from peer.training.audited_rows import AuditedRows
+from peer.training.frames import Progress
 from peer.training.libraries import Tokenizer
 from peer.training.readers import DataError
 from peer.training.sequences import Tokens
 from peer.training.task import Task
+from peer.training.token_files import Blocks, Split, open_tokens
 from peer.training.units import Unit, check_owners, owner_field, units_of, without_owners_of
 
 
@@ -96,6 +98,45 @@ def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: T
     return Shard(tokenized, held_out, *counts, report, label_rows, units, len(planted), audited)
 
 
+def is_streamed(config: PeerConfig) -> bool:
+    """Say whether text is read from files of tokens, not into memory: from scratch, unless single rows are of interest.
+
+    (Differential privacy is refused with a model that is trained whole, so its units are never among them.)
+    """
+    return bool(config.model.from_scratch) and not (config.privacy.canaries or config.privacy.audit)
+
+
+def open_shard(config: PeerConfig, tokenizer: Tokenizer, report: Progress) -> Shard:
+    """Return the shard of a model from scratch, whose sequences stay on disk; see ``token_files.py``.
+
+    Raises:
+        DataError: as ``make_shard``.
+        LocalError: the cache cannot be written.
+    """
+    options, length = config.data, config.training.max_length
+    split = Split(options.held_out, config.run.seed)
+    files = [open_tokens(path, tokenizer, split, report) for path in options.data]
+    bad, shown = sum(file.bad for file in files), [line for file in files for line in file.shown]
+    if bad and options.bad_rows == "refuse":
+        data.refuse_bad(bad, shown[: data.SHOWN_MAX])
+    train = Blocks([file.train for file in files], length)
+    others = (
+        path for path in options.eval_data if path.resolve() not in {one.resolve() for one in options.data}
+    )
+    measured = [*files, *(open_tokens(path, tokenizer, split, report) for path in others)]
+    held_out = {
+        file.source.resolve(): Blocks([file.held_out], length)[: options.eval_blocks_max] for file in measured
+    }
+    if not train or not all(held_out.values()):
+        raise DataError(
+            "no sequence is left to learn from or to measure: give more text, or lower max_length"
+        )
+    rows, rows_held_out = sum(file.rows for file in files), sum(file.rows_held_out for file in files)
+    names = [file.source.name for file in files]
+    told = data.report(names, {"text": rows + rows_held_out}, bad, shown[: data.SHOWN_MAX], files[0].sample)
+    return Shard(train, held_out, rows, rows_held_out, told, ())
+
+
 def _canaries(config: PeerConfig, rows: Sequence[data.Row]) -> list[data.Row]:
     """Return the canaries that are planted among ``rows``: those kept in the home folder, the same ones each time."""
     if not config.privacy.canaries:
@@ -119,5 +160,5 @@ def _held_out_rows(config: PeerConfig, file: Path) -> list[data.Row]:
 
 
 def _split(config: PeerConfig, rows: Sequence[data.Row]) -> tuple[list[data.Row], list[data.Row]]:
-    is_private = config.privacy.dp_epsilon > 0
-    return data.split(rows, config.data.held_out, config.run.seed, one_by_one=is_private)
+    one_by_one = config.privacy.dp_epsilon > 0 or bool(config.model.from_scratch)  # as token files do
+    return data.split(rows, config.data.held_out, config.run.seed, one_by_one=one_by_one)

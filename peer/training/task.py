@@ -113,6 +113,19 @@ def refuse_lacking(model: ModelOptions, lacking: Sequence[str], hint: str) -> No
         )
 
 
+def refuse_too_long(config: PeerConfig, base: BaseModel) -> None:
+    """Refuse sequences that are longer than a model takes.
+
+    Raises:
+        LocalError: they are.
+    """
+    longest = positions(base)
+    if longest is not None and config.training.max_length > longest:
+        raise LocalError(
+            f"max_length {config.training.max_length} exceeds the model's {longest} positions; lower it"
+        )
+
+
 def positions(base: BaseModel) -> int | None:
     """Return the longest sequence that a model takes, tokens; None if it has no limit."""
     longest: int | None = getattr(base.config.get_text_config(), "max_position_embeddings", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 from peer.learning_options import ModelOptions
@@ -23,6 +24,7 @@ def canonical(model: ModelOptions) -> str:
 TASKS: dict[str, Task] = {
     "causal-lm": CAUSAL_LM,
     "classification": CLASSIFICATION,
+    "agent": dataclasses.replace(CAUSAL_LM, doc="answer questions of environments, by trial"),
 }
 """Tasks by name. To add one: a file with a ``Task``, a line here, and its name in ``TaskName`` of
 ``learning_options.py``."""

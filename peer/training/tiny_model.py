@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from peer.training.frames import Progress
-from peer.training.libraries import Tokenizer
+from peer.training.libraries import BaseModel, Tokenizer
 
 SUBJECTS = """
 the old sailor|my sister|a small dog|the teacher|our neighbor|the river|every student|a tired baker|the moon
@@ -46,25 +46,10 @@ worse at anything else (300 steps: 6.8 nats a byte on other languages, 120: 4.3)
 def make(folder: Path, progress: Progress) -> None:
     """Write model and tokenizer into ``folder``; the same bytes each time on one machine."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(1)
     tokenizer = byte_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
+    model = fresh_model(tokenizer, seed=0)
     text = torch.tensor(tokenizer(english(200_000))["input_ids"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     for step in range(STEPS):
@@ -79,6 +64,28 @@ def make(folder: Path, progress: Progress) -> None:
     progress("save", None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def fresh_model(tokenizer: Tokenizer, seed: int) -> BaseModel:
+    """Return an untrained Llama for a tokenizer of bytes; torch's generator goes on from the seed."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN,
+        intermediate_size=2 * HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config)
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -18,7 +18,7 @@ from torch import Tensor
 from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from gossip.events import TrainableFactors
-from peer.config import PeerConfig
+from peer.config import OPTIONS, PeerConfig
 from peer.training.frames import Evaluated, OnStep, Progress, RateChoice, Ready, RowLosses, Trained
 from peer.training.schedules import WHOLE_RUN, Position
 
@@ -133,6 +133,12 @@ def selects(trainable: TrainableFactors, name: str) -> bool:
     return trainable == "all" or ("lora_A" in name) == (trainable == "a")
 
 
+def trainer_name(config: PeerConfig) -> str:
+    """Return the trainer that a configuration asks for; the usual one depends on the task."""
+    name = config.training.trainer
+    return "grpo" if name == OPTIONS["trainer"].default and config.model.task == "agent" else name
+
+
 def entry_point(name: str) -> str:
     """Return where the trainer called ``name`` is made, as ``"module:function"``; what is such a place is its own name.
 
@@ -164,6 +170,7 @@ def maker_at(place: str) -> MakeTrainer:
 
 TRAINERS: dict[str, str] = {
     "local-steps": "peer.training.local_trainer:make_trainer",
+    "grpo": "peer.training.agent.grpo:make_trainer",
 }
 """Trainers by name: where the ``MakeTrainer`` stands, as ``"module:function"``, since only the training process imports
 it. To add one: a file, and a line here."""

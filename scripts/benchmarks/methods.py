@@ -76,7 +76,7 @@ def _local_steps(model: str) -> tuple[float, AdapterState, AdapterState]:
 def _round_s(names: MethodNames, initial: AdapterState, moved: AdapterState, rounds: int) -> float:
     """Return the median seconds of a round's numbers at one peer, with three neighbors, after one to warm up."""
     methods = resolve(names, initial.spec)
-    pipelines = {peer: Pipeline(peer, methods.rounds, initial, 10.0) for peer in ("a", *NEIGHBORS)}
+    pipelines = {peer: Pipeline(peer, methods.parts[0], initial, 10.0) for peer in ("a", *NEIGHBORS)}
     noise = torch.Generator().manual_seed(0)
     times = []
     for round in range(rounds + 1):

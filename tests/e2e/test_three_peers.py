@@ -128,12 +128,13 @@ class PeerProcess:
         data: Path,
         flags: Sequence[str],
         program: Sequence[str] = ("-m", "peer"),
+        model: Sequence[str] = ("--model", "tiny"),
     ) -> None:
         self.name = name
         self.seen: list[dict[str, Any]] = []
         self._errors = home.parent / f"{name}.stderr"
         command = [sys.executable, *program, "run", "--json", "--name", name, "--home", str(home)]
-        command += ["--data", str(data), "--model", "tiny", "--threads", "1"]
+        command += ["--data", str(data), *model, "--threads", "1"]
         if "--learning-rate" not in flags:
             command += ["--learning-rate", "2e-3"]  # a trial takes seconds, and has tests of its own
         if "--listen" not in flags:

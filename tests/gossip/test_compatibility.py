@@ -9,14 +9,7 @@ from gossip.adapter import AdapterSpec
 from gossip.errors import LocalError
 from gossip.methods import compatibility
 from gossip.methods.catalogue import find
-from gossip.methods.compatibility import (
-    SUGGESTED,
-    Settings,
-    TopologyFacts,
-    check_outer,
-    check_requirements,
-    facts_of,
-)
+from gossip.methods.compatibility import SUGGESTED, Settings, check_outer, check_requirements
 from gossip.methods.factors import FACTORS
 from gossip.methods.method_set import MethodNames
 from gossip.methods.mixing import MIXERS
@@ -24,6 +17,7 @@ from gossip.methods.optimizers import OPTIMIZERS
 from gossip.methods.requirements import Requirements
 from gossip.methods.robust import ROBUST
 from gossip.methods.stability import Outer, random_bound, random_rate
+from gossip.methods.topology_facts import TopologyFacts, facts_of
 from peer.config import PeerConfig
 from peer.run_plan import RunPlan, plan_run
 from topology.links import Topology, parse_topology
@@ -316,8 +310,8 @@ def test_every_combination_of_needs_has_a_suggestion() -> None:
     nothing = TopologyFacts(
         name="none", doubly_stochastic=False, symmetric=False, static=False, lambda_min=-1.0
     )
-    for bits in range(1, 16):
-        fields = ("doubly_stochastic", "symmetric", "static", "positive")
+    for bits in range(1, 32):
+        fields = ("doubly_stochastic", "symmetric", "static", "positive", "uniform")
         requires = Requirements(**{name: bool(bits >> place & 1) for place, name in enumerate(fields)})
         with pytest.raises(LocalError, match="use --"):
             check_requirements({"--optimizer x": requires}, nothing, Settings())

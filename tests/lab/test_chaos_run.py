@@ -97,7 +97,7 @@ def test_a_member_that_cheats_tells_each_reader_something_else(monkeypatch: pyte
     run = bytes(16)
     got: dict[str, bytes] = {}
 
-    shape = RunShape(1, {"round": {16}, "merge": {16}, "initial": {16}}, False)
+    shape = RunShape(1, {"round": [{16}], "merge": [{16}], "initial": [{16}]}, False)
 
     async def everybody(peer: str) -> bool:
         return True

@@ -11,11 +11,15 @@ from torch import Tensor
 
 from gossip.adapter import AdapterSpec
 from gossip.errors import LocalError, RemoteError
-from gossip.methods import lowrank, sparse
+from gossip.methods import chunked, lowrank, sparse
 from gossip.methods.catalogue import find, written
 from gossip.methods.codecs import CODECS, INT8_BLOCK, Codec
 
-NAMES = [*CODECS, "topk:0.004", "topk:0.3", "topk:1", "randomk:0.03", "randomk:1", "lowrank:1", "lowrank:9"]
+NAMES = [
+    *CODECS,
+    *("topk:0.004", "topk:0.3", "topk:1", "randomk:0.03", "randomk:1", "lowrank:1", "lowrank:9"),
+    *("chunked:1", "chunked:64:1", "chunked:4096:8", "chunked:4096:1"),
+]
 SIZES = (1, 7, INT8_BLOCK - 1, INT8_BLOCK, INT8_BLOCK + 1, 5000)
 MATRICES = AdapterSpec(
     (("a", (8, 40)), ("b", (60, 8)), ("c", (8, 40)), ("d", (3, 2)), ("e", (5,)), ("f", (0, 4)))
@@ -97,7 +101,7 @@ def test_any_bytes_of_the_right_length_decode_to_a_vector_or_are_refused(
         assert decoded.dtype == torch.float32
     except RemoteError as error:
         refusals.append(error.reason)
-    assert refusals in ([], ["malformed"] if name.startswith("topk") else [])
+    assert refusals in ([], ["malformed"] if name.startswith(("topk", "chunked")) else [])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,13 +147,26 @@ def test_bits_a_value() -> None:
         "sign": 1.016,
         "topk": 2.125,
         "randomk": 1.6,
+        # 32 bits of levels a chunk, 2 bits of each eighth value, and where it stands: 3 low bits, and 2 in unary.
+        "chunked": 0.883,
+        "chunked:64": 0.164,
     }
     for name, bits in expected.items():
         assert 8 * codec_of(name).payload_bytes(spec) / spec.size == pytest.approx(bits, abs=5e-4)
 
 
 def test_parameters_are_refused_with_what_would_be_valid() -> None:
-    for text in ("topk:0", "topk:1.5", "randomk:x", "lowrank:0", "int4:3", "zstd"):
+    for text in (
+        "topk:0",
+        "topk:1.5",
+        "randomk:x",
+        "lowrank:0",
+        "int4:3",
+        "chunked:0",
+        "chunked:4097",
+        "chunked:8:9",
+        "zstd",
+    ):
         with pytest.raises(LocalError):
             codec_of(text)
     assert written("codec", "TopK:.05", CODECS) == "topk:0.05"
@@ -210,6 +227,40 @@ def test_random_positions_differ_between_rounds_and_reach_everything(size: int) 
         assert set(np.concatenate(rounds).tolist()) == set(range(size))
     if size >= 1000:
         assert len({positions.tobytes() for positions in first}) == 2 * sweep
+
+
+def test_of_every_chunk_the_largest_values_are_kept_at_the_levels_nearest_to_them() -> None:
+    """A chunk of values around 1 loses nothing to one of values around 1000; of two bits one tells small from large."""
+    spec = AdapterSpec((("w", (2 * chunked.CHUNK + 100,)),))
+    values = torch.full((spec.size,), 1e-3)
+    values[[5, 6, 7, 8]] = torch.tensor([1.0, -1.0, 2.0, -2.0])
+    values[[4096, 5000, 6000, 8191]] = torch.tensor([1000.0, 1000.0, -3000.0, 3000.0])
+    values[-1] = -7.0
+    expected = torch.where(values.abs() > 0.5, values, 0.0)
+    decoded = round_trip("chunked:4", values, spec)
+    assert torch.equal(decoded[:-100], torch.from_numpy(expected.numpy()[:-100]).bfloat16().float())
+    assert decoded[-1] == -7.0
+    assert decoded[-100:].count_nonzero() == 1, "of 100 values, the share of 4 in 4,096, rounded up"
+
+
+def test_more_bits_come_nearer() -> None:
+    spec = AdapterSpec((("w", (20_000,)),))
+    values = vector(spec)
+    errors = [relative(round_trip(f"chunked:4096:{bits}", values, spec), values) for bits in range(1, 9)]
+    assert errors == sorted(errors, reverse=True)
+    # Known: the best two levels with signs leave sqrt(0.1175) = 0.343 of a normal distribution (Max 1960), one 0.603.
+    assert errors[0] == pytest.approx(0.603, rel=0.02)
+    assert errors[1] == pytest.approx(0.343, rel=0.03)
+    assert errors[7] < 0.02
+
+
+def test_positions_of_which_a_chunk_has_too_many_are_refused() -> None:
+    spec = AdapterSpec((("w", (2 * chunked.CHUNK,)),))
+    codec = codec_of("chunked:2")
+    positions = sparse.encode_positions(np.array([1, 2, 3, 5000]), spec.size)
+    payload = bytes(codec.payload_bytes(spec) - len(positions)) + positions
+    with pytest.raises(RemoteError, match="malformed"):
+        codec.decode(payload, spec, 0)
 
 
 def test_random_positions_are_the_same_on_every_machine() -> None:

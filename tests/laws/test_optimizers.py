@@ -15,7 +15,7 @@ from gossip.errors import LocalError
 from gossip.methods.catalogue import find
 from gossip.methods.optimizer_stage import Optimizer
 from gossip.methods.optimizers import OPTIMIZERS
-from gossip.methods.outer_steps import ADAM_STEP_MAX
+from gossip.methods.outer_steps import ADAM_STEP_MAX, momentum_in
 from gossip.methods.requirements import State
 from gossip.methods.stability import Outer, random_bound, random_rate, static_bound
 from topology.links import parse_topology
@@ -65,7 +65,8 @@ def run(
         mixed = own + w(round) @ decoded - decoded
         if method.of_row:
             state = state | of_rows(method.of_row, w(round), own, decoded)
-        x, state = method.update(x, trained, list(mixed), steps, state)
+        in_turn = method.ramp(round) if method.ramp else method
+        x, state = in_turn.update(x, trained, list(mixed), steps, state)
     return x, state
 
 
@@ -277,13 +278,30 @@ def test_diloco_over_the_complete_graph_is_data_parallel_sgd() -> None:
 
 def test_diloco_is_torch_s_nesterov_on_the_outer_gradient() -> None:
     optima = normal(N, P)
-    x, _ = run(optimizer("diloco"), 20, static(weights("complete")), optima, steps=5)
+    x, _ = run(optimizer("diloco:0.9"), 20, static(weights("complete")), optima, steps=5)
     phi = torch.zeros(P, dtype=torch.float64, requires_grad=True)
     outer = torch.optim.SGD([phi], lr=0.7, momentum=0.9, nesterov=True)
     for _ in range(20):
         phi.grad = (1 - (1 - ETA) ** 5) * (phi.detach() - optima.mean(dim=0))
         outer.step()
     torch.testing.assert_close(x, phi.detach().expand(N, P), atol=1e-12, rtol=0)
+
+
+def test_the_momentum_of_diloco_grows_with_the_rounds_unless_it_is_given() -> None:
+    assert [momentum_in(turn) for turn in (0, 50, 100, 10**9)] == pytest.approx([0.5, 0.7, 0.9, 0.9])
+    optima = normal(N, P)
+    x, _ = run(optimizer("diloco"), 120, static(weights("complete")), optima, eta=0.01)
+    phi = torch.zeros(P, dtype=torch.float64, requires_grad=True)
+    outer = torch.optim.SGD([phi], lr=0.7, momentum=0.5, nesterov=True)
+    for round in range(120):
+        outer.param_groups[0]["momentum"] = momentum_in(round)
+        phi.grad = 0.01 * (phi.detach() - optima.mean(dim=0))
+        outer.step()
+    torch.testing.assert_close(x, phi.detach().expand(N, P), atol=1e-12, rtol=0)
+    assert optimizer("diloco:0.9").ramp is None
+    assert optimizer("diloco").outer == Outer(0.9, 0.7, nesterov=True), (
+        "what is stable at its largest is stable"
+    )
 
 
 @pytest.mark.parametrize(

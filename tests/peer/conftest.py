@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from peer.config import PeerConfig
+from peer.training.agent import novice
 from scripts.lab import corpus
 
 
@@ -37,6 +38,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.delenv("PYTHONWARNINGS", raising=False)
         yield folder
     assert "GOSSIP_PEER_CACHE" not in os.environ or os.environ["GOSSIP_PEER_CACHE"] != str(folder)
+
+
+@pytest.fixture(scope="session")
+def half_taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model that counts letters right now and then; the test of whatever learns by trial begins with it."""
+    folder = tmp_path_factory.mktemp("half-taught")
+    novice.teach(folder, lambda stage, done: None, ("count",), steps=80)
+    return folder
 
 
 @pytest.fixture(scope="session")

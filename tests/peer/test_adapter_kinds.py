@@ -174,9 +174,7 @@ def test_veras_projections_do_not_travel_but_must_be_equal(quick: Quick) -> None
     assert LocalTrainer(quick()).manifest["adapter_frozen"] == ""
 
 
-def test_a_whole_model_trains_in_float32_counts_tied_weights_once_and_stays_small(
-    quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_model_trains_in_float32_counts_tied_weights_once(quick: Quick, tmp_path: Path) -> None:
     source = base_models.resolve("tiny").folder
     half = AutoModelForCausalLM.from_pretrained(source).to(torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
@@ -200,9 +198,6 @@ def test_a_whole_model_trains_in_float32_counts_tied_weights_once_and_stays_smal
     assert loaded.dtype == torch.float32
     assert loaded.config.use_cache
     assert tokenizer("moon")["input_ids"] == trainer.model.tokenizer("moon")["input_ids"]
-    monkeypatch.setattr("peer.training.adapter_kinds.PAYLOAD_BYTES_MAX", 4 * trainer.spec.size - 1)
-    with pytest.raises(LocalError, match="weights would travel"):
-        LocalTrainer(trainer.config)
 
 
 def test_the_manifest_tells_apart_what_differs(quick: Quick) -> None:

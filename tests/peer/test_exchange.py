@@ -31,7 +31,9 @@ from peer.publisher import (
 
 RUN = b"run fingerprint!"
 SIZE = 1_000_000
-SHAPE = RunShape(rounds=9, lengths={"round": {SIZE}, "merge": {SIZE}, "initial": {SIZE}}, replicas=False)
+SHAPE = RunShape(
+    rounds=9, lengths={"round": [{SIZE}], "merge": [{SIZE}], "initial": [{SIZE}]}, replicas=False
+)
 PAYLOAD = bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256)
 
 
@@ -285,7 +287,7 @@ def test_another_run_and_too_many_requests_are_refused() -> None:
 
 
 def test_pulls_of_rollouts_are_counted_apart_from_those_of_adapters() -> None:
-    shape = replace(SHAPE, lengths={**SHAPE.lengths, "rollouts": range(100)})
+    shape = replace(SHAPE, lengths={**SHAPE.lengths, "rollouts": [range(100)]})
 
     async def body() -> None:
         publisher = publisher_of(Traffic(), shape)
@@ -441,7 +443,7 @@ def test_a_transfer_that_drips_is_given_up_in_the_end(pause_s: float) -> None:
 
 def test_silence_after_a_large_promise_holds_no_memory() -> None:
     large = 256 << 20
-    shape = replace(SHAPE, lengths={"round": {large}})
+    shape = replace(SHAPE, lengths={"round": [{large}]})
 
     async def body() -> None:
         async def promise(stream: Stream) -> None:

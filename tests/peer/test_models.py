@@ -13,7 +13,7 @@ import pytest
 
 from gossip.errors import LocalError
 from peer.durable import write_atomically
-from peer.training import base_models
+from peer.training import base_models, model_making
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,7 +78,7 @@ def test_a_failing_maker_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch
 
     folder = tmp_path / "models" / "broken"
     with pytest.raises(LocalError, match="no space"):
-        base_models._make_once(folder, fails, lambda stage, done: None)
+        model_making.make_once(folder, fails, lambda stage, done: None)
     assert made(folder.parent) == []
 
 

@@ -32,6 +32,7 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "lora_layers": {"lora_layers": "0"},
     "schedule": {"schedule": "linear"},
     "topology": {"topology": "ring"},
+    "share": {"share": "both"},
     "weights": {"weights": "uniform"},
     "roster": {"roster": (FRIEND,)},
     "factors": {"factors": "ffa"},

@@ -70,17 +70,21 @@ class Lived:
 
 
 def live(
-    path: Path, happenings: Mapping[int, Happening] | None = None, unsaved: Mapping[int, str] | None = None
+    path: Path,
+    happenings: Mapping[int, Happening] | None = None,
+    unsaved: Mapping[int, str] | None = None,
+    *,
+    every: int = 1,
 ) -> Lived:
-    """Let a peer live in the home ``path``."""
+    """Let a peer live in the home ``path``, saving each so many rounds."""
 
     async def main() -> Lived:
-        running = Running(1, home, 1.0, rounds=ROUNDS)
+        running = Running(1, home, 1.0, rounds=ROUNDS, checkpoint_every=every)
         running.trainer = Eventful(happenings or {}, unsaved or {})
         with trio.fail_after(60):
             try:
                 await running.run(memory()(running.key))
-            except ExceptionGroup as group:
+            except BaseExceptionGroup as group:
                 return Lived(running, flat(group))
         return Lived(running, [])
 
@@ -222,3 +226,32 @@ def test_an_adapter_folder_that_cannot_be_written_costs_no_checkpoint_and_is_tol
     assert lived.notes.count("cannot write the adapter to") == 1
     assert lived.notes.count(f"{adapter} is up to date again") == 1
     assert rounds_on_disk(tmp_path) == (ROUNDS, pytest.approx(1 - 0.5**ROUNDS))
+
+
+def test_each_third_round_is_saved_and_the_last_and_a_killed_peer_loses_two(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        """Nothing of ours runs after it, as after kill -9."""
+
+    def kill() -> None:
+        raise Killed
+
+    lived = live(tmp_path / "whole", every=3)
+    assert lived.saved == "uusuusus"
+    assert rounds_on_disk(tmp_path / "whole")[0] == ROUNDS
+    killed = live(tmp_path / "killed", {5: kill}, every=3)
+    assert [type(error) for error in killed.errors] == [Killed]
+    assert rounds_on_disk(tmp_path / "killed")[0] == 3
+    again = live(tmp_path / "killed", every=3)
+    assert again.saved == "uusus"
+    assert rounds_on_disk(tmp_path / "killed") == (ROUNDS, pytest.approx(1 - 0.5**ROUNDS))
+
+
+def test_a_refused_checkpoint_is_tried_again_in_the_next_round_not_in_the_next_turn(
+    tmp_path: Path, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "RETRY_S_MAX", 0.0)
+    lived = live(tmp_path / "home", {2: lambda: disk.refuse(errno.ENOSPC), 3: disk.recover}, every=3)
+    assert lived.errors == []
+    assert lived.saved == "uuuussus", (
+        "refused in rounds 3 and 4, saved in 5, which is no turn, and in 6, which is"
+    )

@@ -90,6 +90,25 @@ def test_the_newest_one_in_order_is_kept_beside_the_newest(tmp_path: Path) -> No
         assert home.healthy() is None, "a damaged one is in order for nobody"
 
 
+def test_of_whole_models_only_the_newest_has_its_optimizer_and_the_others_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "EXPORT", Export("model.safetensors", {"config.json": "{}"}))
+    with open_home(tmp_path) as home:
+        for round in range(1, 5):
+            save(home, round, keep=1, is_healthy=round == 2)
+        folders = sorted((tmp_path / "checkpoints").iterdir())
+        assert [folder.name for folder in folders] == ["round-000002", "round-000004"]
+        has = [(folder / checkpoint_files.TRAINER_STATE).exists() for folder in folders]
+        assert has == [False, True]
+        assert checkpoint_files.load(folders[0]).trainer_state is None
+        (folders[1] / checkpoint_files.ADAPTER_WEIGHTS).write_bytes(b"damaged")
+        older, complaints = home.newest()
+        assert len(complaints) == 1
+        assert older is not None
+        assert (older.round, older.trainer_state) == (2, None)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -56,11 +56,22 @@ def configure(
 ) -> Configure:
     """Return what makes a configuration for the trainer under test."""
     name: str = request.param
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.syspath_prepend(HERE)
+    if name == "grpo":
+        model = request.getfixturevalue("half_taught")
+        agent = {
+            "task": "agent",
+            "tasks": ("wants_two:WantsTwo",),
+            "data": (),
+            "model": str(model),
+            "eval_blocks_max": 64,
+        }
+        agent |= {"learning_rate": 1e-2, "max_length": 32}
+        return lambda **options: quick(**{"trainer": name, **agent, **options})
     if name != PLUG_IN:
         return lambda **options: quick(trainer=name, **options)
     monkeypatch.setitem(TRAINERS, PLUG_IN, "least_squares:make_trainer")  # the one line
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.syspath_prepend(HERE)
     settings = {"data": (numbers,), "trainer": name, "lora_r": 2, "learning_rate": 0.05, "local_steps": 3}
     return lambda **options: PeerConfig.of(**{**settings, **options})
 
@@ -200,7 +211,9 @@ def test_measuring_leaves_no_trace(configure: Configure) -> None:
 
 def test_single_rows_are_measured_or_it_says_that_it_cannot(configure: Configure) -> None:
     """Answered by the training process's server, here without a process."""
-    config = configure(audit=True)
+    config = configure()
+    if config.training.trainer == "local-steps":
+        config = config.with_options(audit=True)
     trainer = trainer_of(config)
     start = trainer.ready(0.0).initial
     answers = io.BytesIO()
@@ -213,11 +226,10 @@ def test_single_rows_are_measured_or_it_says_that_it_cannot(configure: Configure
     answers.seek(0)
     server.handle({"kind": "row_losses"}, bytearray(start.flat.numpy().tobytes()))
     answer = decode_header(answers.getvalue()[PREFIX_BYTES:])
-    if config.training.trainer == PLUG_IN:
-        assert not isinstance(trainer, MeasuresRows)
+    if not isinstance(trainer, MeasuresRows):
+        assert config.training.trainer != "local-steps"
         assert answer["losses"] is None
         return
-    assert isinstance(trainer, MeasuresRows)
     losses = RowLosses(**{rows: tuple(values) for rows, values in answer["losses"].items()})
     assert losses == trainer.row_losses(start)
     assert losses.members

@@ -20,7 +20,7 @@ from peer.config import PeerConfig
 from peer.training.frames import Evaluated, OnStep, Progress, Ready, Trained
 from peer.training.process import TrainerProcess
 from peer.training.supervisor import StartTrainer
-from peer.training.trainers import Trainer, entry_point, maker_at
+from peer.training.trainers import Trainer, entry_point, maker_at, trainer_name
 
 
 class TrainerInside:
@@ -67,7 +67,7 @@ async def start_inside(
 ) -> tuple[TrainerInside, Ready]:
     """Make the trainer here."""
     await trio.lowlevel.checkpoint()
-    trainer = maker_at(entry_point(config.training.trainer))(config, on_progress)
+    trainer = maker_at(entry_point(trainer_name(config)))(config, on_progress)
     if resume is not None:
         trainer.load(resume)
     return TrainerInside(trainer), trainer.ready(0.0)

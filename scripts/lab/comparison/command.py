@@ -5,6 +5,7 @@
     python scripts/compare.py report --out runs/a
     python scripts/compare.py robustness --out runs/c
     python scripts/compare.py privacy --out runs/private
+    python scripts/compare.py agents --out runs/agents
 
 A method is a topology and settings of a peer: "epidemic:3 codec=int4 optimizer=noloco local_steps=5 overlap". The
 baselines local, central, central-large, fedavg and fedopt always run, and may be given with settings, too: "central
@@ -21,6 +22,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from scripts.lab.agents.command import agents
 from scripts.lab.command import note
 from scripts.lab.comparison.design import Comparison, read_comparison
 from scripts.lab.program import program, run_program
@@ -116,6 +118,7 @@ def report(*, out: OutOption) -> None:
     note(f"written to {target}")
 
 
+app.command(agents)
 app.command(robustness)
 
 

@@ -7,6 +7,7 @@
     every_shard  the trainer of central training, which draws from all peers' texts alike
     view         what one process has told so far
     run          starts the processes, reads their events, ends them; all regimes, one after another
+    samples      what models from scratch write: the content of samples.txt
     summary      how well it learned: the content of summary.json
     screen       the live table, and plain lines where there is no terminal
     curves       the picture of loss against tokens and seconds

@@ -4,6 +4,8 @@ How to call it:
 
     python scripts/testnet.py                  four languages, a real model
     python scripts/testnet.py --model tiny     a tiny one, much sooner
+    python scripts/testnet.py --from-scratch nano   one that begins untrained, on Shakespeare
+    python scripts/testnet.py --task agent     four agents that learn from one another's answers
 
 Flags after -- go to every peer run:
 
@@ -45,15 +47,21 @@ def launch(
 ) -> None:
     """Run a network of real peer processes on this machine and say how well it learned."""
     config = dataclasses.replace(config, options=options)
+    if config.task == "agent":
+        from scripts.lab.agents.demo import launch_agents
+
+        launch_agents(config)
+        return
     from rich.console import Console
 
     from scripts.lab.testnet.curves import write_curves
     from scripts.lab.testnet.run import run_testnet
+    from scripts.lab.testnet.samples import SAMPLES
     from scripts.lab.testnet.screen import prepare_model, watching
 
     console = Console()
     try:
-        prepare_model(config.model, console)
+        prepare_model(config, console)
         with watching(console) as watch:
             summary, views = run_testnet(config, watch)
     except KeyboardInterrupt:
@@ -65,6 +73,8 @@ def launch(
     curves = config.out / "curves.png"
     write_curves(summary, curves)
     print_summary(summary, views["gossip"][0].load, console)
+    if config.from_scratch:
+        console.print((config.out / SAMPLES).read_text(), markup=False, highlight=False)
     console.print(f"curves in {curves}, numbers in {config.out / 'summary.json'}", soft_wrap=True)
     console.print(f"took {summary.wall_s:.0f} s")
 

@@ -42,6 +42,8 @@ class TestnetConfig:
 
     __test__ = False  # not a test case, pytest
 
+    task: Literal["text", "agent"] = "text"
+    """What is learned: text, or skills by trial (agent): then only --rounds, --seed, --out and flags after -- count."""
     peers: int = 4
     """Number of peers, each a process. Default: the demo's languages."""
     rounds: int | None = None
@@ -50,8 +52,10 @@ class TestnetConfig:
     """Who reads whom (default: the peer's)."""
     model: str = "smollm2-135m"
     """Base model: smollm2-135m, tiny, a folder or a Hugging Face id."""
+    from_scratch: str | None = None
+    """Train a model from scratch in its place: nano, micro, mini, or a config.json of transformers."""
     data: str = "demo"
-    """"demo" (four languages), or a folder with one data file per peer."""
+    """"demo" (four languages; from scratch: Shakespeare), or a folder with one data file per peer."""
     codec: str | None = None
     """How adapters travel (default: the peer's)."""
     collect_s: float | None = None

@@ -8,17 +8,16 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.lab.testnet.config import Regime
 from scripts.lab.testnet.summary import CurvePoint, Summary
 
-COLORS: Mapping[Regime, str] = {
+COLORS: Mapping[str, str] = {
     "gossip": "tab:blue",
     "local": "tab:orange",
     "central": "tab:green",
     "central-large": "tab:purple",
 }
 
-Curves = Mapping[Regime, Mapping[str, Sequence[CurvePoint]]]
+Curves = Mapping[str, Mapping[str, Sequence[CurvePoint]]]
 """The curve of every process, by its name."""
 
 
@@ -43,8 +42,8 @@ def draw_curves(summary: Summary) -> Figure:
     return figure
 
 
-def _curves(summary: Summary) -> dict[Regime, dict[str, list[CurvePoint]]]:
-    curves: dict[Regime, dict[str, list[CurvePoint]]] = {}
+def _curves(summary: Summary) -> dict[str, dict[str, list[CurvePoint]]]:
+    curves: dict[str, dict[str, list[CurvePoint]]] = {}
     for point in summary.curves:
         curves.setdefault(point.regime, {}).setdefault(point.peer, []).append(point)
     return curves

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +40,7 @@ class PlannedPeer:
     """
 
     name: str
-    regime: Regime
+    regime: str
     home: Path
     flags: tuple[str, ...]
     peer_id: str = ""
@@ -65,30 +66,44 @@ def plan_regime(config: TestnetConfig, regime: Regime, shards: Mapping[str, Path
         case _:
             assert_never(regime)
     flags = planned[0].flags
-    tokens = number_of(flags, "local_steps") * number_of(flags, "batch_size") * number_of(flags, "max_length")
+    tokens = math.prod(
+        number_of(flags, name) for name in ("local_steps", "accumulate", "batch_size", "max_length")
+    )
     return [replace(one, round_tokens=len(planned) * tokens) for one in planned]
 
 
 def _together(config: TestnetConfig, shards: Mapping[str, Path]) -> list[PlannedPeer]:
-    """All peers, with each other's ids and a group's secret, the first of them being where the others join."""
-    is_open = gives(config.options, "open")
+    """All peers, so that they find each other."""
+    flags = {name: _flags_of(config, "gossip", name, shards) for name in shards}
+    return meeting("gossip", config.out / "peers", flags, is_open=gives(config.options, "open"))
+
+
+def meeting(
+    regime: str, folder: Path, flags: Mapping[str, Sequence[str]], *, is_open: bool
+) -> list[PlannedPeer]:
+    """Return peers with each other's ids and a group's secret, the first of them being where the others join.
+
+    Args:
+        folder: of their homes.
+        flags: of each, by its name.
+        is_open: whether the group has no secret.
+    """
     secret = "" if is_open else new_secret()
-    homes = {name: config.out / "peers" / name for name in shards}
+    homes = {name: folder / name for name in flags}
     ids = {}
     for name, home in homes.items():
         home.mkdir(parents=True, exist_ok=True)
         ids[name] = peer_id(load_or_create_identity(home))
         secret_of(home, secret, is_open=is_open, begins=False)  # kept there: no command line shows it
-    addresses = [f"/ip4/127.0.0.1/tcp/{port}" for port in free_ports(len(shards))]
-    first = next(iter(shards))
+    addresses = [f"/ip4/127.0.0.1/tcp/{port}" for port in free_ports(len(flags))]
+    first = next(iter(flags))
     together = [*_many("roster", ids.values())]
-    together += ["--wait-peers", str(len(shards) - 1), "--wait-peers-s", str(JOIN_S)]
+    together += ["--wait-peers", str(len(flags) - 1), "--wait-peers-s", str(JOIN_S)]
     join = ["--join", f"{addresses[0]}/p2p/{ids[first]}", "--join-timeout-s", str(JOIN_S)]
     planned = []
-    for name, address in zip(shards, addresses, strict=True):
-        flags = [*_flags_of(config, "gossip", name, shards), "--listen", address, *together]
-        flags += join if name != first else []
-        planned.append(PlannedPeer(name, "gossip", homes[name], tuple(flags), ids[name]))
+    for name, address in zip(flags, addresses, strict=True):
+        words = [*flags[name], "--listen", address, *together, *(join if name != first else [])]
+        planned.append(PlannedPeer(name, regime, homes[name], tuple(words), ids[name]))
     return planned
 
 
@@ -140,7 +155,7 @@ def shared_flags(config: TestnetConfig, regime: Regime, threads: int) -> list[st
         "collect_s": config.collect_s,
     }
     options = {
-        "model": config.model,
+        **({"from_scratch": config.from_scratch} if config.from_scratch else {"model": config.model}),
         "seed": config.seed,
         "threads": threads,
         **demo_settings(config, regime),

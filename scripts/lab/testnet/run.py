@@ -18,6 +18,7 @@ from peer.child_python import child_environment, python_module
 from peer.config import OPTIONS
 from scripts.lab.testnet.config import BASELINES, Regime, TestnetConfig
 from scripts.lab.testnet.plan import PlannedPeer, gives, plan_regime
+from scripts.lab.testnet.samples import write_samples
 from scripts.lab.testnet.shards import prepare_shards
 from scripts.lab.testnet.summary import Summary, summarize
 from scripts.lab.testnet.view import PeerView, Watch
@@ -55,6 +56,8 @@ def run_testnet(config: TestnetConfig, watch: Watch) -> tuple[Summary, Views]:
         interrupted = True
     summary = summarize(config, views, time.monotonic() - started, interrupted=interrupted)
     (config.out / "summary.json").write_text(json.dumps(summary.record(), indent=2) + "\n")
+    if config.from_scratch:
+        write_samples(config.out, views)
     if not config.keep:
         _remove_scaffolding(config.out, views)
     return summary, views
@@ -114,6 +117,23 @@ async def run_regime(
         else:
             nursery.start_soon(_run_process, first, watch)
         for view in others:
+            nursery.start_soon(_run_process, view, watch)
+    return views
+
+
+async def run_processes(planned: Sequence[PlannedPeer], shards: int, watch: Watch) -> list[PeerView]:
+    """Run processes to their end and return what they told.
+
+    Args:
+        shards: how many parts a measurement over all has.
+
+    Raises:
+        LocalError: one failed; its last words are in the message.
+    """
+    views = [PeerView(one, shards) for one in planned]
+    async with trio.open_nursery() as nursery:
+        for view in views:
+            watch(view, "planned")
             nursery.start_soon(_run_process, view, watch)
     return views
 

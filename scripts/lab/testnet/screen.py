@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from peer.journal_words import megabytes
-from scripts.lab.testnet.config import Regime
+from scripts.lab.testnet.config import TestnetConfig
 from scripts.lab.testnet.view import Evaluation, PeerView, RoundReport, Watch
 
 REDRAW_S = 0.2
@@ -57,7 +57,7 @@ class LiveTable:
 
     def __init__(self, live: Live) -> None:
         self._live = live
-        self._views: dict[tuple[Regime, str], PeerView] = {}
+        self._views: dict[tuple[str, str], PeerView] = {}
         self._drawn_at = 0.0
 
     def watch(self, view: PeerView, happened: str) -> None:
@@ -68,7 +68,7 @@ class LiveTable:
             self._live.update(table_of(view.planned.regime, list(self._views.values())))
 
 
-def table_of(regime: Regime, views: list[PeerView]) -> Table:
+def table_of(regime: str, views: list[PeerView]) -> Table:
     """Return the table of one regime's peers; with columns of right labels, if labels are what is learned."""
     table = Table(title=f"{regime} learning", title_justify="left")
     shown = [view for view in views if view.planned.regime == regime]
@@ -114,14 +114,15 @@ def _traffic(view: PeerView) -> tuple[str, str, str, str]:
     )
 
 
-def prepare_model(model: str, console: Console) -> None:
-    """Fetch and convert the base model once, with a progress bar, before all processes ask for it at once.
+def prepare_model(config: TestnetConfig, console: Console) -> None:
+    """Make, or fetch and convert, the base model once, with a progress bar, before all processes ask for it at once.
 
     Raises:
         LocalError: it cannot be had.
     """
-    from peer.training import base_models
+    from peer.training import base_models, fresh_models
 
+    model = config.from_scratch or config.model
     columns = (TextColumn("[bold]{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"base model {model}", total=None)
@@ -131,5 +132,8 @@ def prepare_model(model: str, console: Console) -> None:
                 task, description=f"base model {model}: {stage}", total=1.0, completed=done or 0.0
             )
 
-        source = base_models.resolve(model, progress=report)
+        if config.from_scratch:
+            source = fresh_models.resolve(config.from_scratch, fresh_models.BYTES, config.seed, report)
+        else:
+            source = base_models.resolve(model, progress=report)
     console.print(f"base model {source.name} is ready")

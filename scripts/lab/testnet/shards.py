@@ -1,10 +1,12 @@
-"""Who learns from which file: the demo's languages, or a folder of the user's; parts of files where peers are more."""
+"""Who learns from which file: the demo's texts, or a folder of the user's; parts of files where peers are more."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from gossip.errors import LocalError
+from peer.training import base_models
+from peer.training.model_making import silent
 from scripts.lab.testnet.config import TestnetConfig
 
 
@@ -31,6 +33,10 @@ def _files(config: TestnetConfig) -> list[Path]:
     if config.data == "demo":
         from scripts.lab import corpus
 
+        if config.from_scratch:
+            cache = base_models.cache_folder()
+            parts = corpus.write_passages(config.out / "data", config.peers, config.seed, cache, silent)
+            return list(parts.values())
         return list(corpus.write(config.out / "data", seed=config.seed).values())
     folder = Path(config.data)
     files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))

@@ -48,7 +48,7 @@ class CurvePoint:
         loss: held-out, the mean over all shards.
     """
 
-    regime: Regime
+    regime: str
     peer: str
     tokens: int
     seconds: float
