@@ -42,7 +42,7 @@ class Members:
             member.posted, is_news = said, member.posted != said
             return [Post(said)] if is_news else []
         member.up_since = now
-        told = f"peer {self.display_name(peer)} is up ({peer}), {self.up_count} in all"
+        told = f"peer {self.display_name(peer)} is up ({peer}); others up: {self.up_count}"
         member.posted = said
         return [Post(said), *self.notices.line("up", peer, told, now)]
 
@@ -56,7 +56,7 @@ class Members:
         member.is_up = False
         member.away_since = now
         member.missed = 0
-        told = f"peer {self.display_name(peer)} is down: {reason}; {self.up_count} left"
+        told = f"peer {self.display_name(peer)} is down: {reason}; others up: {self.up_count}"
         return [Post(PeerDown(peer)), *self.notices.line("down", peer, told, now)]
 
     @property

@@ -17,6 +17,7 @@ From the command line to a run:
 
 - ``__main__``, ``cli``, ``audit_cli``, ``privacy_cli``, ``topology_cli``: the commands.
 - ``options``, ``learning_options``, ``group_options``, ``config``: what an option is, and all of them, declared once.
+- ``run_help``: what ``--help`` shows of them.
 - ``inputs``: what can be refused at once, before anything heavy is imported.
 - ``doctor``: whether this machine is ready; ``exit_codes``: what they mean.
 - ``run_plan``: reads every name of a configuration, once; ``sharing_rules``: what goes together with sharing rollouts.

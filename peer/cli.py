@@ -26,6 +26,7 @@ from gossip.errors import LocalError
 from peer.audit_cli import audit
 from peer.config import OPTIONS, PeerConfig
 from peer.installed_commands import find_installed_command, list_installed_commands
+from peer.run_help import ALL, RunHelp, hidden_options
 from peer.topology_cli import topology
 
 ENVIRONMENT_PREFIX = "PEER_"
@@ -98,7 +99,11 @@ def show_id(*, home: HomeOption = None) -> None:
     print(peer_id(load_identity(home_path(home))))
 
 
-@app.command
+@app.command(
+    help_formatter=RunHelp(everything=False),
+    help_epilogue=f"{hidden_options()} options for experts: peer run {ALL}. Each option may also stand in a TOML file "
+    "or in the environment.",
+)
 def run(
     config: Annotated[PeerConfig, Parameter(name="*")] = PeerConfig(),  # noqa: B008 - frozen
     *,
@@ -227,7 +232,7 @@ def privacy(
     show_privacy(home_path(home), as_json=json)
 
 
-@app.command
+@app.command(help_formatter=RunHelp(everything=False))
 def doctor(
     config: Annotated[PeerConfig, Parameter(name="*")] = PeerConfig(),  # noqa: B008 - frozen
 ) -> int:
@@ -286,6 +291,9 @@ OWN_COMMANDS = frozenset(app)
 
 def run_command(words: Sequence[str]) -> int | None:
     """Run a command of ours, or one that another package above us brings along; return its exit code."""
+    if ALL in words:
+        app["run"].help_formatter = RunHelp(everything=True)
+        words = ["--help" if word == ALL else word for word in words]
     installed = find_installed_command(words, OWN_COMMANDS)
     if installed is not None:
         return installed()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from gossip.errors import LocalError
 from peer.group_options import MixingOptions, NetworkOptions, PrivacyOptions, RunOptions
@@ -32,8 +32,11 @@ from peer.learning_options import (
 )
 from peer.options import Option, declared_options
 
-FLAT = Parameter(name="*")
-"""Flags, environment variables and keys of a file are the options' own names, without their section's."""
+
+def _titled(title: str, place: int) -> Parameter:
+    """Return how a section is shown in ``--help``: flags, environment variables and keys of a file are the options' own
+    names, without their section's."""
+    return Parameter(name="*", group=Group(title, sort_key=place))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +47,14 @@ class PeerConfig:
         LocalError: a value out of range; the message names the option, the value and what would be valid.
     """
 
-    data: Annotated[DataOptions, FLAT] = DataOptions()
-    model: Annotated[ModelOptions, FLAT] = ModelOptions()
-    run: Annotated[RunOptions, FLAT] = RunOptions()
-    training: Annotated[TrainingOptions, FLAT] = TrainingOptions()
-    agent: Annotated[AgentOptions, FLAT] = AgentOptions()
-    mixing: Annotated[MixingOptions, FLAT] = MixingOptions()
-    privacy: Annotated[PrivacyOptions, FLAT] = PrivacyOptions()
-    network: Annotated[NetworkOptions, FLAT] = NetworkOptions()
+    data: Annotated[DataOptions, _titled("Your text", 1)] = DataOptions()
+    model: Annotated[ModelOptions, _titled("Model and adapter", 4)] = ModelOptions()
+    run: Annotated[RunOptions, _titled("The run", 2)] = RunOptions()
+    training: Annotated[TrainingOptions, _titled("Training", 5)] = TrainingOptions()
+    agent: Annotated[AgentOptions, _titled("Agents", 6)] = AgentOptions()
+    mixing: Annotated[MixingOptions, _titled("Mixing", 7)] = MixingOptions()
+    privacy: Annotated[PrivacyOptions, _titled("Privacy", 8)] = PrivacyOptions()
+    network: Annotated[NetworkOptions, _titled("Others", 3)] = NetworkOptions()
 
     def __post_init__(self) -> None:
         if self.model.adapter == OPTIONS["adapter"].default:

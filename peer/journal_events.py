@@ -80,7 +80,7 @@ class ModelReady:
     data_report: str
     """What was read of the data, with a sample: text to print."""
     rows: int
-    """Rows to learn from."""
+    """Rows to learn from; 0 = questions without end, as an agent has them."""
     rows_held_out: int
     """Rows kept for measuring."""
     sequences: int
@@ -90,12 +90,15 @@ class ModelReady:
 
     def sentence(self) -> str | None:
         """Return model, data and counts, one line each (the data's report may have several)."""
+        if self.rows:
+            given = f"{self.rows + self.rows_held_out} rows: {self.rows} to learn from ({self.sequences} sequences), "
+        else:
+            given = "questions without end, "
         return (
             f"base model {self.model} ({self.dtype}, {self.base_parameters / 1e6:.1f} M parameters, on {self.device}), "
             f"{self.adapter} adapter of {self.adapter_values:,} values\n"
             f"{self.data_report}\n"
-            f"{self.rows + self.rows_held_out} rows: {self.rows} to learn from ({self.sequences} sequences), "
-            f"{self.rows_held_out} held out"
+            f"{given}{self.rows_held_out} held out"
         )
 
 
@@ -314,7 +317,7 @@ class Measured:
     def sentence(self) -> str | None:
         """Return the losses, and how many labels are right if there are labels."""
         whole = f", over all files {loss_in_words(self.all)}" if self.all is not None else ""
-        right = f"; right labels {self.accuracy:.1%}" if self.accuracy is not None else ""
+        right = f"; right {self.accuracy:.1%}" if self.accuracy is not None else ""
         if right and self.accuracy_all is not None:
             right += f", over all files {self.accuracy_all:.1%}"
         return f"after round {self.round}: held-out loss {loss_in_words(self.own)}{whole}{right}"

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, get_args
 from peer.options import (
     AT_LEAST_2,
     BELOW_ONE,
+    EVERYDAY,
     NOT_NEGATIVE,
     OPEN_SHARE,
     POSITIVE,
@@ -55,9 +56,9 @@ UNMIXABLE = {
 class DataOptions:
     """What is learned from."""
 
-    data: Annotated[tuple[Path, ...], Role.BOUNDED] = ()
+    data: Annotated[tuple[Path, ...], Role.BOUNDED, EVERYDAY] = ()
     """Training text: .jsonl .json .csv .parquet .txt files, or a folder saved by `datasets`."""
-    eval_data: Annotated[tuple[Path, ...], Role.OWN] = ()
+    eval_data: Annotated[tuple[Path, ...], Role.OWN, EVERYDAY] = ()
     """More text that is only measured, never trained on: its loss is reported as "all"."""
     held_out: Annotated[float, OPEN_SHARE, Role.BOUNDED | Role.COMPARISON] = 0.1
     """Share of the rows kept for evaluation, 0 < x < 1. Source: common practice."""
@@ -76,18 +77,18 @@ class DataOptions:
 class ModelOptions:
     """What learns: the task, the frozen base model and the adapter."""
 
-    task: Annotated[TaskName, Role.RUN | Role.MODEL] = "causal-lm"
+    task: Annotated[TaskName, Role.RUN | Role.MODEL, EVERYDAY] = "causal-lm"
     """What is learned: to continue text, to give a text one of the labels, or to answer questions of environments by
     trial (--tasks)."""
-    labels: Annotated[tuple[str, ...], Role.RUN | Role.MODEL] = ()
+    labels: Annotated[tuple[str, ...], Role.RUN | Role.MODEL, EVERYDAY] = ()
     """Classes of a classification, at least 2. All peers of a run need the same ones in the same order, also who has
     no text of some of them."""
     private_head: Annotated[bool, Role.RUN] = False
     """Keep the classification's head, which is trained too, to ourselves. Source: ours: all peers have the same labels,
     so it is shared; personalized learning keeps it (algorithms.md section 6)."""
-    model: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON] = "smollm2-135m"
+    model: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON, EVERYDAY] = "smollm2-135m"
     """Alias (smollm2-135m, tiny), local folder, or Hugging Face id."""
-    from_scratch: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON] = ""
+    from_scratch: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON, EVERYDAY] = ""
     """Begin with an untrained model and train all of it: nano, micro, mini, or the path of a config.json of
     transformers, the same for all peers. --model is not used then."""
     tokenizer: Annotated[str, Role.RUN | Role.MODEL | Role.COMPARISON] = "bytes"
@@ -96,16 +97,18 @@ class ModelOptions:
         Literal["auto", "float32", "bfloat16", "float16"], Role.RUN | Role.MODEL | Role.COMPARISON
     ] = "auto"
     """Precision of the base weights; auto = as stored, so that local peers share them by mmap."""
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Role.OWN | Role.MODEL | Role.COMPARISON] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], Role.OWN | Role.MODEL | Role.COMPARISON, EVERYDAY
+    ] = "auto"
     """Where to train; auto = cuda, else mps, else cpu."""
     load_in_4bit: Annotated[bool, Role.RUN | Role.MODEL] = False
     """Load the base in 4-bit NF4 through bitsandbytes (needs a CUDA device)."""
-    threads: Annotated[int, NOT_NEGATIVE, Role.OWN | Role.MODEL | Role.COMPARISON] = 0
+    threads: Annotated[int, NOT_NEGATIVE, Role.OWN | Role.MODEL | Role.COMPARISON, EVERYDAY] = 0
     """Torch threads; 0 = all cores. Give 1 to each of several peers on one machine (oversubscription costs 3-10x)."""
-    adapter: Annotated[str, Role.RUN | Role.MODEL | Role.METHOD] = "auto"
+    adapter: Annotated[str, Role.RUN | Role.MODEL | Role.METHOD, EVERYDAY] = "auto"
     """Kind of PEFT adapter: auto (lora; full from scratch), lora, rslora, dora, lora-xs, ia3, loha, vera, oft,
     prompt-tuning, prefix-tuning or layernorm; or full: all weights of a small model."""
-    lora_r: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.METHOD] = 8
+    lora_r: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.METHOD, EVERYDAY] = 8
     """Rank. Source: LoRA paper (arXiv 2106.09685), table 6: 4-8 suffice."""
     lora_alpha: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.METHOD] = 16
     """Scale numerator. Source: PEFT examples, 2r."""
@@ -135,16 +138,16 @@ class TrainingOptions:
     trainer: Annotated[str, Role.BOUNDED] = "local-steps"
     """Who takes the local steps, in the training process: local-steps (transformers and peft; with --task agent that is
     grpo), or your own trainer as module:function. Each peer may have another. Source: ours."""
-    local_steps: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 2
+    local_steps: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD, EVERYDAY] = 2
     """Optimizer steps per round (H). Source: our bench on the demo (docs/results.md)."""
-    batch_size: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD] = 4
+    batch_size: Annotated[int, POSITIVE, Role.BOUNDED | Role.METHOD, EVERYDAY] = 4
     """Sequences per step. Source: our bench on 2 cores."""
-    max_length: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.COMPARISON] = 64
+    max_length: Annotated[int, POSITIVE, Role.RUN | Role.MODEL | Role.COMPARISON, EVERYDAY] = 64
     """Tokens per sequence. Source: our bench on 2 cores; raise it on a GPU."""
-    learning_rate: Annotated[float, NOT_NEGATIVE, Role.RUN] = 0.0
+    learning_rate: Annotated[float, NOT_NEGATIVE, Role.RUN, EVERYDAY] = 0.0
     """Learning rate; 0 = chosen by a short trial on one's own text before the first round, which the line for friends
     then tells. Source: ours; a wrong rate costs more than any method gains (docs/results.md)."""
-    schedule: Annotated[ScheduleName, Role.RUN | Role.METHOD] = "constant"
+    schedule: Annotated[ScheduleName, Role.RUN | Role.METHOD, EVERYDAY] = "constant"
     """How the rate changes over the run's steps: constant, linear (to 0 at the end), cosine, or wsd (warm-up, stable,
     falling over the last fifth). Source: what our tables were measured with."""
     warmup_steps: Annotated[int, NOT_NEGATIVE, Role.RUN | Role.METHOD] = 0
@@ -170,7 +173,7 @@ class TrainingOptions:
 class AgentOptions:
     """Learning by trial (--task agent): in which environments, and how much of it from others' answers."""
 
-    tasks: Annotated[tuple[str, ...], Role.OWN] = ()
+    tasks: Annotated[tuple[str, ...], Role.OWN, EVERYDAY] = ()
     """Environments to practice in, separated by commas: reverse, sort, shift, swap, rotate, count, except, sum, grid,
     lookup, or a class of your own as module:Class. Each peer may have others."""
     eval_tasks: Annotated[tuple[str, ...], Role.OWN] = ()

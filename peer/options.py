@@ -48,6 +48,11 @@ class Limit:
     says: str
 
 
+class Everyday:
+    """The option is one that most users meet: ``peer run --help`` shows it, the others ``--help-all``."""
+
+
+EVERYDAY = Everyday()
 POSITIVE = Limit(lambda value: value > 0, "must be greater than 0, not {!r}")
 NOT_NEGATIVE = Limit(lambda value: value >= 0, "must not be negative: {!r}")
 AT_LEAST_2 = Limit(lambda value: value >= 2, "must be at least 2, not {!r}")
@@ -67,6 +72,7 @@ class Option:
         default: its value if nobody says otherwise.
         roles: what it has a say in.
         limits: what its values must satisfy.
+        everyday: most users meet it.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Option:
     default: Any
     roles: Role
     limits: tuple[Limit, ...]
+    everyday: bool
 
     @property
     def flag(self) -> str:
@@ -114,6 +121,7 @@ def _options_of(section: str, declaration: type) -> Iterator[Option]:
             default=field.default,
             roles=roles,
             limits=tuple(mark for mark in marks if isinstance(mark, Limit)),
+            everyday=EVERYDAY in marks,
         )
 
 

@@ -166,7 +166,7 @@ def test_joining_dials_greets_and_looks_for_those_that_are_named() -> None:
     assert isinstance(ask, Ask)
     assert ask.question == Hello(manifest().fields(), "ME", 0, (address("me"),), ())
     *up, search, ended, soon = me.does(Answered(ask.errand, hello("a", "b", "me", round=3)))
-    assert up == [Post(PeerUp("a", 3)), Tell("peer A is up (a), 1 in all")]
+    assert up == [Post(PeerUp("a", 3)), Tell("peer A is up (a); others up: 1")]
     assert isinstance(search, Dial)
     assert (search.peer, search.addresses) == ("b", (address("b"),))
     assert ended == JoinEnded(7, None)
@@ -179,7 +179,7 @@ def test_a_greeting_is_answered_with_those_that_are_up() -> None:
     me.meets_and_dials_back("a")
     answer, *rest, proof = me.does(Asked("b", hello("b", round=2)))
     assert answer == Answer(Hello(manifest().fields(), "ME", 0, (address("me"),), (address("a"),)))
-    assert rest == [Post(PeerUp("b", 2)), Tell("peer B is up (b), 2 in all")]
+    assert rest == [Post(PeerUp("b", 2)), Tell("peer B is up (b); others up: 2")]
     assert proof == Dial(DialBack("b", address("b"), 2), (address("b"),), "b")
 
 
@@ -453,7 +453,7 @@ def test_a_lost_connection_is_dialed_at_once_and_the_peer_is_down_only_if_that_f
     (dial,) = me.does(Disconnected("a"))
     down, told, timer = me.does(DialFailed(dial.errand, AWAY))
     assert down == Post(PeerDown("a"))
-    assert told == Tell("peer A is down: connection lost; 0 left")
+    assert told == Tell("peer A is down: connection lost; others up: 0")
     assert isinstance(timer.timer, Search)
 
 
@@ -517,7 +517,7 @@ def test_two_missed_heartbeats_and_a_peer_is_down() -> None:
     ask, _ = me.does(TimerFired(HeartbeatsDue()))
     down, told, dial = me.does(AskFailed(ask.errand, AWAY))
     assert down == Post(PeerDown("a"))
-    assert told == Tell("peer A is down: 2 heartbeats missed; 0 left")
+    assert told == Tell("peer A is down: 2 heartbeats missed; others up: 0")
     assert (dial.peer, dial.afresh) == ("a", True)
 
 
@@ -567,7 +567,7 @@ def test_a_goodbye_is_believed_at_once_and_nobody_is_searched_for() -> None:
     me.meets("a")
     down, told = me.does(presence("a", leaving=True))
     assert down == Post(PeerDown("a"))
-    assert told == Tell("peer A is down: left; 0 left")
+    assert told == Tell("peer A is down: left; others up: 0")
     assert me.does(Disconnected("a")) == []
     me.does(presence("b"))
     me.does(presence("b", leaving=True))
@@ -582,7 +582,7 @@ def test_strikes_cut_off_and_the_ban_ends() -> None:
     told, down, also_told, drop = me.does(Strike("a", "malformed"))
     assert told == Tell("peer A (a) is cut off for 600 s: malformed")
     assert down == Post(PeerDown("a"))
-    assert also_told == Tell("peer A is down: malformed; 0 left")
+    assert also_told == Tell("peer A is down: malformed; others up: 0")
     assert drop == Drop("a")
     assert me.does(Connected("a")) == [Drop("a")]
     assert me.does(presence("a")) == []
@@ -851,7 +851,7 @@ def test_one_that_leaves_is_gone_at_once() -> None:
         assert "p0003" not in simulation.node(name).members
     assert simulation.group
     left = [line for _, _, line in simulation.group.told if "is down" in line]
-    assert left == ["peer p0003 is down: left; 4 left"] * 5
+    assert left == ["peer p0003 is down: left; others up: 4"] * 5
     simulation.run()
     assert all(simulation.node(name).round == 30 for name in rest)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from peer.network.identity import is_peer_id
 from scripts.lab.agents import demo, tables
 from scripts.lab.agents.trial import METHODS, Method, Outcome, Setting, Trial, run_trial
+from scripts.lab.records import table_of
 from scripts.lab.testnet.config import TestnetConfig
 from scripts.lab.testnet.plan import PlannedPeer
 from scripts.lab.testnet.view import Evaluation, PeerView, RoundReport
@@ -64,12 +65,18 @@ def test_the_table_pairs_trials_over_seeds() -> None:
         ("one", "rollouts", seed): Outcome(0.5, value, 0.7, 2000.0, 0, 1.0)
         for seed, value in enumerate((0.7, 0.9, 1.0))
     }
-    isolated, rollouts = tables.rows_of(outcomes)
-    assert (isolated.method, isolated.all, isolated.seeds) == ("isolated", 0.55, 2)
-    assert rollouts.gain == pytest.approx(0.25)
-    assert rollouts.error == pytest.approx(0.05)
-    last = tables.table_of([isolated, rollouts]).splitlines()[-1]
-    assert last == "| one | rollouts | 3 | 0.500 | 0.867 | 0.700 | +0.250 +- 0.050 | 2 | 1 |"
+    record = tables.record(outcomes, "made here")
+    assert list(record.rows) == ["one isolated", "one rollouts"]
+    assert record.at("one isolated", "all skills") == {
+        "mean": 0.55,
+        "half": pytest.approx(0.6353, abs=1e-3),
+        "n": 2,
+    }
+    assert record.at("one isolated", "over alone") is None
+    gain = record.at("one rollouts", "over alone")
+    assert gain == {"mean": pytest.approx(0.25), "half": pytest.approx(0.6353, abs=1e-3), "n": 2}
+    last = table_of(record, {"columns": ["all skills", "kB read", "seeds"]})[-1]
+    assert last == "| a skill each: answers | 0.867 ± 0.379 | 2 | 3 |"
 
 
 # -- the demo

@@ -142,7 +142,7 @@ BAD_FILES = {
         ),
         (("consensus", "ring", "torus:3x4", "--peers", "8"), "torus:3x4"),
         (("consensus", "graph:{tmp}/none.edges", "--peers", "2"), "No such file"),
-        (("learn", "ring", "--peers", "8", "--codec", "int9"), "bfloat16, float32, int4"),
+        (("learn", "ring", "--peers", "8", "--codec", "int9"), "bfloat16, chunked, float32, int4"),
         (("learn", "ring", "--peers", "8", "--local-steps", "0"), "local_steps must be from 1"),
         (("learn", "star", "--peers", "8", "--weights", "best-constant"), "take 'fmmc'"),
         (("learn", "ring", "--peers", "8", "--churn", "1"), "churn must be a share from 0 to below 1"),

@@ -296,7 +296,7 @@ def test_accuracy_is_told_and_summed_up(tmp_path: Path) -> None:
     )
     first, second = (event.sentence() for event in measurements)
     assert first == "after round 3: held-out loss 0.500, over all files 0.250"
-    assert second == first + "; right labels 100.0%, over all files 75.0%"
+    assert second == first + "; right 100.0%, over all files 75.0%"
 
     text, labeled = (json.loads(Record(0.0, event).json_line()) for event in measurements)
     view = PeerView(PlannedPeer("a", "gossip", tmp_path, ()), shards=2)

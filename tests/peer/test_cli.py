@@ -60,7 +60,7 @@ def test_help_imports_nothing_heavy() -> None:
             "does not fit the roster",
         ),
         (["run", "--data", "{data}", "--weights", "metropolys"], "metropolis-hastings"),
-        (["run", "--data", "{data}", "--codec", "int9"], "bfloat16, float32, int4"),
+        (["run", "--data", "{data}", "--codec", "int9"], "bfloat16, chunked, float32, int4"),
         (["run", "--data", "{data}", "--mixing", "averag"], "Did you mean 'average'?"),
         (["run", "--data", "{data}", "--join", "/ip4/1.2.3"], "malformed address"),
         (
@@ -255,3 +255,15 @@ def test_the_version_is_the_installed_one() -> None:
     assert (
         told.stdout.strip() == f"gossip-peer {metadata.version('gossip-peer')}, protocol {PROTOCOL_VERSION}"
     )
+
+
+def test_help_shows_everyday_options_in_groups_and_help_all_every_one() -> None:
+    short, everything = (peer_command("run", flag).stdout for flag in ("--help", "--help-all"))
+    shown = set(re.findall(r"--[a-z][a-z0-9-]*", short))
+    flags = {option.flag: option for option in OPTIONS.values()}
+    assert shown & flags.keys() == {flag for flag, option in flags.items() if option.everyday}
+    assert flags.keys() <= set(re.findall(r"--[a-z][a-z0-9-]*", everything))
+    for title in ("Your text", "The run", "Others", "Privacy"):
+        assert f" {title} " in short
+    assert "peer run --help-all" in short
+    assert len(short.splitlines()) < len(everything.splitlines()) / 2

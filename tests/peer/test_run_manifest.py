@@ -46,7 +46,9 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "overlap": {"overlap": True},
 }
 """Option -> options with another value of it than the default, where one more than the default will not do."""
-SEEN_ELSEWHERE = frozenset({"model", "dtype", "private_head", "open", "secret", "mask", "budget_mb"})
+SEEN_ELSEWHERE = frozenset(
+    {"model", "from_scratch", "tokenizer", "dtype", "private_head", "open", "secret", "mask", "budget_mb"}
+)
 """Options of a run that show in what the training process tells (digests, names of tensors), that are settled before a
 hello, or that want a whole setting of their own (masks, budgets)."""
 

@@ -226,17 +226,17 @@ def test_gossip_beats_training_alone_and_comes_near_to_pooled_data(
 
 def short_of_memory(trainer: LocalTrainer, largest: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let steps of more than so many sequences fail as torch's allocator does; return the sizes of those tried."""
-    step, tried = trainer._steps._step, []
+    gradient, tried = trainer._steps._gradient, []
 
-    def limited(batch: Any, shift: Any) -> tuple[float, bool]:
-        tried.append(len(batch["labels"]))
+    def limited(drawn: Any, shift: Any) -> tuple[float, int]:
+        tried.append(len(drawn[0]))
         if tried[-1] > largest:
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"
             )
-        return step(batch, shift)
+        return gradient(drawn, shift)
 
-    monkeypatch.setattr(trainer._steps, "_step", limited)
+    monkeypatch.setattr(trainer._steps, "_gradient", limited)
     return tried
 
 

@@ -22,7 +22,7 @@ from scripts.benchmarks.rows import Row, at_least, at_most, row, seconds
 UNITS = {"s", "ms", "x", "%", "MB", "MB/s", "nats", ""}
 FIGURES = {
     "mixing": ("mixing / copies", 8),
-    "codecs": ("codec int8: encode", 24),
+    "codecs": ("codec int8: encode", 27),
     "masks": ("masks: payload / float32", 6),
     "simulation": ("simulation: memory of 2,000 / 500 nodes", 2),
     "transport": ("transport: 64 MB, ours / TLS", 11),

@@ -1,4 +1,4 @@
-"""What the design promises about the source itself: directions of imports, banned calls, sizes, the README's tree."""
+"""What the design promises about the source itself: directions of imports, banned calls, sizes, the tree of rooms."""
 
 from __future__ import annotations
 
@@ -241,21 +241,21 @@ def test_most_functions_are_short() -> None:
     )
 
 
-def test_the_readme_shows_every_room() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_guide_for_contributors_shows_every_room() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
     rooms = {name_of(path.parent) for path in SOURCES}
-    shown = set(re.findall(r"^((?:topology|gossip|peer|scripts)[\w/]*)/ +\S", readme, flags=re.MULTILINE))
+    shown = set(re.findall(r"^((?:topology|gossip|peer|scripts)[\w/]*)/ +\S", guide, flags=re.MULTILINE))
     assert shown == rooms
 
 
-def test_the_readme_names_every_entry_of_the_catalogues() -> None:
+def test_the_pages_name_every_entry_of_the_catalogues() -> None:
     from gossip.methods.codecs import CODECS
     from gossip.methods.mixing import MIXERS
     from topology.links import catalogue
 
-    readme = (ROOT / "README.md").read_text()
+    pages = "".join((ROOT / "docs" / page).read_text() for page in ("methods.md", "topology.md"))
     for name in [*CODECS, *MIXERS, *(entry.split(":")[0].split("[")[0] for entry in catalogue())]:
-        assert f"`{name}" in readme, name
+        assert f"`{name}" in pages, name
 
 
 def test_no_machine_s_path_stands_in_the_project() -> None:

@@ -89,7 +89,6 @@ class AgentTrainer:
 
     def ready(self, seconds: float) -> Ready:
         """Return what the network process is told of us; see ``Trainer``."""
-        asked = INDICES // HELD_OUT_EVERY
         return Ready(
             initial=self.initial,
             manifest=self.model.manifest,
@@ -99,7 +98,7 @@ class AgentTrainer:
                 f"{name}: {environment.doc}, such as {environment.prompt(1)!r}"
                 for name, environment in self.environments.items()
             ),
-            rows=len(self.environments) * (INDICES - asked),
+            rows=0,  # without end
             rows_held_out=len(self.environments) * self.config.data.eval_blocks_max,
             sequences=self.config.agent.own * self.config.agent.group * self.config.training.local_steps,
             base_parameters=self.model.base_parameters,

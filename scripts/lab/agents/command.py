@@ -37,6 +37,7 @@ def agents(
     """
     from scripts.lab.agents import tables
     from scripts.lab.agents.trial import METHODS, Setting, Trial
+    from scripts.lab.records import table_of, write_record
 
     for chosen, known in ((settings, get_args(Setting)), (methods, METHODS)):
         strange = set(chosen or ()) - set(known)
@@ -58,9 +59,10 @@ def agents(
         for method in METHODS
         if (settings is None or setting in settings) and (methods is None or method in methods)
     ]
-    text = tables.table_of(tables.rows_of(_outcomes(asked, out)))
-    (out / "table.md").write_text(text)
-    print(text)
+    command = f"python scripts/compare.py agents --seeds {seeds} --out runs/compare/agents"
+    record = tables.record(_outcomes(asked, out), command)
+    write_record(out / "record.json", record)
+    print("\n".join(table_of(record, {})))
 
 
 def _outcomes(asked: Sequence[Trial], out: Path) -> Outcomes:

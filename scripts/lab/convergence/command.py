@@ -163,7 +163,7 @@ def gallery(
     ] = None,
     seeds: SeedsOption = 10,
 ) -> None:
-    """Make the pictures of docs/topology.md again, and the figures of its table and the README's.
+    """Make the pictures of docs/topology.md again, and the figures of its table.
 
     Then `python -m scripts.lab.evidence` puts the figures on the pages.
     """

@@ -1,4 +1,4 @@
-"""The pictures and the table of docs/topology.md and the README, made again from real runs by one command.
+"""The pictures and the table of docs/topology.md, made again from real runs by one command.
 
 Ten topologies at 64 peers: drawings, linear consensus against rounds and bytes, learning with real nodes. It decides
 nothing that a reader would have to know besides what the page says.
