@@ -4,7 +4,8 @@ What is told, and to whom:
 
 - ``journal_events``: one class per event, with its documentation and its sentence.
 - ``audit_event``: the one of an audit; ``rate_event``: the one of a learning rate that was chosen;
-  ``rollouts_event``: the one of rollouts that were shared; ``joining_event``: the one of coming to a run under way.
+  ``rollouts_event``: the one of rollouts that were shared; ``joining_event``: the one of coming to a run under way;
+  ``left_out_event``: the one of a neighbor that is left out.
 - ``journal_lines``: events as lines of JSON, and back.
 - ``journal``: takes events to their readers: file, terminal, live views.
 - ``journal_file``: the file among them, bounded.

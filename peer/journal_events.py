@@ -17,6 +17,7 @@ from typing import ClassVar
 from peer.audit_event import Audited
 from peer.joining_event import JoinedLate
 from peer.journal_words import STAGES, loss_in_words, megabytes, what_travels
+from peer.left_out_event import LeftOut
 from peer.odd_neighbors import odd_neighbors
 from peer.rate_event import RateChosen
 from peer.rollouts_event import RolloutsShared
@@ -265,32 +266,6 @@ class RoundDone:
         return (
             f"round {self.round + 1}/{self.rounds}: {work}{mixed}{missing}{odd} "
             f"({self.collect_s:.1f} s), in {megabytes(self.bytes_in)}, out {megabytes(self.bytes_out)}"
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
-    """A neighbor's adapter would have harmed ours; it is not read for a while, which is longer each time."""
-
-    kind: ClassVar[str] = "left-out"
-    is_transient: ClassVar[bool] = False
-
-    peer: str
-    """Its name."""
-    round: int
-    """The round, from 0."""
-    loss: float
-    """What our loss on a few held-out rows would have been with the mix in which it was; null if not finite."""
-    limit: float
-    """Up to what it would have been in order."""
-    rounds: int
-    """Rounds for which it is left out."""
-
-    def sentence(self) -> str | None:
-        """Return who is left out, why, and for how long."""
-        return (
-            f"{self.peer} is left out for {self.rounds} rounds: with its adapter our held-out loss would have been "
-            f"{loss_in_words(self.loss)}, where up to {loss_in_words(self.limit)} is in order"
         )
 
 

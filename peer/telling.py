@@ -7,7 +7,8 @@ from peer.config import PeerConfig
 from peer.exchange import Traffic
 from peer.joining_event import JoinedLate
 from peer.journal import Journal
-from peer.journal_events import LeftOut, Measured, ModelReady, Note, Preparing, RoundDone, StepTaken
+from peer.journal_events import Measured, ModelReady, Note, Preparing, RoundDone, StepTaken
+from peer.left_out_event import LeftOut
 from peer.membership import Membership
 from peer.rate_event import RateChosen
 from peer.rollouts_event import RolloutsShared

@@ -24,7 +24,6 @@ from peer.journal_events import (
     EVENTS,
     Finished,
     JournalEvent,
-    LeftOut,
     Listening,
     Measured,
     ModelReady,
@@ -39,6 +38,7 @@ from peer.journal_events import (
 from peer.journal_file import JournalFile
 from peer.journal_lines import Record, parse_record
 from peer.journal_page import field_texts, page
+from peer.left_out_event import LeftOut
 from peer.rate_event import RateChosen
 from peer.rollouts_event import RolloutsShared
 

@@ -24,7 +24,8 @@ from gossip.published import PublishedAdapter
 from peer.checkpoint_files import HEALTHY, TRAINER_STATE
 from peer.checkpoints import PEERS, Home, HomeError, open_home
 from peer.exchange import ADAPTER, CONTROL, Traffic, receive_message, send_message
-from peer.journal_events import Finished, JournalEvent, LeftOut, Listening, Measured, Note, Resumed, RoundDone
+from peer.journal_events import Finished, JournalEvent, Listening, Measured, Note, Resumed, RoundDone
+from peer.left_out_event import LeftOut
 from peer.network.identity import peer_id
 from peer.network.transport import Unreachable
 from peer.publisher import Publisher
