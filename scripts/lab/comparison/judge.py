@@ -59,7 +59,7 @@ class Judge:
         }
         self._scores: dict[tuple[str, str], Score] = {}
 
-    def _rows(self, file: Path) -> list[data.Row]:
+    def _rows(self, file: Path) -> Sequence[data.Row]:
         config = self._config
         return data.load([file], bad_rows=config.data.bad_rows, labels=config.model.labels).rows
 
