@@ -60,7 +60,7 @@ def make_shard(config: PeerConfig, loaded: data.Loaded, task: Task, tokenizer: T
         DataError: nothing is left to learn from or to measure, or a file of ``eval_data`` cannot be used.
     """
     check_owners(loaded.rows, config)
-    own, held = _split(config, loaded.rows)
+    own, held = split_rows(config, loaded.rows)
     planted = _canaries(config, own)
     train = canaries.planted(own, planted)
     units: list[Unit] = []
@@ -156,9 +156,14 @@ def _held_out_rows(config: PeerConfig, file: Path) -> list[data.Row]:
         labels=config.model.labels,
         owner_field=owner_field(config),
     ).rows
-    return _split(config, rows)[1]
+    return split_rows(config, rows)[1]
 
 
-def _split(config: PeerConfig, rows: Sequence[data.Row]) -> tuple[list[data.Row], list[data.Row]]:
+def split_rows(config: PeerConfig, rows: Sequence[data.Row]) -> tuple[list[data.Row], list[data.Row]]:
+    """Return (training rows, held-out rows) of a peer's files, as its training tells them apart.
+
+    Raises:
+        DataError: a side would be empty.
+    """
     one_by_one = config.privacy.dp_epsilon > 0 or bool(config.model.from_scratch)  # as token files do
     return data.split(rows, config.data.held_out, config.run.seed, one_by_one=one_by_one)

@@ -75,6 +75,11 @@ class Layout:
     settings: Mapping[str, Any]
     heterogeneity: Heterogeneity
 
+    @property
+    def one_by_one(self) -> bool:
+        """Held-out rows are told by what they say, as ``data.split`` does for models from scratch."""
+        return _one_by_one(self.settings)
+
     def config(self, peer: int, seed: int, **settings: Any) -> PeerConfig:
         """Return the configuration of one peer; ``seed`` must be the one that it was laid out with."""
         given = {**self.settings, **settings}
@@ -142,9 +147,16 @@ def _write_measured(
     kept: list[int] = []
     for name, indices in _measured_groups(samples, together=bool(labels)).items():
         files.append(_write(folder / f"measured-{name}.jsonl", samples, indices, seed))
-        rows, _ = data.split(data.load([files[-1]], labels=labels).rows, held_out, seed)
+        rows, _ = data.split(
+            data.load([files[-1]], labels=labels).rows, held_out, seed, one_by_one=_one_by_one(settings)
+        )
         kept += [_shuffled(indices, seed)[row.line - 1] for row in rows]
     return files, sorted(kept)  # the samples' own order again: some partitions cut along it
+
+
+def _one_by_one(settings: Mapping[str, Any]) -> bool:
+    """Tell how training holds out rows: from scratch by what they say, otherwise by where they stand."""
+    return bool(settings.get("from_scratch"))
 
 
 def _measured_groups(samples: Sequence[Sample], together: bool) -> dict[str, list[int]]:
@@ -215,6 +227,11 @@ def _chats(report: Progress) -> list[Sample]:
 def _speeches(report: Progress) -> list[Sample]:
     speeches = corpus.speeches(base_models.cache_folder(), report)
     return [Sample({"text": text, "role": role}, role) for role, texts in speeches.items() for text in texts]
+
+
+def _passages(report: Progress) -> list[Sample]:
+    passages = corpus.passages(base_models.cache_folder(), report)
+    return [Sample({"text": text}, "plays") for text in passages]
 
 
 def _news(report: Progress) -> list[Sample]:
@@ -302,6 +319,18 @@ CLASSIFYING: Mapping[str, Any] = {
 }
 """Source: ml-runtime.md, section 6B."""
 
+SCRATCH: Mapping[str, Any] = {
+    "from_scratch": "nano",
+    "device": "cpu",
+    "threads": 1,
+    "learning_rate": 2e-3,
+    "local_steps": 10,
+    "batch_size": 8,
+    "max_length": 128,
+    "eval_blocks_max": 64,
+}
+"""Source: as the demo learns (``testnet/settings.py``); four times its sequences are measured, all at once."""
+
 WORKLOADS: dict[str, Workload] = {
     "languages": Workload(
         _languages, {"threads": 1}, "natural", "dialogues in 4 languages; SmolLM2 (fetches 93 MB)"
@@ -330,6 +359,12 @@ WORKLOADS: dict[str, Workload] = {
     ),
     "shakespeare-tiny": Workload(
         _speeches, TINY, "natural", "the same for a byte-level model of 0.1 M parameters (fetches 5 MB)"
+    ),
+    "scratch": Workload(
+        _passages,
+        SCRATCH,
+        "iid",
+        "all of Shakespeare for a model of 0.16 M parameters from scratch (fetches 5 MB)",
     ),
     "news": Workload(
         _news,

@@ -256,6 +256,17 @@ def test_validation_rows_are_no_test_rows_and_decide_the_rate(small: Comparison)
         Judge(prepare_peers(few))
 
 
+def test_from_scratch_a_peer_s_own_text_is_what_its_training_holds_out(small: Comparison) -> None:
+    trial = dataclasses.replace(
+        small.evaluation(dict.fromkeys(small.all_methods(), 1e-2))[0],
+        settings="from_scratch=nano device=cpu threads=1 batch_size=2 max_length=32 eval_blocks_max=4",
+    )
+    peers = prepare_peers(trial)
+    judge, state = Judge(peers), peers.model.initial
+    for name in peers.names:
+        assert judge.own(name, state) == pytest.approx(peers.trainers[name].evaluate(state).own, rel=1e-5)
+
+
 def test_a_server_that_steps_by_one_averages_and_momentum_carries_on() -> None:
     spec = AdapterSpec.of({"x": torch.zeros(2)})
 

@@ -11,6 +11,7 @@ import pytest
 
 from gossip.errors import LocalError
 from peer.training import data
+from peer.training.shard import split_rows
 from scripts.lab import corpus
 from scripts.lab.comparison.run import run_trial
 from scripts.lab.comparison.trial import Trial
@@ -48,6 +49,17 @@ def test_what_is_measured_is_nobody_s_training_text(tmp_path: Path, name: str, p
     assert [file.read_bytes() for file in again.train] == [file.read_bytes() for file in laid.train]
     other = lay_out(WORKLOADS[name], 6, tmp_path / "c", seed=4, partition=partition)
     assert other.train[0].read_bytes() != laid.train[0].read_bytes()
+
+
+def test_from_scratch_nobody_trains_on_what_training_itself_holds_out(tmp_path: Path) -> None:
+    """Such a peer tells rows apart by what they say, wherever they stand; so must who shares them out."""
+    workload = dataclasses.replace(WORKLOADS["topics-tiny"], settings=WORKLOADS["scratch"].settings)
+    laid = lay_out(workload, 6, tmp_path, seed=3)
+    kept, held = split_rows(laid.config(0, 3), data.load(laid.measured).rows)
+    trained = {row.content for row in data.load(laid.train).rows}
+    assert trained == {row.content for row in kept}
+    assert len(held) > 10
+    assert not trained & {row.content for row in held}
 
 
 def test_peers_have_a_language_each(tmp_path: Path) -> None:
@@ -185,6 +197,16 @@ def test_roles_say_so_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     laid = lay_out(WORKLOADS["shakespeare-tiny"], 8, tmp_path / "out", seed=0)
     assert [path.stem for path in laid.measured] == [f"measured-{role}" for role in sorted(corpus.ROLES)]
     assert laid.heterogeneity.total_variation > 0.8, "a role a peer"
+
+
+@pytest.mark.real_model
+def test_all_of_shakespeare_is_shared_out_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requires the package index (5.4 MB), or the package in the cache."""
+    monkeypatch.setenv("GOSSIP_PEER_CACHE", str(tmp_path / "cache"))
+    laid = lay_out(WORKLOADS["scratch"], 4, tmp_path / "out", seed=0)
+    assert min(laid.heterogeneity.sizes) > 1000
+    assert max(laid.heterogeneity.sizes) - min(laid.heterogeneity.sizes) <= 1
+    assert laid.config(0, 0).model.from_scratch == "nano"
 
 
 @pytest.mark.real_model

@@ -15,6 +15,7 @@ from gossip.adapter import AdapterState
 from gossip.errors import LocalError
 from peer.training import data
 from peer.training.sequences import Tokens
+from peer.training.shard import split_rows
 from peer.training.task import measure
 from peer.training.tasks import TASKS
 from scripts.lab.comparison.peers import Peers
@@ -45,6 +46,7 @@ class Judge:
         self._model, self._config = peers.model, peers.config
         self._task = TASKS[peers.config.model.task]
         self._pad = peers.model.tokenizer.pad_token_id or 0
+        self._one_by_one = peers.layout.one_by_one
         measured = peers.layout.measured
         if validates:
             halves = [self._halves(file) for file in measured]
@@ -52,15 +54,19 @@ class Judge:
         else:
             self._test, self._validation = [self._tokenized(self._held_out(file)) for file in measured], []
         self._own = {
-            name: self._tokenized(self._held_out(file))
+            name: self._tokenized(split_rows(self._config, self._rows(file))[1])
             for name, file in zip(peers.names, peers.layout.train, strict=True)
         }
         self._scores: dict[tuple[str, str], Score] = {}
 
-    def _held_out(self, file: Path) -> list[data.Row]:
+    def _rows(self, file: Path) -> Sequence[data.Row]:
         config = self._config
-        rows = data.load([file], bad_rows=config.data.bad_rows, labels=config.model.labels).rows
-        return data.split(rows, config.data.held_out, config.run.seed)[1]
+        return data.load([file], bad_rows=config.data.bad_rows, labels=config.model.labels).rows
+
+    def _held_out(self, file: Path) -> list[data.Row]:
+        """Return the rows of a measured file that are nobody's training text."""
+        config, rows = self._config, self._rows(file)
+        return data.split(rows, config.data.held_out, config.run.seed, one_by_one=self._one_by_one)[1]
 
     def _tokenized(self, rows: Sequence[data.Row]) -> list[Tokens]:
         sequences = self._task.tokenize(rows, self._model.tokenizer, self._config)[0]

@@ -53,10 +53,12 @@ def _introduction(comparison: ComparisonResults) -> list[str]:
     seeds = {seed for method in comparison.methods for seed in method.runs}
     split = f", split {request['partition']}" if request["partition"] else ""
     tokens = max(run["tokens_per_peer"] for run in runs)
+    tuned = "each its own learning rate, tuned on validation rows of other seeds"
+    rates = tuned if comparison.grid else "all one learning rate, which was not tuned here"
     return [
         f"Workload {request['workload']}{split}: {request['peers']} peers, {tokens * 1e-3:.4g} thousand tokens each, "
-        f"{len(seeds)} seeds. All methods have the same text, splits, initial adapters and number of training "
-        "sequences, and each its own learning rate, tuned on validation rows of other seeds.",
+        f"{len(seeds)} {'seeds' if len(seeds) > 1 else 'seed'}. All methods have the same text, splits, initial "
+        f"adapters and number of training sequences, and {rates}.",
         f"Time is virtual: {request['step_s']:g} s a step of a peer (of fewer sequences: in proportion), links of "
         f"{request['bandwidth_mbit']:g} Mbit/s and {request['latency_s'] * 1000:g} ms. Bytes are those that a peer "
         "reads, the final merge included; with a server, one adapter down and one up a round.",
