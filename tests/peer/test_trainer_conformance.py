@@ -160,7 +160,7 @@ def test_it_says_all_that_a_run_wants_to_know(configure: Configure) -> None:
     assert ready.seconds == 1.5
     assert ready.manifest["adapter_digest"] == ready.initial.digest()
     assert ready.manifest["adapter_spec"] == ready.initial.spec.fingerprint
-    assert ready.rows > 0
+    assert ready.rows >= 0  # 0 = questions without end
     assert ready.rows_held_out > 0
     assert ready.data_report
     assert ready.export.weights.endswith(".safetensors")

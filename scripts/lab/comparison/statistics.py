@@ -99,20 +99,18 @@ class ComparisonResults:
         return str(self.manifest["spec"]["comparison"].get("until")) == "converged"
 
     def strongest_central(self) -> MethodResults | None:
-        """Return the central training of equal tokens with the least validation loss at its tuned rate.
+        """Return the central training of equal tokens with the least validation loss, each at its tuned rate.
 
-        That loss is the mean over the tuning seeds; where nothing was tuned, over those compared. The rows that are
-        reported on have no say in it.
+        That loss is the mean over the seeds compared: they are more than those that rates are tuned on. The rows that
+        are reported on have no say in it.
         """
         central = [method for method in self.methods if method.what.regime == "central"]
-        losses = {method.name: self._validation(method) for method in central}
-        return min(central, key=lambda method: losses[method.name], default=None)
+        return min(central, key=_validation, default=None)
 
-    def _validation(self, method: MethodResults) -> float:
-        if method.name in self.grid:
-            return self.grid[method.name][self.rates[method.name]]
-        mean = method.outcome("validation_loss").mean
-        return math.inf if mean is None else mean
+
+def _validation(method: MethodResults) -> float:
+    mean = method.outcome("validation_loss").mean
+    return math.inf if mean is None else mean
 
 
 def read_comparison_results(folder: Path) -> ComparisonResults:
