@@ -91,7 +91,7 @@ class Home:
         self._checkpoints = path / "checkpoints"
         keep_folder(self._checkpoints)
         sync(path)  # whoever made it may have died before this
-        for folder in (path, self.adapter, self.personal, self._checkpoints):
+        for folder in (path, self.adapter, self.personal, self._checkpoints, *self._newest_first()):
             remove_leftovers(folder)  # of a process that was killed while writing: never complete, never used
         for unfinished in self._checkpoints.glob(f"*{UNFINISHED}"):
             remove_folder(unfinished)

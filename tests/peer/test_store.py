@@ -109,6 +109,20 @@ def test_of_whole_models_only_the_newest_has_its_optimizer_and_the_others_are_wh
         assert (older.round, older.trainer_state) == (2, None)
 
 
+def test_what_a_kill_left_inside_of_a_checkpoint_goes_at_the_next_start(tmp_path: Path) -> None:
+    """An older checkpoint's manifest is written anew when it loses its optimizer."""
+    with open_home(tmp_path) as home:
+        save(home, 1)
+    (folder,) = (tmp_path / "checkpoints").glob("round-*")
+    left = folder / ".manifest.json.0123abcd.partial"
+    left.write_bytes(b"{")
+    with open_home(tmp_path) as home:
+        assert not left.exists()
+        checkpoint, complaints = home.newest()
+    assert checkpoint is not None
+    assert not complaints
+
+
 @pytest.mark.parametrize(
     "name",
     [
